@@ -1,0 +1,484 @@
+//! All objects of one kind, kept current by a watch.
+//!
+//! kube's `Store` is not used for three reasons. It has no index, so "the children of this pool" is a scan of every
+//! child in the cluster. It says nothing about objects that vanished while the watch was down, so their owners are
+//! never told; here the end of a relist is compared with what was held and each difference is reported, which makes a
+//! periodic resync unnecessary. And it does not know how far it has read, which read-your-writes needs.
+//!
+//! Resource versions are compared as numbers: since Kubernetes 1.35 that is official (KEP-5504), before it was true
+//! of every API server backed by etcd.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Resource, core::ApiResource};
+use parking_lot::RwLock;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::gate::{Mark, ResourceVersion};
+use super::key::{Key, key_of};
+
+type TrimFn<K> = Arc<dyn Fn(&mut K) + Send + Sync>;
+type IndexFn<K> = Arc<dyn Fn(&K) -> Vec<String> + Send + Sync>;
+type Subscriber<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
+
+/// What to watch and what to keep of it.
+pub struct Watch<K> {
+    pub(super) labels: Option<String>,
+    pub(super) fields: Option<String>,
+    pub(super) trim: Option<TrimFn<K>>,
+    pub(super) indexes: Vec<(&'static str, IndexFn<K>)>,
+}
+
+impl<K> Default for Watch<K> {
+    fn default() -> Self {
+        Self { labels: None, fields: None, trim: None, indexes: Vec::new() }
+    }
+}
+
+impl<K> Watch<K> {
+    /// Everything of the kind.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Only objects that match a label selector.
+    pub fn labels(mut self, selector: impl Into<String>) -> Self {
+        self.labels = Some(selector.into());
+        self
+    }
+
+    /// Only objects that match a field selector.
+    pub fn fields(mut self, selector: impl Into<String>) -> Self {
+        self.fields = Some(selector.into());
+        self
+    }
+
+    /// Drops what is never read, to save memory. `managedFields` and kubectl's last-applied annotation always go. Do
+    /// not trim a field that an [`Action::apply`](super::Action::apply) sets: the comparison would never be equal.
+    pub fn trim(mut self, trim: impl Fn(&mut K) + Send + Sync + 'static) -> Self {
+        self.trim = Some(Arc::new(trim));
+        self
+    }
+
+    /// Adds a look-up for [`Cache::by_index`]: `values` names the values under which an object is found.
+    pub fn index(
+        mut self,
+        name: &'static str,
+        values: impl Fn(&K) -> Vec<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.indexes.push((name, Arc::new(values)));
+        self
+    }
+}
+
+/// One difference between what was held and what is. Never both `None`.
+#[derive(Debug)]
+pub struct Change<K> {
+    /// What the cache held before.
+    pub old: Option<Arc<K>>,
+    /// What it holds now.
+    pub new: Option<Arc<K>>,
+}
+
+/// An object the API server sent that does not decode into its type.
+#[derive(Clone, Debug)]
+pub struct Undecodable {
+    /// Its metadata.
+    pub metadata: ObjectMeta,
+    /// What was wrong, for the log and the event.
+    pub error: String,
+}
+
+/// All objects of kind `K`. Cheap to clone; every clone shows the same objects.
+pub struct Cache<K> {
+    inner: Arc<Inner<K>>,
+}
+
+struct Inner<K> {
+    resource: ApiResource,
+    trim: Option<TrimFn<K>>,
+    indexes: Vec<(&'static str, IndexFn<K>)>,
+    state: RwLock<State<K>>,
+    subscribers: RwLock<Vec<Subscriber<K>>>,
+    /// Counts updates; read-your-writes waits on it.
+    progress: watch::Sender<u64>,
+    synced: watch::Sender<bool>,
+}
+
+struct State<K> {
+    objects: BTreeMap<Key, Arc<K>>,
+    owners: HashMap<String, BTreeSet<Key>>,
+    indexes: Vec<HashMap<String, BTreeSet<Key>>>,
+    undecodable: BTreeMap<Key, Undecodable>,
+    /// Per shard (a watched namespace, or "" for all of them) how far its watch has read.
+    high_water: HashMap<String, ResourceVersion>,
+    /// Shards whose first list has not ended.
+    unsynced: BTreeSet<String>,
+}
+
+impl<K> Clone for Cache<K> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<K> fmt::Debug for Cache<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cache<{}>({})", self.inner.resource.kind, self.inner.state.read().objects.len())
+    }
+}
+
+// === impl Cache: reading ===
+
+impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
+    /// A cache filled by hand and already synced, for tests of plans and mappers.
+    pub fn filled(objects: impl IntoIterator<Item = K>) -> Self {
+        let cache = Self::new(Watch::all(), [String::new()]);
+        let mut relist = Relist::default();
+        objects.into_iter().for_each(|object| relist.add(Ok(object)));
+        cache.finish(&String::new(), relist);
+        cache
+    }
+
+    /// The object of that name, if the cache has it.
+    pub fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.inner.state.read().objects.get(key).cloned()
+    }
+
+    /// All objects, ordered by namespace and name.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.inner.state.read().objects.values().cloned().collect()
+    }
+
+    /// All names, ordered.
+    pub fn keys(&self) -> Vec<Key> {
+        self.inner.state.read().objects.keys().cloned().collect()
+    }
+
+    /// The objects of one namespace, ordered by name.
+    pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        let state = self.inner.state.read();
+        let range = state.objects.range(Key::new(namespace, "")..);
+        range.take_while(|(key, _)| key.namespace == namespace).map(|(_, object)| object.clone()).collect()
+    }
+
+    /// The objects with an owner reference (controller or not) to this UID, ordered by name.
+    pub fn owned_by(&self, uid: &str) -> Vec<Arc<K>> {
+        let state = self.inner.state.read();
+        let keys = state.owners.get(uid).into_iter().flatten();
+        keys.filter_map(|key| state.objects.get(key).cloned()).collect()
+    }
+
+    /// The objects found under `value` in the index of that name (see [`Watch::index`]), ordered by name.
+    pub fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
+        let state = self.inner.state.read();
+        let position = self.inner.indexes.iter().position(|(index, _)| *index == name);
+        let keys = position.and_then(|at| state.indexes.get(at)).and_then(|index| index.get(value));
+        keys.into_iter().flatten().filter_map(|key| state.objects.get(key).cloned()).collect()
+    }
+
+    /// Number of objects.
+    pub fn len(&self) -> usize {
+        self.inner.state.read().objects.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the first list has been read completely.
+    pub fn is_synced(&self) -> bool {
+        *self.inner.synced.borrow()
+    }
+
+    /// Waits until [`Cache::is_synced`].
+    pub async fn synced(&self) {
+        // The sender lives as long as `self`, so the wait cannot fail.
+        let _ = self.inner.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// The object of that name, when it is there but does not decode.
+    pub fn undecodable(&self, key: &Key) -> Option<Undecodable> {
+        self.inner.state.read().undecodable.get(key).cloned()
+    }
+
+    /// Group, version, kind and plural of `K`.
+    pub fn resource(&self) -> &ApiResource {
+        &self.inner.resource
+    }
+
+    /// Calls `subscriber` after every change, from the watch's task: it must be quick and must not block.
+    pub fn on_change(&self, subscriber: impl Fn(&Change<K>) + Send + Sync + 'static) {
+        self.inner.subscribers.write().push(Box::new(subscriber));
+    }
+}
+
+// === impl Cache: writing, by the informer ===
+
+/// The objects of a list that has not ended yet.
+pub(super) struct Relist<K>(Vec<Result<K, Undecodable>>);
+
+impl<K> Default for Relist<K> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K> Relist<K> {
+    pub(super) fn add(&mut self, object: Result<K, Undecodable>) {
+        self.0.push(object);
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
+    pub(super) fn new(spec: Watch<K>, shards: impl IntoIterator<Item = String>) -> Self {
+        let state = State {
+            objects: BTreeMap::new(),
+            owners: HashMap::new(),
+            indexes: spec.indexes.iter().map(|_| HashMap::new()).collect(),
+            undecodable: BTreeMap::new(),
+            high_water: HashMap::new(),
+            unsynced: shards.into_iter().collect(),
+        };
+        Self {
+            inner: Arc::new(Inner {
+                resource: ApiResource::erase::<K>(&()),
+                trim: spec.trim,
+                indexes: spec.indexes,
+                state: RwLock::new(state),
+                subscribers: RwLock::new(Vec::new()),
+                progress: watch::Sender::new(0),
+                synced: watch::Sender::new(false),
+            }),
+        }
+    }
+
+    /// Takes over one added or changed object.
+    pub(super) fn upsert(&self, shard: &str, object: Result<K, Undecodable>) {
+        let change = {
+            let mut state = self.inner.state.write();
+            state.advance(shard, version_of(&object));
+            self.insert(&mut state, object)
+        };
+        self.announce(change);
+    }
+
+    /// Forgets one deleted object; its metadata carries the version of the deletion.
+    pub(super) fn remove(&self, shard: &str, metadata: &ObjectMeta) {
+        let change = {
+            let mut state = self.inner.state.write();
+            state.advance(shard, ResourceVersion::of(metadata));
+            self.take(&mut state, &key_of_meta(metadata))
+        };
+        self.announce(change);
+    }
+
+    /// Replaces a shard by a complete list. Its high-water mark starts again from the list, because after a restore
+    /// of etcd versions go back.
+    pub(super) fn finish(&self, shard: &String, relist: Relist<K>) {
+        let (changes, all_synced) = {
+            let mut state = self.inner.state.write();
+            let mut vanished: BTreeSet<Key> =
+                state.objects.keys().chain(state.undecodable.keys()).cloned().collect();
+            if !shard.is_empty() {
+                vanished.retain(|key| key.namespace == *shard);
+            }
+            state.high_water.remove(shard);
+            let mut changes = Vec::new();
+            for object in relist.0 {
+                state.advance(shard, version_of(&object));
+                let key = match &object {
+                    Ok(object) => key_of(object),
+                    Err(undecodable) => key_of_meta(&undecodable.metadata),
+                };
+                vanished.remove(&key);
+                changes.push(self.insert(&mut state, object));
+            }
+            for key in vanished {
+                changes.push(self.take(&mut state, &key));
+            }
+            state.unsynced.remove(shard);
+            (changes, state.unsynced.is_empty())
+        };
+        changes.into_iter().for_each(|change| self.announce(change));
+        if all_synced {
+            self.inner.synced.send_replace(true);
+        }
+    }
+
+    fn insert(&self, state: &mut State<K>, object: Result<K, Undecodable>) -> Option<Change<K>> {
+        let mut object = match object {
+            Ok(object) => object,
+            Err(undecodable) => {
+                let key = key_of_meta(&undecodable.metadata);
+                let change = self.take(state, &key);
+                state.undecodable.insert(key, undecodable);
+                return change;
+            }
+        };
+        object.meta_mut().managed_fields = None;
+        if let Some(annotations) = &mut object.meta_mut().annotations {
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+        if let Some(trim) = &self.inner.trim {
+            trim(&mut object);
+        }
+        let key = key_of(&object);
+        let object = Arc::new(object);
+        state.undecodable.remove(&key);
+        let old = state.objects.insert(key.clone(), Arc::clone(&object));
+        if let Some(old) = &old {
+            self.unindex(state, &key, old);
+        }
+        for owner in object.meta().owner_references.iter().flatten() {
+            state.owners.entry(owner.uid.clone()).or_default().insert(key.clone());
+        }
+        for ((_, values), index) in self.inner.indexes.iter().zip(&mut state.indexes) {
+            for value in values(&object) {
+                index.entry(value).or_default().insert(key.clone());
+            }
+        }
+        let unchanged = old.as_ref().is_some_and(|old| {
+            old.meta().resource_version.is_some()
+                && old.meta().resource_version == object.meta().resource_version
+                && old.meta().uid == object.meta().uid
+        });
+        (!unchanged).then_some(Change { old, new: Some(object) })
+    }
+
+    fn take(&self, state: &mut State<K>, key: &Key) -> Option<Change<K>> {
+        state.undecodable.remove(key);
+        let old = state.objects.remove(key)?;
+        self.unindex(state, key, &old);
+        Some(Change { old: Some(old), new: None })
+    }
+
+    fn unindex(&self, state: &mut State<K>, key: &Key, old: &K) {
+        let drop_from = |index: &mut HashMap<String, BTreeSet<Key>>, value: &str| {
+            if let Some(keys) = index.get_mut(value) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    index.remove(value);
+                }
+            }
+        };
+        for owner in old.meta().owner_references.iter().flatten() {
+            drop_from(&mut state.owners, &owner.uid);
+        }
+        for ((_, values), index) in self.inner.indexes.iter().zip(&mut state.indexes) {
+            for value in values(old) {
+                drop_from(index, &value);
+            }
+        }
+    }
+
+    fn announce(&self, change: Option<Change<K>>) {
+        if let Some(change) = change {
+            self.inner.subscribers.read().iter().for_each(|subscriber| subscriber(&change));
+        }
+        self.inner.progress.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl<K> State<K> {
+    fn advance(&mut self, shard: &str, version: Option<ResourceVersion>) {
+        let Some(version) = version else { return };
+        match self.high_water.get_mut(shard) {
+            Some(mark) => *mark = (*mark).max(version),
+            None => {
+                self.high_water.insert(shard.to_owned(), version);
+            }
+        }
+    }
+}
+
+fn version_of<K: Resource>(object: &Result<K, Undecodable>) -> Option<ResourceVersion> {
+    match object {
+        Ok(object) => ResourceVersion::of(object.meta()),
+        Err(undecodable) => ResourceVersion::of(&undecodable.metadata),
+    }
+}
+
+fn key_of_meta(meta: &ObjectMeta) -> Key {
+    Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+// === the view without a type, for the executor and the gate ===
+
+/// A cached object as the executor sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Cached {
+    pub(super) metadata: ObjectMeta,
+    pub(super) value: Value,
+}
+
+/// A [`Cache`] of any kind.
+pub(super) trait AnyCache: Send + Sync {
+    fn resource(&self) -> &ApiResource;
+    fn cached(&self, key: &Key) -> Option<Cached>;
+    fn metadata(&self, key: &Key) -> Option<ObjectMeta>;
+    /// Whether what `mark` stands for has arrived.
+    fn has_seen(&self, key: &Key, mark: &Mark) -> bool;
+    fn progress(&self) -> watch::Receiver<u64>;
+    fn is_synced(&self) -> bool;
+    fn counts(&self) -> (usize, usize);
+}
+
+impl<K> AnyCache for Cache<K>
+where
+    K: Resource<DynamicType = ()> + Serialize + Send + Sync + 'static,
+{
+    fn resource(&self) -> &ApiResource {
+        &self.inner.resource
+    }
+
+    fn cached(&self, key: &Key) -> Option<Cached> {
+        let object = self.get(key)?;
+        let value = serde_json::to_value(&*object).unwrap_or_default();
+        Some(Cached { metadata: object.meta().clone(), value })
+    }
+
+    fn metadata(&self, key: &Key) -> Option<ObjectMeta> {
+        let state = self.inner.state.read();
+        let undecodable = || state.undecodable.get(key).map(|object| object.metadata.clone());
+        state.objects.get(key).map(|object| object.meta().clone()).or_else(undecodable)
+    }
+
+    fn has_seen(&self, key: &Key, mark: &Mark) -> bool {
+        let held = self.metadata(key);
+        let state = self.inner.state.read();
+        let read_past = |version: ResourceVersion| {
+            let shard = if state.high_water.contains_key(&key.namespace) { &key.namespace } else { "" };
+            state.high_water.get(shard).is_some_and(|mark| *mark >= version)
+        };
+        match mark {
+            Mark::Written { version: None } => false,
+            Mark::Written { version: Some(version) } => {
+                held.and_then(|meta| ResourceVersion::of(&meta)).is_some_and(|held| held >= *version)
+                    || read_past(*version)
+            }
+            Mark::Deleted { uid } => {
+                held.is_none_or(|meta| meta.uid.as_ref() != Some(uid) || meta.deletion_timestamp.is_some())
+            }
+        }
+    }
+
+    fn progress(&self) -> watch::Receiver<u64> {
+        self.inner.progress.subscribe()
+    }
+
+    fn is_synced(&self) -> bool {
+        Cache::is_synced(self)
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        let state = self.inner.state.read();
+        (state.objects.len(), state.undecodable.len())
+    }
+}
