@@ -1,1 +1,24 @@
-//! Placeholder.
+//! The API of group `flotilla.dev`: the kinds users write, their documentation, validation rules and generated YAML.
+//!
+//! Types here are plain data. Whoever reads a field finds its meaning, unit and default in its doc comment, which
+//! is also what `kubectl explain` prints. [`yaml`] turns the types into the CustomResourceDefinitions that are
+//! committed in `crds/yaml/`; [`names`] holds every name that more than one part of Flotilla must agree on.
+
+pub mod agent_pool;
+pub mod common;
+pub mod load_test;
+pub mod model_provider;
+pub mod names;
+pub mod rollout_action;
+pub mod schema;
+pub mod yaml;
+
+pub use agent_pool::{AgentPool, AgentPoolSpec, AgentPoolStatus};
+pub use load_test::{LoadTest, LoadTestSpec, LoadTestStatus};
+pub use model_provider::{ModelProvider, ModelProviderSpec, ModelProviderStatus};
+pub use rollout_action::{RolloutAction, RolloutActionSpec, RolloutActionStatus};
+
+/// API group of every kind.
+pub const GROUP: &str = "flotilla.dev";
+/// Served and stored version of every kind.
+pub const VERSION: &str = "v1alpha1";

@@ -1,0 +1,697 @@
+//! `LoadTest`: a schedule of requests, thresholds, and a verdict.
+
+use crate::common::{ConfigMapKeyRef, LocalRef};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A load test: one seeded schedule of requests, run once by a Job, judged against thresholds.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "flotilla.dev",
+    version = "v1alpha1",
+    kind = "LoadTest",
+    plural = "loadtests",
+    shortname = "ltest",
+    category = "flotilla",
+    namespaced,
+    status = "LoadTestStatus",
+    derive = "PartialEq",
+    doc = "LoadTest is one seeded schedule of requests, run once by a Job and judged against thresholds.",
+    printcolumn(name = "State", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Verdict", type_ = "string", json_path = ".status.verdict"),
+    printcolumn(name = "Stage", type_ = "string", json_path = ".status.progress.stage"),
+    printcolumn(name = "Progress", type_ = "integer", json_path = ".status.progress.percent"),
+    printcolumn(name = "RPS", type_ = "string", json_path = ".status.progress.perSecond"),
+    printcolumn(name = "P95", type_ = "integer", json_path = ".status.summary.latency.p95Milliseconds"),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.summary.requests.failed"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 45 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name must be at most 45 characters of a-z, 0-9 and '-', starting with a letter and not ending with '-': names of the Job and its Service are made from it")
+)]
+#[x_kube(
+    validation = Rule::new("has(self.target.poolRef) || has(self.protocol)")
+        .message("protocol: write HTTP, OpenAIChat or A2A; only a target with poolRef has a default, the pool's own"),
+    validation = Rule::new("oldSelf.target == self.target && oldSelf.stages == self.stages && oldSelf.scenarios == self.scenarios && oldSelf.seed == self.seed && oldSelf.workers == self.workers && oldSelf.requests == self.requests && oldSelf.onInconclusive == self.onInconclusive && has(oldSelf.protocol) == has(self.protocol) && (!has(self.protocol) || oldSelf.protocol == self.protocol) && has(oldSelf.warmup) == has(self.warmup) && (!has(self.warmup) || oldSelf.warmup == self.warmup) && has(oldSelf.thresholds) == has(self.thresholds) && (!has(self.thresholds) || oldSelf.thresholds == self.thresholds)")
+        .message("a LoadTest cannot be changed, only suspended or given another ttlSecondsAfterFinished; create a new LoadTest (metadata.generateName helps)")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadTestSpec {
+    /// target of the requests: exactly one of poolRef, serviceRef and url.
+    pub target: Target,
+    /// protocol of the requests: HTTP (the rendered prompt is the body), OpenAIChat (chat completions) or A2A
+    /// (Agent2Agent 1.0). Default for a pool: A2A when the pool speaks it, else HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<LoadProtocol>,
+    /// seed of the schedule and of everything random in the requests; the same seed sends the same requests. Default 1.
+    #[serde(default = "one_i64")]
+    #[schemars(range(min = 0, max = 9007199254740991i64))]
+    pub seed: i64,
+    /// workers that share the schedule.
+    #[serde(default)]
+    pub workers: Workers,
+    /// requests says how each request is sent.
+    #[serde(default)]
+    pub requests: Requests,
+    /// scenarios are what the requests say, drawn by weight.
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub scenarios: Vec<Scenario>,
+    /// warmup is sent first and counted nowhere. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<Warmup>,
+    /// stages of the test, one after the other.
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub stages: Vec<Stage>,
+    /// thresholds the result is judged by. Default: none, and then a run without a failed measurement has Passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<Thresholds>,
+    /// onInconclusive is what condition Succeeded says when there were too few samples to judge: Fail or Pass.
+    /// Default Fail.
+    #[serde(default)]
+    pub on_inconclusive: OnInconclusive,
+    /// suspend before the start makes the test wait; set while it runs it stops the test for good, with verdict
+    /// Invalid. Default false.
+    #[serde(default)]
+    pub suspend: bool,
+    /// ttlSecondsAfterFinished after which the finished test is deleted. Default: never (GitOps would create it again).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31536000))]
+    pub ttl_seconds_after_finished: Option<i32>,
+}
+
+/// Where the requests go: exactly one member.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("(has(self.poolRef) ? 1 : 0) + (has(self.serviceRef) ? 1 : 0) + (has(self.url) ? 1 : 0) == 1")
+        .message("target: write exactly one of poolRef, serviceRef and url")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// poolRef names an AgentPool in this namespace; requests go to its front Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_ref: Option<LocalRef>,
+    /// serviceRef names a Service in this namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_ref: Option<ServiceRef>,
+    /// url inside this cluster, for example `http://support.team-a.svc/chat`. Only http.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 8, max = 2048), regex(pattern = "^http://[^ /]+(/[^ ]*)?$"))]
+    pub url: Option<String>,
+}
+
+/// A Service and its port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRef {
+    /// name of the Service in this namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// port of the Service. Default 80.
+    #[serde(default = "eighty")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+}
+
+/// Wire protocol of the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LoadProtocol {
+    HTTP,
+    OpenAIChat,
+    A2A,
+}
+
+/// The worker pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Workers {
+    /// count of worker pods. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 200))]
+    pub count: i32,
+    /// minCoveragePercent of the planned requests that must have been started; below it the verdict is Invalid.
+    /// Default 99.
+    #[serde(default = "ninety_nine")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_coverage_percent: i32,
+    /// startDeadlineSeconds within which all workers must be there. Default 180.
+    #[serde(default = "three_minutes")]
+    #[schemars(range(min = 5, max = 3600))]
+    pub start_deadline_seconds: i32,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self { count: 1, min_coverage_percent: 99, start_deadline_seconds: 180 }
+    }
+}
+
+/// How each request is sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Requests {
+    /// timeoutMilliseconds from the intended start of a request to the last byte of its response. Default 30000.
+    #[serde(default = "thirty_seconds")]
+    #[schemars(range(min = 1, max = 3600000))]
+    pub timeout_milliseconds: i32,
+    /// maxAttempts per request; a further attempt follows a failed connection or a 429 or 503, inside the same timeout.
+    /// Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 10))]
+    pub max_attempts: i32,
+    /// stream asks for a streamed response (protocols OpenAIChat and A2A) and measures the first token and the gaps.
+    /// Default false.
+    #[serde(default)]
+    pub stream: bool,
+    /// model named in OpenAIChat requests. Default `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub model: Option<String>,
+    /// method of HTTP requests. Default POST.
+    #[serde(default)]
+    pub method: HttpMethod,
+    /// path of the requests. Default: the url's path, else `/chat` for HTTP, `/v1/chat/completions` for OpenAIChat and
+    /// `/` for A2A.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = "^/[^ ]*$"))]
+    pub path: Option<String>,
+    /// contentType of HTTP requests. Default `text/plain; charset=utf-8`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub content_type: Option<String>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self {
+            timeout_milliseconds: 30000,
+            max_attempts: 1,
+            stream: false,
+            model: None,
+            method: HttpMethod::default(),
+            path: None,
+            content_type: None,
+        }
+    }
+}
+
+/// Method of an HTTP request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HttpMethod {
+    GET,
+    #[default]
+    POST,
+    PUT,
+}
+
+/// What a request says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scenario {
+    /// name of the scenario, for example `billing-inquiry`.
+    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// weight against the other scenarios. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: i32,
+    /// prompt of the request; `{{slots}}` in it are filled from the seed.
+    pub prompt: ScenarioPrompt,
+}
+
+/// The text of a scenario: exactly one of `text` and `configMapKeyRef`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("has(self.text) != has(self.configMapKeyRef)")
+        .message("prompt: write exactly one of text and configMapKeyRef")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ScenarioPrompt {
+    /// text in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16384))]
+    pub text: Option<String>,
+    /// configMapKeyRef names the ConfigMap key that holds the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<ConfigMapKeyRef>,
+}
+
+/// What is sent before anything is counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Warmup {
+    /// requests to send, all workers together.
+    #[schemars(range(min = 1, max = 100000))]
+    pub requests: i32,
+}
+
+/// One stage of a test.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("self.type == 'ConstantRate' ? has(self.constantRate) && !has(self.batch) : true")
+        .message("a stage of type ConstantRate has the member constantRate and no other"),
+    validation = Rule::new("self.type == 'Batch' ? has(self.batch) && !has(self.constantRate) : true")
+        .message("a stage of type Batch has the member batch and no other")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Stage {
+    /// name of the stage, for example `steady`.
+    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// type of the stage: ConstantRate starts requests at a fixed rate whether or not earlier ones have ended, Batch
+    /// starts groups at once with a pause between.
+    #[serde(rename = "type")]
+    pub type_: StageType,
+    /// constantRate holds the settings of type ConstantRate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constant_rate: Option<ConstantRate>,
+    /// batch holds the settings of type Batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<Batch>,
+}
+
+/// The types of stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StageType {
+    ConstantRate,
+    Batch,
+}
+
+/// Requests at a fixed rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("double(self.perSecond) > 0.0 && double(self.perSecond) * double(self.seconds) <= 50000000.0")
+        .message("constantRate: perSecond must be above 0, and perSecond times seconds at most 50,000,000 requests")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ConstantRate {
+    /// perSecond is the rate of all workers together, as a decimal string, for example `"25"` or `"0.5"`.
+    #[schemars(length(min = 1, max = 16), regex(pattern = "^[0-9]{1,6}(\\.[0-9]{1,6})?$"))]
+    pub per_second: String,
+    /// seconds the stage lasts.
+    #[schemars(range(min = 1, max = 86400))]
+    pub seconds: i32,
+    /// arrival of the requests: Uniform (equal distances) or Poisson (as independent users arrive). Default Poisson.
+    #[serde(default)]
+    pub arrival: Arrival,
+    /// maxInFlight requests at once, all workers together; a start beyond it waits, and the wait counts in its
+    /// latency. Default 1000.
+    #[serde(default = "thousand")]
+    #[schemars(range(min = 1, max = 100000))]
+    pub max_in_flight: i32,
+}
+
+/// How arrivals are spaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Arrival {
+    Uniform,
+    #[default]
+    Poisson,
+}
+
+/// Groups of requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Batch {
+    /// size of a group: so many requests start at once.
+    #[schemars(range(min = 1, max = 100000))]
+    pub size: i32,
+    /// delaySeconds from the start of one group to the start of the next. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub delay_seconds: i32,
+    /// requests in all.
+    #[schemars(range(min = 1, max = 10000000))]
+    pub requests: i32,
+}
+
+/// What the result is judged by. A threshold that is left out is not judged.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Thresholds {
+    /// p50Milliseconds that half of the requests may take at most, from their intended start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600000))]
+    pub p50_milliseconds: Option<i32>,
+    /// p90Milliseconds that 90 % of the requests may take at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600000))]
+    pub p90_milliseconds: Option<i32>,
+    /// p95Milliseconds that 95 % of the requests may take at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600000))]
+    pub p95_milliseconds: Option<i32>,
+    /// p99Milliseconds that 99 % of the requests may take at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600000))]
+    pub p99_milliseconds: Option<i32>,
+    /// failedPercent of the requests that may fail at most, as a decimal string, for example `"1"` or `"0.5"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8), regex(pattern = "^([0-9]{1,2}(\\.[0-9]{1,4})?|100)$"))]
+    pub failed_percent: Option<String>,
+    /// confidencePercent with which a threshold must be known to hold, or not to hold; between the two the verdict is
+    /// Inconclusive. Default 95.
+    #[serde(default = "ninety_five")]
+    #[schemars(range(min = 50, max = 99))]
+    pub confidence_percent: i32,
+    /// custom thresholds on other series.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub custom: Vec<CustomThreshold>,
+}
+
+/// A threshold on one statistic of one series.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CustomThreshold {
+    /// name of the threshold, for example `gaps`.
+    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// metric judged: Latency, FirstToken or InterTokenGap (the last two need requests.stream).
+    pub metric: Metric,
+    /// stat of the metric: P50, P90, P95 or P99.
+    pub stat: Stat,
+    /// maxMilliseconds the statistic may reach.
+    #[schemars(range(min = 1, max = 3600000))]
+    pub max_milliseconds: i32,
+}
+
+/// A measured series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Metric {
+    Latency,
+    FirstToken,
+    InterTokenGap,
+}
+
+/// A statistic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Stat {
+    P50,
+    P90,
+    P95,
+    P99,
+}
+
+/// What an inconclusive run counts as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnInconclusive {
+    #[default]
+    Fail,
+    Pass,
+}
+
+/// What is observed of a LoadTest.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadTestStatus {
+    /// conditions: Ready, Reconciling, Stalled, Complete (ended, whatever the verdict), Succeeded (the verdict as a gate).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+    /// observedGeneration is the generation of the spec this status speaks of; -1 before the first visit.
+    #[serde(default = "unseen")]
+    #[schemars(range(min = -1))]
+    pub observed_generation: i64,
+    /// verdict: Passed, Failed, Inconclusive (too few samples to say) or Invalid (the measurement itself cannot be
+    /// trusted).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// startTime of the schedule, common to all workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// completionTime at which the result was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// workload is the hash of everything that determines the requests; equal hashes mean comparable runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub workload: Option<String>,
+    /// workers and what they covered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<WorkersStatus>,
+    /// progress of the run, refreshed at most every 10 seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<ProgressStatus>,
+    /// summary of the merged result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+    /// thresholds and how each was judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub thresholds: Vec<ThresholdStatus>,
+    /// resultRef names the ConfigMap with the mergeable histograms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_ref: Option<LocalRef>,
+}
+
+/// A verdict on a run or a threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Verdict {
+    Passed,
+    Failed,
+    Inconclusive,
+    Invalid,
+}
+
+/// The workers of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkersStatus {
+    /// desired worker pods.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub desired: i32,
+    /// ready worker pods.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub ready: i32,
+    /// succeeded worker pods: they left a result.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub succeeded: i32,
+    /// startSkewMilliseconds is how far the workers' first starts were apart at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub start_skew_milliseconds: Option<i64>,
+    /// coveragePercent of the planned requests that were started, as a decimal string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub coverage_percent: Option<String>,
+}
+
+/// How far a run is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgressStatus {
+    /// stage that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 40))]
+    pub stage: Option<String>,
+    /// percent of the planned requests that have ended.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: i32,
+    /// planned requests.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub planned: i64,
+    /// started requests.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub started: i64,
+    /// done requests, failed ones among them.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub done: i64,
+    /// failed requests.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failed: i64,
+    /// inFlight requests at the last report.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub in_flight: i64,
+    /// perSecond is the rate of starts since the last report, as a decimal string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub per_second: Option<String>,
+}
+
+/// The merged result.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// requests counted; warm-up is not among them.
+    #[serde(default)]
+    pub requests: RequestCounts,
+    /// errors by category.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["category".into()]))]
+    pub errors: Vec<ErrorCount>,
+    /// latency from the intended start of a request to its end; failed requests are in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencySummary>,
+    /// serviceTime from the sending of a request to its end: what the target took, without any queueing in front.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_time: Option<LatencySummary>,
+    /// firstToken from the intended start to the first token (streams).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token: Option<LatencySummary>,
+    /// interTokenGap between two tokens (streams).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inter_token_gap: Option<LatencySummary>,
+    /// tokens as reported by the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenCounts>,
+    /// cost of the tokens by the ModelProvider's prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+/// Requests by outcome.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestCounts {
+    /// total requests started.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub total: i64,
+    /// succeeded requests.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub succeeded: i64,
+    /// failed requests.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failed: i64,
+}
+
+/// Errors of one category.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorCount {
+    /// category of the error, for example `Timeout`.
+    #[schemars(length(min = 1, max = 32))]
+    pub category: String,
+    /// count of such errors.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub count: i64,
+}
+
+/// Percentiles of one series, in milliseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LatencySummary {
+    /// p50Milliseconds is the median.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub p50_milliseconds: i64,
+    /// p90Milliseconds is the 90th percentile.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub p90_milliseconds: i64,
+    /// p95Milliseconds is the 95th percentile.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub p95_milliseconds: i64,
+    /// p99Milliseconds is the 99th percentile.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub p99_milliseconds: i64,
+    /// maxMilliseconds is the largest value.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub max_milliseconds: i64,
+}
+
+/// Tokens used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenCounts {
+    /// input tokens.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub input: i64,
+    /// output tokens.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub output: i64,
+}
+
+/// Money spent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Cost {
+    /// total as a decimal string, for example `"1.92"`.
+    #[schemars(length(min = 1, max = 32))]
+    pub total: String,
+    /// currency of the total, for example `USD`.
+    #[schemars(length(min = 3, max = 3))]
+    pub currency: String,
+}
+
+/// One threshold, judged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ThresholdStatus {
+    /// name of the threshold, for example `p95`.
+    #[schemars(length(min = 1, max = 40))]
+    pub name: String,
+    /// verdict on this threshold.
+    pub verdict: Verdict,
+    /// observed value with its unit, for example `2480 ms`.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub observed: String,
+    /// limit with its unit.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub limit: String,
+    /// misses are samples on the wrong side of the limit.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub misses: i64,
+    /// samples judged.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub samples: i64,
+    /// message in one sentence; for Inconclusive it says how many further samples are needed.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}
+
+fn one() -> i32 {
+    1
+}
+fn one_i64() -> i64 {
+    1
+}
+fn eighty() -> i32 {
+    80
+}
+fn ninety_nine() -> i32 {
+    99
+}
+fn ninety_five() -> i32 {
+    95
+}
+fn three_minutes() -> i32 {
+    180
+}
+fn thirty_seconds() -> i32 {
+    30000
+}
+fn thousand() -> i32 {
+    1000
+}
+fn unseen() -> i64 {
+    -1
+}

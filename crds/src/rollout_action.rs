@@ -1,0 +1,107 @@
+//! `RolloutAction`: a command to a release, as an object.
+//!
+//! Commands are objects of their own, not fields of the pool: they have their own RBAC (on-call may abort without
+//! being able to change the image), leave an audit trail, and do not fight GitOps over `spec`.
+
+use crate::common::LocalRef;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A command to a pool's release, given once and answered in status.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "flotilla.dev",
+    version = "v1alpha1",
+    kind = "RolloutAction",
+    plural = "rolloutactions",
+    shortname = "raction",
+    category = "flotilla",
+    namespaced,
+    status = "RolloutActionStatus",
+    derive = "PartialEq",
+    doc = "RolloutAction is a command to a pool's release, given once and answered in status.",
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.poolRef.name"),
+    printcolumn(name = "Type", type_ = "string", json_path = ".spec.type"),
+    printcolumn(name = "Result", type_ = "string", json_path = ".status.result"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("self == oldSelf")
+        .message("a RolloutAction cannot be changed: it is a command; create a new one (metadata.generateName helps)"),
+    validation = Rule::new("self.type == 'Restart' || has(self.expect)")
+        .message("expect: Abort and Retry must say which revision (and attempt) they mean, so that a late command does not hit another release")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutActionSpec {
+    /// poolRef names the AgentPool in this namespace.
+    pub pool_ref: LocalRef,
+    /// type of command: Restart replaces the pods of the serving revision batch by batch; Abort stops the release and
+    /// returns to the stable revision; Retry releases a rejected revision again.
+    #[serde(rename = "type")]
+    pub type_: ActionType,
+    /// expect is what must be true when the command is carried out; otherwise it is Rejected with a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<Expect>,
+    /// reason for people and the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub reason: Option<String>,
+}
+
+/// The commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ActionType {
+    Restart,
+    Abort,
+    Retry,
+}
+
+impl ActionType {
+    /// The value as the API spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Restart => "Restart",
+            Self::Abort => "Abort",
+            Self::Retry => "Retry",
+        }
+    }
+}
+
+/// What a command expects to find.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Expect {
+    /// revision meant: the candidate for Abort, the rejected one for Retry, the stable one for Restart.
+    #[schemars(length(min = 1, max = 63))]
+    pub revision: String,
+    /// attempt meant. Default: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub attempt: Option<i32>,
+}
+
+/// The answer to a command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutActionStatus {
+    /// result: Applied or Rejected; absent until decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ActionResult>,
+    /// message in one sentence.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// time at which it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// The results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ActionResult {
+    Applied,
+    Rejected,
+}
