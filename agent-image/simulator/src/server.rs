@@ -1,0 +1,564 @@
+//! The provider: routes, keys, limits, and replies at their pace.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use flotilla_serve::{
+    Body, DrainLimits, Running, json as json_response, read_body, sse_response, stream, text,
+};
+use futures::StreamExt;
+use futures::stream::unfold;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{ChatRequest, Envelope, Usage, error_body};
+use crate::config::{Config, ConfigError};
+use crate::log::{EventKind, Log, LogEvent, LogPage};
+use crate::model::{Behaviour, Failure, behaviour_of};
+use crate::plan::Plan;
+use crate::quota::{Cost, Quota, Refusal, duration_text, retry_after_seconds};
+
+/// Slots of the table that counts equal requests. Two requests that share one only shift each other's count.
+const OCCURRENCE_SLOTS: usize = 1 << 16;
+
+/// Names listed by `GET /v1/models` besides the configured ones.
+const LISTED_MODELS: &[&str] = &["sim", "sim-fast", "sim-slow", "sim-error-20"];
+
+/// A running simulator.
+#[derive(Debug)]
+pub struct Simulator {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    state: Arc<State>,
+    shutdown: CancellationToken,
+    running: Running,
+}
+
+/// Why a simulator did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is impossible.
+    #[error("the configuration cannot be used")]
+    Config(#[from] ConfigError),
+    /// The log file cannot be written.
+    #[error("failed to open the log file")]
+    LogFile(#[source] io::Error),
+    /// The address cannot be bound.
+    #[error("failed to listen on {addr}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Simulator {
+    /// Starts on the current runtime. It runs until [`Simulator::shutdown`] or the runtime's end.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        config.validate()?;
+        let log = Log::open(config.log_capacity, config.log_file.as_deref()).map_err(StartError::LogFile)?;
+        let (listen, timeout) = (config.listen, config.drain_timeout());
+        let state = Arc::new(State {
+            inner: Mutex::new(Inner {
+                epoch: Instant::now(),
+                quota: Quota::new(&config.limits),
+                log,
+                occurrences: vec![0; OCCURRENCE_SLOTS],
+            }),
+            requests: AtomicU64::new(0),
+            config,
+        });
+        let shutdown = CancellationToken::new();
+        let limits = DrainLimits {
+            minimum: Duration::ZERO,
+            timeout,
+        };
+        let handler = {
+            let state = Arc::clone(&state);
+            move |request| Arc::clone(&state).handle(request)
+        };
+        let running = flotilla_serve::start(listen, limits, shutdown.clone(), handler)
+            .await
+            .map_err(|source| StartError::Listen { addr: listen, source })?;
+        tracing::info!(addr = %running.addr, config = ?state.config, "the simulator listens");
+        Ok(Self {
+            addr: running.addr,
+            state,
+            shutdown,
+            running,
+        })
+    }
+
+    /// The base URL for `OPENAI_BASE_URL`, ending in `/v1`.
+    pub fn base_url(&self) -> String {
+        format!("http://{}/v1", self.addr)
+    }
+
+    /// The events in memory.
+    pub fn log(&self) -> LogPage {
+        self.state.inner.lock().log.since(0)
+    }
+
+    /// Unused limits, an empty log, time zero: as after a start.
+    pub fn reset(&self) {
+        self.state.reset();
+    }
+
+    /// Stops accepting, lets requests in flight end, and returns when they have.
+    pub async fn shutdown(self) {
+        self.shutdown.cancel();
+        self.running.ended().await;
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    config: Config,
+    requests: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    epoch: Instant,
+    quota: Quota,
+    log: Log,
+    occurrences: Vec<u32>,
+}
+
+/// What a log line says of a request, apart from what happened.
+#[derive(Debug, Clone)]
+struct Subject {
+    request_id: String,
+    model: String,
+    stream: bool,
+}
+
+impl State {
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        match (request.method(), path.as_str()) {
+            (&Method::POST, "/v1/chat/completions") => self.chat(request).await,
+            (&Method::GET, "/v1/models") => self.models(),
+            (&Method::GET, "/admin/log") => {
+                let since = request
+                    .uri()
+                    .query()
+                    .and_then(|query| query.strip_prefix("since="));
+                match since.map_or(Ok(0), str::parse) {
+                    Ok(since) => json_response(StatusCode::OK, &self.inner.lock().log.since(since)),
+                    Err(_) => text(StatusCode::BAD_REQUEST, "since is a sequence number\n"),
+                }
+            }
+            (&Method::POST, "/admin/reset") => {
+                self.reset();
+                text(StatusCode::OK, "reset\n")
+            }
+            (&Method::GET, "/healthz" | "/readyz") => text(StatusCode::OK, "ok\n"),
+            (_, "/v1/chat/completions" | "/v1/models" | "/admin/log" | "/admin/reset") => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "this path has another method\n")
+            }
+            _ => {
+                let message = format!("no such path: {path}");
+                json_response(
+                    StatusCode::NOT_FOUND,
+                    &error_body(&message, "invalid_request_error", None),
+                )
+            }
+        }
+    }
+
+    fn models(&self) -> Response<Body> {
+        let configured = self.config.models.keys().map(String::as_str);
+        let data: Vec<_> = configured
+            .chain(LISTED_MODELS.iter().copied())
+            .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "flotilla-simulator"}))
+            .collect();
+        json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
+    }
+
+    fn reset(&self) {
+        let mut inner = self.inner.lock();
+        inner.epoch = Instant::now();
+        inner.quota = Quota::new(&self.config.limits);
+        inner.log.reset();
+        inner.occurrences.fill(0);
+    }
+
+    async fn chat(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let subject = Subject {
+            request_id: format!("req-{number}"),
+            model: String::new(),
+            stream: false,
+        };
+        let id = subject.request_id.clone();
+        let mut response = match self.admitted(request, subject).await {
+            Ok(response) => response,
+            Err(refused) => *refused,
+        };
+        if let Ok(id) = HeaderValue::try_from(id) {
+            response.headers_mut().insert("x-request-id", id);
+        }
+        response
+    }
+
+    async fn admitted(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        mut subject: Subject,
+    ) -> Result<Response<Body>, Box<Response<Body>>> {
+        if !self.key_accepted(request.headers()) {
+            let body = error_body(
+                "Incorrect API key provided.",
+                "invalid_request_error",
+                Some("invalid_api_key"),
+            );
+            return Err(self.reject(&subject, StatusCode::UNAUTHORIZED, &body));
+        }
+        let body = read_body(request.into_body(), self.config.max_body_bytes)
+            .await
+            .map_err(|error| {
+                let body = error_body(&error.to_string(), "invalid_request_error", None);
+                self.reject(&subject, error.status(), &body)
+            })?;
+        let request: ChatRequest = serde_json::from_slice(&body).map_err(|error| {
+            let message = format!("the body is not a chat request: {error}");
+            self.reject(
+                &subject,
+                StatusCode::BAD_REQUEST,
+                &error_body(&message, "invalid_request_error", None),
+            )
+        })?;
+        subject.model.clone_from(&request.model);
+        subject.stream = request.stream;
+        if let Some(problem) = request.problem() {
+            let body = error_body(problem, "invalid_request_error", None);
+            return Err(self.reject(&subject, StatusCode::BAD_REQUEST, &body));
+        }
+        let behaviour = self.behaviour(&request.model).map_err(|message| {
+            let body = error_body(&message, "invalid_request_error", Some("model_not_found"));
+            self.reject(&subject, StatusCode::NOT_FOUND, &body)
+        })?;
+        let (plan, headers) = self.admit(&subject, &request, &behaviour)?;
+        let admission = Admission::new(Arc::clone(self), subject, plan.input_tokens);
+        let mut response = self.answer(&request, plan, admission).await;
+        response.headers_mut().extend(headers);
+        Ok(response)
+    }
+
+    fn key_accepted(&self, headers: &HeaderMap) -> bool {
+        let keys = &self.config.api_keys;
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok());
+        let given = given.and_then(|value| value.strip_prefix("Bearer "));
+        keys.is_empty() || given.is_some_and(|given| keys.iter().any(|key| key == given))
+    }
+
+    fn behaviour(&self, model: &str) -> Result<Behaviour, String> {
+        if let Some(own) = self.config.models.get(model) {
+            return Ok(*own);
+        }
+        if self.config.known_models_only && !model.starts_with("sim-") {
+            return Err(format!("the model '{model}' does not exist"));
+        }
+        behaviour_of(model, self.config.behaviour).map_err(|error| error.to_string())
+    }
+
+    /// Asks the limits and logs their answer, under one lock and with one reading of the clock.
+    fn admit(
+        &self,
+        subject: &Subject,
+        request: &ChatRequest,
+        behaviour: &Behaviour,
+    ) -> Result<(Plan, HeaderMap), Box<Response<Body>>> {
+        let fingerprint = request.fingerprint();
+        let mut inner = self.inner.lock();
+        let now = inner.epoch.elapsed();
+        let slot = (fingerprint % OCCURRENCE_SLOTS as u64) as usize;
+        let occurrence = inner.occurrences.get(slot).copied().unwrap_or_default();
+        let plan = Plan::new(self.config.seed, request, behaviour, fingerprint, occurrence);
+        let cost = plan.cost(self.config.output_charge, request);
+        let decision = inner.quota.admit(now, &request.model, cost);
+        let headers = inner.quota.headers(now, &request.model);
+        let event = |kind, status: StatusCode| {
+            let mut event = subject.event(now, kind, status.as_u16());
+            (event.input_tokens, event.output_tokens) = (cost.input_tokens, cost.output_tokens);
+            event
+        };
+        match decision {
+            Ok(()) => {
+                inner.log.push(event(EventKind::Admitted, StatusCode::OK));
+                if let Some(count) = inner.occurrences.get_mut(slot) {
+                    *count = count.wrapping_add(1);
+                }
+                Ok((plan, headers))
+            }
+            Err(refusal) => {
+                inner.log.push(LogEvent {
+                    limit: Some(refusal.limit.clone()),
+                    retry_after_nanoseconds: refusal
+                        .retry_after
+                        .map(|wait| u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)),
+                    ..event(EventKind::Refused, StatusCode::TOO_MANY_REQUESTS)
+                });
+                let mut response = too_many_requests(&request.model, cost, &refusal);
+                response.headers_mut().extend(headers);
+                Err(Box::new(response))
+            }
+        }
+    }
+
+    async fn answer(&self, request: &ChatRequest, plan: Plan, mut admission: Admission) -> Response<Body> {
+        let asked_at = Instant::now();
+        if plan.failure == Some(Failure::Timeout) {
+            tokio::time::sleep(Duration::from_secs(self.config.hang_seconds)).await;
+            admission.end(EventKind::Failed, StatusCode::GATEWAY_TIMEOUT);
+            let body = error_body("the simulated time-out is over", "server_error", None);
+            return json_response(StatusCode::GATEWAY_TIMEOUT, &body);
+        }
+        let first_token_at = asked_at + plan.latency;
+        tokio::time::sleep_until(first_token_at).await;
+        let failed = match plan.failure {
+            Some(Failure::Error) => Some((StatusCode::INTERNAL_SERVER_ERROR, "a simulated server error")),
+            Some(Failure::Unavailable) => Some((StatusCode::SERVICE_UNAVAILABLE, "simulated overload")),
+            _ => None,
+        };
+        if let Some((status, message)) = failed {
+            admission.end(EventKind::Failed, status);
+            return json_response(status, &error_body(message, "server_error", None));
+        }
+        let envelope = Envelope {
+            id: format!("chatcmpl-{:016x}", request.fingerprint() ^ self.config.seed),
+            created: unix_milliseconds() / 1_000,
+            model: request.model.clone(),
+        };
+        if request.stream {
+            let include_usage = request
+                .stream_options
+                .is_some_and(|options| options.include_usage);
+            let reply = Streaming {
+                envelope,
+                plan,
+                admission,
+                include_usage,
+                first_token_at,
+                sent: 0,
+                ended: false,
+            };
+            return sse_response(unfold(reply, Streaming::next));
+        }
+        tokio::time::sleep_until(first_token_at + plan.gap * gaps(plan.tokens_to_send())).await;
+        let usage = Usage::new(plan.input_tokens, plan.output_tokens());
+        let reply = envelope.completion(&plan.words.concat(), plan.finish_reason, usage);
+        if plan.failure == Some(Failure::Cut) {
+            admission.sent(plan.tokens_to_send());
+            admission.end(EventKind::Failed, StatusCode::OK);
+            let bytes = Bytes::from(reply.to_string());
+            let half = bytes.slice(..bytes.len() / 2);
+            let chunks =
+                futures::stream::iter([Ok(half)]).chain(futures::stream::once(async { Err(cut().await) }));
+            let mut response = Response::new(stream(chunks));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            return response;
+        }
+        admission.sent(plan.words.len());
+        admission.end(EventKind::Completed, StatusCode::OK);
+        json_response(StatusCode::OK, &reply)
+    }
+
+    fn reject(&self, subject: &Subject, status: StatusCode, body: &serde_json::Value) -> Box<Response<Body>> {
+        let mut inner = self.inner.lock();
+        let event = subject.event(inner.epoch.elapsed(), EventKind::Rejected, status.as_u16());
+        inner.log.push(event);
+        Box::new(json_response(status, body))
+    }
+}
+
+impl Subject {
+    fn event(&self, now: Duration, kind: EventKind, status: u16) -> LogEvent {
+        LogEvent {
+            sequence: 0,
+            monotonic_nanoseconds: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+            unix_milliseconds: unix_milliseconds(),
+            request_id: self.request_id.clone(),
+            kind,
+            model: self.model.clone(),
+            stream: self.stream,
+            status,
+            input_tokens: 0,
+            output_tokens: 0,
+            limit: None,
+            retry_after_nanoseconds: None,
+        }
+    }
+}
+
+/// An admitted request until its end. Dropped before that, its client has left, and the log says so.
+#[derive(Debug)]
+struct Admission {
+    state: Arc<State>,
+    subject: Subject,
+    input_tokens: u64,
+    sent: u64,
+    ended: bool,
+}
+
+impl Admission {
+    fn new(state: Arc<State>, subject: Subject, input_tokens: u64) -> Self {
+        Self {
+            state,
+            subject,
+            input_tokens,
+            sent: 0,
+            ended: false,
+        }
+    }
+
+    fn sent(&mut self, tokens: usize) {
+        self.sent = tokens as u64;
+    }
+
+    fn end(&mut self, kind: EventKind, status: StatusCode) {
+        self.log(kind, status.as_u16());
+        self.ended = true;
+    }
+
+    fn log(&self, kind: EventKind, status: u16) {
+        let mut inner = self.state.inner.lock();
+        let mut event = self.subject.event(inner.epoch.elapsed(), kind, status);
+        (event.input_tokens, event.output_tokens) = (self.input_tokens, self.sent);
+        inner.log.push(event);
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.log(EventKind::Cancelled, 0);
+        }
+    }
+}
+
+/// A reply that is being streamed. Tokens have absolute due times, so a late timer does not slow the rest down.
+struct Streaming {
+    envelope: Envelope,
+    plan: Plan,
+    admission: Admission,
+    include_usage: bool,
+    first_token_at: Instant,
+    sent: usize,
+    ended: bool,
+}
+
+impl Streaming {
+    async fn next(mut self) -> Option<(io::Result<Bytes>, Self)> {
+        if self.ended {
+            return None;
+        }
+        let mut out = BytesMut::new();
+        let to_send = self.plan.tokens_to_send();
+        if self.sent < to_send {
+            tokio::time::sleep_until(self.due(self.sent)).await;
+            let now = Instant::now();
+            if self.sent == 0 {
+                self.envelope
+                    .chunk(&mut out, &json!({"role": "assistant", "content": ""}), None);
+            }
+            while self.sent < to_send && self.due(self.sent) <= now {
+                if let Some(word) = self.plan.words.get(self.sent) {
+                    self.envelope.chunk(&mut out, &json!({"content": word}), None);
+                }
+                self.sent += 1;
+            }
+            self.admission.sent(self.sent);
+            return Some((Ok(out.freeze()), self));
+        }
+        self.ended = true;
+        if self.plan.failure == Some(Failure::Cut) {
+            self.admission.end(EventKind::Failed, StatusCode::OK);
+            return Some((Err(cut().await), self));
+        }
+        self.envelope
+            .chunk(&mut out, &json!({}), Some(self.plan.finish_reason));
+        if self.include_usage {
+            let usage = Usage::new(self.plan.input_tokens, self.plan.output_tokens());
+            self.envelope.usage_chunk(&mut out, usage);
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+        self.admission.end(EventKind::Completed, StatusCode::OK);
+        Some((Ok(out.freeze()), self))
+    }
+
+    fn due(&self, token: usize) -> Instant {
+        self.first_token_at + self.plan.gap * u32::try_from(token).unwrap_or(u32::MAX)
+    }
+}
+
+fn gaps(tokens: usize) -> u32 {
+    u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX)
+}
+
+/// The error that breaks a response off. It yields first: hyper drops what it has not flushed when a body fails, and
+/// flushes when a body is pending.
+async fn cut() -> io::Error {
+    tokio::task::yield_now().await;
+    io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "a simulated break of the connection",
+    )
+}
+
+fn too_many_requests(model: &str, cost: Cost, refusal: &Refusal) -> Response<Body> {
+    let tokens = cost.input_tokens + cost.output_tokens;
+    let (message, wait) = match refusal.retry_after {
+        Some(wait) => {
+            let text = duration_text(wait);
+            (
+                format!(
+                    "Rate limit '{}' reached for {model}. Please try again in {text}.",
+                    refusal.limit
+                ),
+                Some(wait),
+            )
+        }
+        None => (
+            format!(
+                "Request of {tokens} tokens is larger than the limit '{}' of {model}.",
+                refusal.limit
+            ),
+            None,
+        ),
+    };
+    let kind = if refusal.unit == crate::quota::LimitUnit::Requests {
+        "requests"
+    } else {
+        "tokens"
+    };
+    let body = error_body(&message, kind, Some("rate_limit_exceeded"));
+    let mut response = json_response(StatusCode::TOO_MANY_REQUESTS, &body);
+    if let Some(wait) = wait {
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait)));
+        let milliseconds = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
+    }
+    response
+}
+
+fn unix_milliseconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
