@@ -4,4 +4,5 @@
 //! a value computed from values, so that a reviewer can read the table of cases it must satisfy.
 
 pub mod histogram;
+pub mod load;
 pub mod stats;
