@@ -1,0 +1,109 @@
+# Flotilla. `make` alone lists the commands.
+#
+# Everything runs on the local cluster of this clone (state in .local/), or on the cluster whose kubeconfig is given
+# on the command line: make demo KUBECONFIG=/path/to/kubeconfig. A KUBECONFIG that merely stands in the environment is
+# ignored on purpose.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+ROOT := $(CURDIR)
+STATE := $(ROOT)/.local
+export FLOTILLA_CACHE ?= $(HOME)/.cache/flotilla
+export CARGO_TARGET_DIR ?= $(FLOTILLA_CACHE)/target
+export CARGO_TERM_COLOR ?= auto
+
+ifeq ($(origin KUBECONFIG),command line)
+  GIVEN := $(abspath $(KUBECONFIG))
+  TARGET_KUBECONFIG := $(GIVEN)
+else
+  GIVEN :=
+  TARGET_KUBECONFIG := $(STATE)/kubeconfig
+endif
+unexport KUBECONFIG
+
+KWOK ?= 0
+CLUSTER ?= local
+export CLUSTER
+BIN := $(CARGO_TARGET_DIR)/debug
+CLUSTER_TOOL := $(BIN)/flotilla-cluster
+PROGRAMS := flotilla-operator flotilla-gateway flotilla-loadgen flotilla-agent flotilla-simulator
+E2E := FLOTILLA_KUBECONFIG=$(TARGET_KUBECONFIG) FLOTILLA_STATE=$(STATE) FLOTILLA_CLUSTER_TOOL=$(CLUSTER_TOOL) PATH="$(STATE)/bin:$$PATH"
+STEP = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  KUBECONFIG=<file> on the command line uses that cluster instead of the local one."
+	@echo "  First runs build Kubernetes (about 10 min) and Flotilla (about 10 min) into $(FLOTILLA_CACHE)."
+
+.PHONY: demo
+demo: install ## Show the main job on a real cluster: a pool, a load test, a good and a bad release
+	$(call STEP,demo)
+	@cargo build --quiet --locked -p flotilla-e2e --bin flotilla-demo
+	@$(E2E) $(BIN)/flotilla-demo
+
+.PHONY: test
+test: ## Pass every test: units, the chart, and the scenarios on a real cluster (sampled sizes)
+	$(call STEP,unit tests)
+	cargo test --locked --workspace --exclude flotilla-e2e
+	$(MAKE) --no-print-directory e2e
+
+.PHONY: e2e
+e2e: install ## Only the scenarios on a real cluster (sampled sizes)
+	$(call STEP,scenarios on a real cluster)
+	$(E2E) cargo test --locked -p flotilla-e2e -- --test-threads=4
+
+.PHONY: acceptance
+acceptance: install ## Run the full figures and write docs/measurements.md
+	$(call STEP,acceptance)
+	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance
+	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md
+
+.PHONY: bench
+bench: install ## Print ratios against peers, each measured in one run
+	$(call STEP,bench)
+	cargo build --locked --profile image -p flotilla-e2e --bin flotilla-bench
+	$(E2E) $(CARGO_TARGET_DIR)/image/flotilla-bench
+
+.PHONY: cluster
+cluster: ## Start the local Kubernetes (KWOK=n adds n fake nodes); nothing to do when KUBECONFIG is given
+ifeq ($(GIVEN),)
+	@cargo build --quiet --locked -p flotilla-cluster
+	@$(CLUSTER_TOOL) up --state $(STATE) --kwok $(KWOK)
+else
+	@echo "using the cluster of $(GIVEN)"
+endif
+
+.PHONY: cluster-down
+cluster-down: ## Stop the local Kubernetes and leave nothing behind
+	@cargo build --quiet --locked -p flotilla-cluster
+	@$(CLUSTER_TOOL) down --state $(STATE)
+
+.PHONY: images
+images: ## Build the container images as archives in .local/images, without a container engine
+	$(call STEP,images)
+	cargo build --locked --profile image $(addprefix -p ,$(PROGRAMS))
+	@cargo build --quiet --locked -p flotilla-images
+	@$(BIN)/flotilla-images build --binaries $(CARGO_TARGET_DIR)/image --out $(STATE)/images
+
+.PHONY: install
+install: cluster images ## Install the chart, with the images just built, into the cluster
+	$(call STEP,install)
+ifeq ($(GIVEN),)
+	@$(CLUSTER_TOOL) load --state $(STATE) $(STATE)/images/*.tar
+endif
+	@e2e/install.sh $(TARGET_KUBECONFIG) $(STATE)
+
+.PHONY: crds
+crds: ## Regenerate the CRDs, the chart's templates and the API reference from the Rust types
+	cargo run --quiet --locked -p flotilla-crds --bin crdgen
+
+.PHONY: lint
+lint: ## Check formatting, clippy, and (when installed) cargo-deny
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
+	else echo "cargo-deny is not installed (cargo install cargo-deny); skipped"; fi

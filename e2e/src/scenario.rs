@@ -1,0 +1,8 @@
+//! The scenarios, by what they prove.
+
+pub mod bad_input;
+pub mod load_test;
+pub mod pool;
+pub mod release;
+pub mod rest;
+pub mod survive;

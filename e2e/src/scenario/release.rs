@@ -1,0 +1,122 @@
+//! Releases under load: a good one takes over without a failed request, a bad one does not take over.
+
+use super::pool::{self, SOON};
+use crate::fixtures::with;
+use crate::traffic::{Outcome, Plan, Traffic};
+use crate::{Namespace, fixtures, operator, wait};
+use anyhow::{Context, Result};
+use flotilla_crds::AgentPool;
+use flotilla_crds::names;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams};
+use serde_json::json;
+use std::time::Duration;
+
+/// Sizes of [`rolling_under_load`].
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Requests in all.
+    pub requests: u64,
+    /// Requests per second.
+    pub per_second: u32,
+    /// Releases, spread over the requests.
+    pub releases: u64,
+}
+
+/// Sends traffic through two gateway replicas while revision after revision is released; in the middle of the second
+/// release the leading operator is killed, in the middle of the third a gateway pod is deleted gracefully.
+pub async fn rolling_under_load(namespace: Namespace, sizes: Sizes) -> Result<Outcome> {
+    pool::provider(&namespace).await?;
+    let base = fixtures::pool("support", 4);
+    namespace.apply(&base).await?;
+    pool::ready(&namespace, "support", SOON).await?;
+    wait::until("two gateway endpoints", SOON, || async {
+        match pool::endpoints(&namespace, "support").await.map_err(|e| e.to_string())? {
+            2.. => Ok(()),
+            n => Err(format!("{n} endpoints")),
+        }
+    })
+    .await?;
+    let traffic = Traffic::start(Plan {
+        address: pool::address(&namespace, "support").await?,
+        host: format!("support.{}.svc", namespace.name),
+        per_second: sizes.per_second,
+        connections: 64,
+        timeout: Duration::from_secs(30),
+    });
+    let share = sizes.requests / (sizes.releases + 1);
+    for release in 1..=sizes.releases {
+        traffic.reach(share * release).await;
+        let prompt = format!("{} Release {release}.", fixtures::PROMPT);
+        namespace.apply(&with(base.clone(), "/spec/agent/prompt/text", json!(prompt))).await?;
+        match release {
+            2 if namespace.cluster.is_local() => {
+                wait_for_candidate(&namespace, "support").await?;
+                kill_leader(&namespace).await?;
+            }
+            3 => {
+                wait_for_candidate(&namespace, "support").await?;
+                delete_one_gateway(&namespace).await?;
+            }
+            _ => {}
+        }
+        pool::ready(&namespace, "support", Duration::from_secs(180)).await.context(format!("release {release}"))?;
+    }
+    traffic.reach(sizes.requests).await;
+    Ok(traffic.stop().await)
+}
+
+/// Waits until a release is under way: the candidate has a replica.
+pub async fn wait_for_candidate(namespace: &Namespace, pool: &str) -> Result<String> {
+    let api = namespace.api::<AgentPool>();
+    wait::until("a candidate with a replica", SOON, || async {
+        let status = api.get(pool).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+        match status.candidate {
+            Some(c) if c.replicas > 0 => Ok(c.revision),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+}
+
+/// Kills the leading operator with SIGKILL.
+pub async fn kill_leader(namespace: &Namespace) -> Result<()> {
+    let leader = operator::leader(&namespace.cluster).await?.context("nobody leads")?;
+    let pods = operator::pods(&namespace.cluster).await?;
+    let pod = pods.iter().find(|p| p.metadata.name.as_deref() == Some(&leader)).context("the leader has no pod")?;
+    operator::kill(pod).await
+}
+
+async fn delete_one_gateway(namespace: &Namespace) -> Result<()> {
+    let api = namespace.api::<Pod>();
+    let pods = api.list(&ListParams::default().labels(&format!("{}={}", names::APP_NAME, names::GATEWAY))).await?;
+    let name = pods.items.first().and_then(|p| p.metadata.name.clone()).context("no gateway pod")?;
+    api.delete(&name, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// Releases a prompt that the agent refuses; gives the message of `Stalled`, and the outcome of traffic meanwhile.
+pub async fn bad_release(namespace: Namespace) -> Result<(String, Outcome)> {
+    pool::provider(&namespace).await?;
+    let base = with(fixtures::pool("support", 2), "/spec/rollout", json!({"settleSeconds": 0, "progressDeadlineSeconds": 15}));
+    namespace.apply(&base).await?;
+    let before = pool::ready(&namespace, "support", SOON).await?;
+    let traffic = Traffic::start(Plan {
+        address: pool::address(&namespace, "support").await?,
+        host: format!("support.{}.svc", namespace.name),
+        per_second: 50,
+        connections: 8,
+        timeout: Duration::from_secs(30),
+    });
+    let broken = with(base.clone(), "/spec/agent/prompt/text", json!("You help {{customer_name}}."));
+    namespace.apply(&broken).await?;
+    let message = pool::condition_is(&namespace, "support", "Stalled", &["ProbeFailing"], Duration::from_secs(90)).await?;
+    let after = namespace.api::<AgentPool>().get("support").await?.status.context("no status")?;
+    let stable = |status: Option<flotilla_crds::AgentPoolStatus>| status.and_then(|s| s.stable).map(|s| s.revision);
+    anyhow::ensure!(stable(before.status) == stable(Some(after.clone())), "the stable revision changed: {after:?}");
+    anyhow::ensure!(flotilla_crds::common::is_true(&after.conditions, "Available"), "not Available: {after:?}");
+    // Mending the spec ends the stall.
+    namespace.apply(&base).await?;
+    pool::ready(&namespace, "support", SOON).await?;
+    Ok((message, traffic.stop().await))
+}
