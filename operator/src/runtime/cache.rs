@@ -310,6 +310,8 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         if all_synced {
             self.inner.synced.send_replace(true);
         }
+        // Also for a list without a change, which may be what somebody waits for.
+        self.advanced();
     }
 
     fn insert(&self, state: &mut State<K>, object: Result<K, Undecodable>) -> Option<Change<K>> {
@@ -382,6 +384,10 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         if let Some(change) = change {
             self.inner.subscribers.read().iter().for_each(|subscriber| subscriber(&change));
         }
+        self.advanced();
+    }
+
+    fn advanced(&self) {
         self.inner.progress.send_modify(|count| *count = count.wrapping_add(1));
     }
 }

@@ -67,15 +67,14 @@ pub enum Error {
         /// `Kind/name` of its controller, or "nobody".
         owner: String,
     },
-    /// A child carries the UID of a former owner of the same name: the garbage collector is about to remove it.
-    #[error("{kind} {name} of the former {owner} is still being collected")]
+    /// A child is on its way out: it is being deleted, or it carries the UID of a former owner of the same name and
+    /// the garbage collector is about to remove it.
+    #[error("{kind} {name} is still being deleted")]
     BeingCollected {
         /// Kind of the child.
         kind: String,
         /// Name of the child.
         name: String,
-        /// `Kind/name` of the former owner.
-        owner: String,
     },
     /// The object was changed since it was read.
     #[error("failed to {action}: it was changed by somebody else meanwhile")]
@@ -188,7 +187,11 @@ impl Failure for Error {
     fn is_notable(&self) -> bool {
         !matches!(
             self,
-            Self::Conflict { .. } | Self::NotLeader | Self::StaleCache { .. } | Self::BeingCollected { .. }
+            Self::Conflict { .. }
+                | Self::Unavailable { .. }
+                | Self::NotLeader
+                | Self::StaleCache { .. }
+                | Self::BeingCollected { .. }
         )
     }
 }

@@ -1,0 +1,157 @@
+//! Command line and environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The Flotilla operator: runs fleets of LLM agents on Kubernetes.
+///
+/// Watches AgentPools, LoadTests, ModelProviders and RolloutActions (group flotilla.dev) and makes the cluster match
+/// them. Several replicas may run: one leads, the others stand by with warm caches and take over within 17 s.
+#[derive(Debug, Parser)]
+#[command(name = "flotilla-operator", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; `run` when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The flags of `run`.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// How to log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the operator until SIGTERM or Ctrl-C.
+    Run(Box<RunArgs>),
+    /// Print the CustomResourceDefinitions as YAML, for `kubectl apply -f -`.
+    Crds,
+}
+
+/// Flags of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Kubeconfig to use; several files separated by `:` are merged. Without it the pod's service account is used;
+    /// `~/.kube/config` never is.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE", help_heading = "Cluster")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig. Default: its current context.
+    #[arg(long, env = "FLOTILLA_CONTEXT", value_name = "NAME", requires = "kubeconfig", help_heading = "Cluster")]
+    pub context: Option<String>,
+
+    /// Namespaces to watch, separated by commas. Default: all. With it, Roles in these namespaces are enough.
+    #[arg(
+        long,
+        env = "FLOTILLA_WATCH_NAMESPACES",
+        value_name = "NAMESPACE,…",
+        value_delimiter = ',',
+        help_heading = "Cluster"
+    )]
+    pub watch_namespaces: Vec<String>,
+
+    /// Address of /metrics, /healthz and /readyz.
+    #[arg(
+        long,
+        env = "FLOTILLA_HTTP_ADDRESS",
+        value_name = "ADDRESS:PORT",
+        default_value = "0.0.0.0:8080",
+        help_heading = "Server"
+    )]
+    pub http_address: SocketAddr,
+
+    /// Image of the gateway that is put into each namespace with a pool.
+    #[arg(
+        long,
+        env = "FLOTILLA_GATEWAY_IMAGE",
+        value_name = "IMAGE",
+        default_value = "flotilla.dev/gateway:dev",
+        help_heading = "Images"
+    )]
+    pub gateway_image: String,
+
+    /// Image of the load generator that LoadTests run.
+    #[arg(
+        long,
+        env = "FLOTILLA_LOADGEN_IMAGE",
+        value_name = "IMAGE",
+        default_value = "flotilla.dev/loadgen:dev",
+        help_heading = "Images"
+    )]
+    pub loadgen_image: String,
+
+    /// Name of the Lease that elects the leader.
+    #[arg(
+        long,
+        env = "FLOTILLA_LEASE_NAME",
+        value_name = "NAME",
+        default_value = "flotilla-operator",
+        help_heading = "Leader election"
+    )]
+    pub lease_name: String,
+
+    /// Namespace of the Lease. Default: the pod's namespace, or that of the kubeconfig's context.
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", help_heading = "Leader election")]
+    pub lease_namespace: Option<String>,
+
+    /// Who this replica is in the election: the pod's name, so that a restarted container takes its own lease up at
+    /// once. Default: the host's name with a random suffix.
+    #[arg(long, env = "POD_NAME", value_name = "NAME", help_heading = "Leader election")]
+    pub identity: Option<String>,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// Format of the log on stderr. Default: text on a terminal, else json.
+    #[arg(long, env = "FLOTILLA_LOG_FORMAT", value_name = "FORMAT", global = true, help_heading = "Log")]
+    pub log_format: Option<LogFormat>,
+
+    /// Level, or a filter such as `info,flotilla_operator=debug`.
+    #[arg(
+        long,
+        env = "RUST_LOG",
+        value_name = "FILTER",
+        default_value = "info",
+        global = true,
+        help_heading = "Log"
+    )]
+    pub log_level: String,
+}
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_the_default_and_takes_its_flags_with_or_without_the_name() {
+        let cli = Cli::try_parse_from(["flotilla-operator", "--watch-namespaces", "a,b"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.run.watch_namespaces, ["a", "b"]);
+        let cli = Cli::try_parse_from(["flotilla-operator", "run", "--lease-name", "x", "--log-level", "debug"]).unwrap();
+        assert_eq!(cli.log.log_level, "debug");
+        assert!(matches!(cli.command, Some(Command::Run(args)) if args.lease_name == "x"));
+        let cli = Cli::try_parse_from(["flotilla-operator", "crds"]).unwrap();
+        assert!(matches!(cli.command, Some(Command::Crds)));
+    }
+}
