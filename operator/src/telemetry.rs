@@ -3,7 +3,6 @@
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::filter::{EnvFilter, ParseError};
-use tracing_subscriber::fmt::time::UtcTime;
 
 use crate::args::{LogArgs, LogFormat};
 
@@ -18,7 +17,6 @@ pub fn init(args: &LogArgs) -> Result<(), ParseError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_timer(UtcTime::rfc_3339())
         .with_target(false);
     // An error means that a subscriber is set already, by a test that calls this twice.
     let _ = match format {

@@ -290,7 +290,8 @@ impl Call {
     {
         let started = Instant::now();
         let request = Request::from_parts(self.parts.clone(), Body::from(self.body.clone()));
-        let answer = timeout_at(started + CALL_TIMEOUT, inner.oneshot(request)).await;
+        let opened = async { inner.oneshot(request).await.map_err(Into::<BoxError>::into) };
+        let answer = timeout_at(started + CALL_TIMEOUT, opened).await;
         match answer {
             Ok(Ok(response)) if response.status().is_success() => {
                 self.observe(Some(response.status()), started);
@@ -303,7 +304,7 @@ impl Call {
             }
             Ok(Err(error)) => {
                 self.observe(None, started);
-                Err(error.into())
+                Err(error)
             }
             Err(_) => {
                 self.observe(None, started);
@@ -328,7 +329,8 @@ impl Call {
         loop {
             let started = Instant::now();
             let request = Request::from_parts(self.parts.clone(), Body::from(self.body.clone()));
-            let attempt = async { read(inner.clone().oneshot(request).await.map_err(Into::into)?).await };
+            let answering = inner.clone().oneshot(request);
+            let attempt = async { read(answering.await.map_err(Into::into)?).await };
             let answer = match timeout_at(deadline, attempt).await {
                 Ok(answer) => answer,
                 Err(_) => {

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures::{StreamExt as _, pin_mut};
-use kube::core::{DeserializeGuard, ResourceExt as _};
+use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;

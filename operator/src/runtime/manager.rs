@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::cache::{AnyCache as _, Cache, Watch};
+use super::cache::{Cache, Watch};
 use super::client::Clients;
 use super::controller::{AnyController, Driver, Reconciler};
 use super::events::{EventPublisher, EventWorker};
