@@ -1,6 +1,7 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+use crate::rules;
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -34,8 +35,9 @@ use std::collections::BTreeMap;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Waiting", type_ = "string", json_path = ".status.rollout.waitingFor.message", priority = 1),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.agent.image", priority = 1),
-    validation = Rule::new("self.metadata.name.size() <= 45 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name must be at most 45 characters of a-z, 0-9 and '-', starting with a letter and not ending with '-': names of revisions and Services are made from it"),
+    validation = rules::object_name("names of revisions and Services are made from it"),
+    validation = Rule::new("self.metadata.name != 'flotilla-gateway'")
+        .message("metadata.name: flotilla-gateway is the name of the gateway's own objects; choose another name"),
     validation = Rule::new("!has(self.spec.rollout) || !has(self.spec.rollout.pinnedRevision) || self.spec.rollout.pinnedRevision == '' || self.spec.rollout.pinnedRevision.startsWith(self.metadata.name + '-')")
         .message("spec.rollout.pinnedRevision must be a revision of this pool, written as status shows it: <pool>-<hash>")
 )]
@@ -69,15 +71,20 @@ pub struct AgentPoolSpec {
 /// What runs: image, model, prompt, parameters and configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("!has(self.files) || self.files.all(f, self.files.exists_one(g, g.mountPath == f.mountPath))")
-        .message("files: two entries have the same mountPath; give each its own"),
-    validation = Rule::new("!has(self.files) || !has(self.prompt) || self.files.all(f, !self.prompt.mountPath.startsWith(f.mountPath + '/'))")
-        .message("files: an entry's mountPath would hide the prompt; move the entry or set prompt.mountPath")
+    validation = Rule::new("!has(self.files) || self.files.all(f, self.files.all(g, f.name == g.name || !(g.mountPath + '/').startsWith(f.mountPath + '/')))")
+        .message("files: two entries have the same mountPath, or one lies inside the other; give each a folder of its own"),
+    validation = Rule::new("!has(self.files) || !has(self.prompt) || self.files.all(f, !(self.prompt.mountPath + '/').startsWith(f.mountPath + '/') && !f.mountPath.startsWith(self.prompt.mountPath + '/'))")
+        .message("files: an entry's mountPath would hide the prompt; move the entry or set prompt.mountPath"),
+    validation = Rule::new("!has(self.env) || self.env.all(e, !(e.name in ['PORT', 'POD_NAME', 'POD_NAMESPACE']) && !e.name.startsWith('FLOTILLA_'))")
+        .message("env: PORT, POD_NAME, POD_NAMESPACE and names that begin with FLOTILLA_ are set by Flotilla; read the variable that is set, or choose another name"),
+    validation = Rule::new("!has(self.env) || !has(self.models) || self.models.size() == 0 || self.env.all(e, !(e.name in ['OPENAI_BASE_URL', 'OPENAI_API_KEY']))")
+        .message("env: where agent.models is used, OPENAI_BASE_URL and OPENAI_API_KEY lead to the gateway; write address and key into the ModelProvider, or leave out agent.models")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Agent {
     /// image of the agent, for example `registry.example.com/support-agent:1.4.2`. It serves HTTP or A2A on `port`.
     #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new("self.matches('^\\\\S+$')").message("image must not contain spaces or line breaks, for example registry.example.com/support-agent:1.4.2"))]
     pub image: String,
     /// imagePullPolicy is Always, IfNotPresent or Never, as for any container. Default IfNotPresent.
     #[serde(default)]
@@ -148,9 +155,12 @@ pub struct Agent {
 /// When the image is pulled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ImagePullPolicy {
+    /// At each start of a pod.
     Always,
+    /// Only where the node does not have it.
     #[default]
     IfNotPresent,
+    /// Never: the node must have it.
     Never,
 }
 
@@ -168,8 +178,10 @@ impl ImagePullPolicy {
 /// What an agent speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Protocol {
+    /// Any HTTP API.
     #[default]
     HTTP,
+    /// Agent2Agent 1.0 over JSON-RPC.
     A2A,
 }
 
@@ -178,7 +190,12 @@ pub enum Protocol {
 #[serde(rename_all = "camelCase")]
 pub struct Model {
     /// name by which the agent knows this entry, for example `default`; it becomes part of a variable's name.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40))]
+    #[x_kube(
+        validation = rules::entry_name(),
+        validation = Rule::new("!self.endsWith('-base-url') && !self.endsWith('-parameters')")
+            .message("a model's name must not end with -base-url or -parameters: FLOTILLA_MODEL_<NAME>_BASE_URL and FLOTILLA_MODEL_<NAME>_PARAMETERS belong to another entry; choose another name")
+    )]
     pub name: String,
     /// providerRef names the ModelProvider in this namespace.
     pub provider_ref: LocalRef,
@@ -194,10 +211,7 @@ pub struct Model {
 
 /// The agent's prompt: exactly one of `text` and `configMapKeyRef`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(
-    validation = Rule::new("has(self.text) != has(self.configMapKeyRef)")
-        .message("prompt: write exactly one of text and configMapKeyRef")
-)]
+#[x_kube(validation = rules::one_of("prompt", &["text", "configMapKeyRef"]))]
 #[serde(rename_all = "camelCase")]
 pub struct Prompt {
     /// text of the prompt, in place.
@@ -209,7 +223,8 @@ pub struct Prompt {
     pub config_map_key_ref: Option<ConfigMapKeyRef>,
     /// mountPath of the file inside the agent's container. Default `/etc/agent/prompt/prompt.md`.
     #[serde(default = "prompt_path")]
-    #[schemars(length(min = 2, max = 1024), regex(pattern = "^/[^:]*[^:/]$"))]
+    #[schemars(length(min = 2, max = 1024))]
+    #[x_kube(validation = rules::mount_path())]
     pub mount_path: String,
 }
 
@@ -218,17 +233,25 @@ pub struct Prompt {
 #[serde(rename_all = "camelCase")]
 pub struct File {
     /// name of this entry, for example `tools`.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40))]
+    #[x_kube(validation = rules::entry_name())]
     pub name: String,
     /// configMapRef names the ConfigMap; each of its keys is a file.
     pub config_map_ref: LocalRef,
     /// mountPath of the folder, for example `/etc/agent/tools`.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = "^/[^:]*[^:/]$"))]
+    #[schemars(length(min = 2, max = 1024))]
+    #[x_kube(validation = rules::mount_path())]
     pub mount_path: String,
 }
 
 /// The three probes of a container, as core/v1 has them; a port that is left out is the agent's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("(!has(self.startup) || !has(self.startup.successThreshold) || self.startup.successThreshold == 1) && (!has(self.liveness) || !has(self.liveness.successThreshold) || self.liveness.successThreshold == 1)")
+        .message("probes: successThreshold of startup and liveness can only be 1; leave it out there"),
+    validation = Rule::new("!has(self.readiness) || !has(self.readiness.terminationGracePeriodSeconds)")
+        .message("probes: a readiness probe ends no container, so it has no terminationGracePeriodSeconds; leave it out there")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Probes {
     /// startup probe: until it succeeds the other two do not run. Default: none.
@@ -247,15 +270,16 @@ pub struct Probes {
 
 /// How requests reach the replicas.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(
-    validation = Rule::new("!has(self.serviceName) || self.serviceName != 'flotilla-gateway'")
-        .message("traffic.serviceName: flotilla-gateway is the gateway's own Service; choose another name")
-)]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
     /// serviceName of the front Service that clients use, on port 80. Default: the pool's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = rules::entry_name(),
+        validation = Rule::new("self != 'flotilla-gateway'")
+            .message("flotilla-gateway is the gateway's own Service; choose another name")
+    )]
     pub service_name: Option<String>,
     /// balancing chooses the replica for a request: RoundRobin takes them in turn, LeastLoaded the less busy of two
     /// picked at random. Default LeastLoaded.
@@ -273,14 +297,21 @@ pub struct Traffic {
 
 impl Default for Traffic {
     fn default() -> Self {
-        Self { service_name: None, balancing: Balancing::default(), request_timeout_seconds: 120, queue: Queue::default() }
+        Self {
+            service_name: None,
+            balancing: Balancing::default(),
+            request_timeout_seconds: 120,
+            queue: Queue::default(),
+        }
     }
 }
 
 /// How a replica is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Balancing {
+    /// In turn.
     RoundRobin,
+    /// The less busy of two picked at random.
     #[default]
     LeastLoaded,
 }
@@ -301,7 +332,10 @@ pub struct Queue {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { max_requests: 100, max_wait_seconds: 30 }
+        Self {
+            max_requests: 100,
+            max_wait_seconds: 30,
+        }
     }
 }
 
@@ -368,6 +402,7 @@ impl Default for Rollout {
 /// The types of release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RolloutType {
+    /// In batches; the traffic follows the available share.
     #[default]
     RollingUpdate,
 }
@@ -384,7 +419,9 @@ pub struct RollingUpdate {
 
 impl Default for RollingUpdate {
     fn default() -> Self {
-        Self { max_surge_percent: 25 }
+        Self {
+            max_surge_percent: 25,
+        }
     }
 }
 
@@ -396,7 +433,10 @@ impl AgentPoolSpec {
 
     /// The pinned revision, where one is named; an empty string counts as none.
     pub fn pinned_revision(&self) -> Option<&str> {
-        self.rollout.pinned_revision.as_deref().filter(|name| !name.is_empty())
+        self.rollout
+            .pinned_revision
+            .as_deref()
+            .filter(|name| !name.is_empty())
     }
 
     /// Replicas that should serve: none while stopped.

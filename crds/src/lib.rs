@@ -2,14 +2,17 @@
 //!
 //! Types here are plain data. Whoever reads a field finds its meaning, unit and default in its doc comment, which
 //! is also what `kubectl explain` prints. [`yaml`] turns the types into the CustomResourceDefinitions that are
-//! committed in `crds/yaml/`; [`names`] holds every name that more than one part of Flotilla must agree on.
+//! committed in `crds/yaml/`, [`reference`] into the pages of the book; [`names`] holds every name that more than one part of Flotilla must agree on.
 
 pub mod agent_pool;
 pub mod common;
+pub mod files;
 pub mod load_test;
 pub mod model_provider;
 pub mod names;
+pub mod reference;
 pub mod rollout_action;
+mod rules;
 pub mod schema;
 pub mod yaml;
 

@@ -1,6 +1,7 @@
 //! `LoadTest`: a schedule of requests, thresholds, and a verdict.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+use crate::rules;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -27,14 +28,31 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "P95", type_ = "integer", json_path = ".status.summary.latency.p95Milliseconds"),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.summary.requests.failed"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.size() <= 45 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name must be at most 45 characters of a-z, 0-9 and '-', starting with a letter and not ending with '-': names of the Job and its Service are made from it")
+    validation = rules::object_name("names of the Job and its Service are made from it")
 )]
 #[x_kube(
     validation = Rule::new("has(self.target.poolRef) || has(self.protocol)")
         .message("protocol: write HTTP, OpenAIChat or A2A; only a target with poolRef has a default, the pool's own"),
-    validation = Rule::new("oldSelf.target == self.target && oldSelf.stages == self.stages && oldSelf.scenarios == self.scenarios && oldSelf.seed == self.seed && oldSelf.workers == self.workers && oldSelf.requests == self.requests && oldSelf.onInconclusive == self.onInconclusive && has(oldSelf.protocol) == has(self.protocol) && (!has(self.protocol) || oldSelf.protocol == self.protocol) && has(oldSelf.warmup) == has(self.warmup) && (!has(self.warmup) || oldSelf.warmup == self.warmup) && has(oldSelf.thresholds) == has(self.thresholds) && (!has(self.thresholds) || oldSelf.thresholds == self.thresholds)")
-        .message("a LoadTest cannot be changed, only suspended or given another ttlSecondsAfterFinished; create a new LoadTest (metadata.generateName helps)")
+    validation = rules::immutable(
+        &["target", "protocol", "seed", "workers", "requests", "scenarios", "warmup", "stages", "thresholds", "onInconclusive"],
+        "a LoadTest cannot be changed, only suspended or given another ttlSecondsAfterFinished; create a new LoadTest (metadata.generateName helps)",
+    ),
+    validation = Rule::new("!has(self.protocol) || self.protocol != 'HTTP' || !self.requests.stream")
+        .message("requests.stream: only the protocols OpenAIChat and A2A stream; leave it out with protocol HTTP"),
+    validation = Rule::new("!has(self.requests.model) || (has(self.protocol) && self.protocol == 'OpenAIChat')")
+        .message("requests.model is only sent with protocol OpenAIChat; leave it out, or write protocol: OpenAIChat"),
+    validation = Rule::new("!has(self.protocol) || self.protocol == 'HTTP' || (self.requests.method == 'POST' && !has(self.requests.contentType))")
+        .message("requests.method and requests.contentType belong to protocol HTTP; leave them out"),
+    validation = Rule::new("self.stages.all(s, self.stages.exists_one(t, t.name == s.name))")
+        .message("stages: two stages have the same name; give each its own"),
+    validation = Rule::new("self.stages.all(s, !has(s.constantRate) || s.constantRate.maxInFlight >= self.workers.count)")
+        .message("stages: constantRate.maxInFlight is shared by the workers, so it must be at least workers.count; raise it or lower workers.count"),
+    validation = Rule::new(rules::TOTAL_SECONDS)
+        .message("stages: all stages together may last 604,800 seconds (7 days) at most; shorten them"),
+    validation = Rule::new(rules::TOTAL_REQUESTS)
+        .message("stages: all stages together may send 50,000,000 requests at most; lower perSecond, seconds or batch.requests"),
+    validation = Rule::new("self.requests.stream || !has(self.thresholds) || !has(self.thresholds.custom) || self.thresholds.custom.all(t, t.metric == 'Latency')")
+        .message("thresholds.custom: FirstToken and InterTokenGap are only measured on streams; write requests.stream: true, or judge Latency")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct LoadTestSpec {
@@ -43,6 +61,7 @@ pub struct LoadTestSpec {
     /// protocol of the requests: HTTP (the rendered prompt is the body), OpenAIChat (chat completions) or A2A
     /// (Agent2Agent 1.0). Default for a pool: A2A when the pool speaks it, else HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "LoadProtocol")]
     pub protocol: Option<LoadProtocol>,
     /// seed of the schedule and of everything random in the requests; the same seed sends the same requests. Default 1.
     #[serde(default = "one_i64")]
@@ -85,8 +104,7 @@ pub struct LoadTestSpec {
 /// Where the requests go: exactly one member.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("(has(self.poolRef) ? 1 : 0) + (has(self.serviceRef) ? 1 : 0) + (has(self.url) ? 1 : 0) == 1")
-        .message("target: write exactly one of poolRef, serviceRef and url")
+    validation = rules::one_of("target", &["poolRef", "serviceRef", "url"])
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
@@ -98,7 +116,8 @@ pub struct Target {
     pub service_ref: Option<ServiceRef>,
     /// url inside this cluster, for example `http://support.team-a.svc/chat`. Only http.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 8, max = 2048), regex(pattern = "^http://[^ /]+(/[^ ]*)?$"))]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = Rule::new("self.matches('^http://[^ /?#@]+(/[^ #]*)?$')").message("target.url must be an http address inside this cluster, without user and fragment, for example http://support.team-a.svc/chat"))]
     pub url: Option<String>,
 }
 
@@ -118,8 +137,11 @@ pub struct ServiceRef {
 /// Wire protocol of the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum LoadProtocol {
+    /// The rendered prompt is the request's body.
     HTTP,
+    /// OpenAI chat completions.
     OpenAIChat,
+    /// Agent2Agent 1.0 over JSON-RPC.
     A2A,
 }
 
@@ -144,7 +166,11 @@ pub struct Workers {
 
 impl Default for Workers {
     fn default() -> Self {
-        Self { count: 1, min_coverage_percent: 99, start_deadline_seconds: 180 }
+        Self {
+            count: 1,
+            min_coverage_percent: 99,
+            start_deadline_seconds: 180,
+        }
     }
 }
 
@@ -169,7 +195,8 @@ pub struct Requests {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub model: Option<String>,
-    /// method of HTTP requests. Default POST.
+    /// method of HTTP requests: POST and PUT send the rendered prompt as body, GET sends none (the scenarios are then
+    /// only names in the result). Default POST.
     #[serde(default)]
     pub method: HttpMethod,
     /// path of the requests. Default: the url's path, else `/chat` for HTTP, `/v1/chat/completions` for OpenAIChat and
@@ -200,9 +227,12 @@ impl Default for Requests {
 /// Method of an HTTP request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum HttpMethod {
+    /// Without a body.
     GET,
+    /// With the rendered prompt as body.
     #[default]
     POST,
+    /// With the rendered prompt as body.
     PUT,
 }
 
@@ -211,7 +241,8 @@ pub enum HttpMethod {
 #[serde(rename_all = "camelCase")]
 pub struct Scenario {
     /// name of the scenario, for example `billing-inquiry`.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40))]
+    #[x_kube(validation = rules::entry_name())]
     pub name: String,
     /// weight against the other scenarios. Default 1.
     #[serde(default = "one")]
@@ -224,8 +255,7 @@ pub struct Scenario {
 /// The text of a scenario: exactly one of `text` and `configMapKeyRef`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("has(self.text) != has(self.configMapKeyRef)")
-        .message("prompt: write exactly one of text and configMapKeyRef")
+    validation = rules::one_of("prompt", &["text", "configMapKeyRef"])
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ScenarioPrompt {
@@ -250,15 +280,16 @@ pub struct Warmup {
 /// One stage of a test.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
-    validation = Rule::new("self.type == 'ConstantRate' ? has(self.constantRate) && !has(self.batch) : true")
-        .message("a stage of type ConstantRate has the member constantRate and no other"),
-    validation = Rule::new("self.type == 'Batch' ? has(self.batch) && !has(self.constantRate) : true")
-        .message("a stage of type Batch has the member batch and no other")
+    validation = Rule::new("self.type != 'ConstantRate' || (has(self.constantRate) && !has(self.batch))")
+        .message("a stage of type ConstantRate has the member constantRate and no other; write constantRate: {perSecond: \"25\", seconds: 120}"),
+    validation = Rule::new("self.type != 'Batch' || (has(self.batch) && !has(self.constantRate))")
+        .message("a stage of type Batch has the member batch and no other; write batch: {size: 5, requests: 10}")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Stage {
     /// name of the stage, for example `steady`.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40))]
+    #[x_kube(validation = rules::entry_name())]
     pub name: String,
     /// type of the stage: ConstantRate starts requests at a fixed rate whether or not earlier ones have ended, Batch
     /// starts groups at once with a pause between.
@@ -275,20 +306,19 @@ pub struct Stage {
 /// The types of stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum StageType {
+    /// Requests at a fixed rate.
     ConstantRate,
+    /// Groups of requests.
     Batch,
 }
 
 /// Requests at a fixed rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(
-    validation = Rule::new("double(self.perSecond) > 0.0 && double(self.perSecond) * double(self.seconds) <= 50000000.0")
-        .message("constantRate: perSecond must be above 0, and perSecond times seconds at most 50,000,000 requests")
-)]
 #[serde(rename_all = "camelCase")]
 pub struct ConstantRate {
     /// perSecond is the rate of all workers together, as a decimal string, for example `"25"` or `"0.5"`.
-    #[schemars(length(min = 1, max = 16), regex(pattern = "^[0-9]{1,6}(\\.[0-9]{1,6})?$"))]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = Rule::new(rules::RATE).message("constantRate.perSecond must be a decimal string from \"0.001\" to \"100000\", for example \"25\" or \"0.5\""))]
     pub per_second: String,
     /// seconds the stage lasts.
     #[schemars(range(min = 1, max = 86400))]
@@ -306,7 +336,9 @@ pub struct ConstantRate {
 /// How arrivals are spaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Arrival {
+    /// At equal distances.
     Uniform,
+    /// As independent users arrive.
     #[default]
     Poisson,
 }
@@ -318,9 +350,10 @@ pub struct Batch {
     /// size of a group: so many requests start at once.
     #[schemars(range(min = 1, max = 100000))]
     pub size: i32,
-    /// delaySeconds from the start of one group to the start of the next. Default 1.
+    /// delaySeconds from the start of one group to the start of the next, and from the last one to the next stage.
+    /// Default 1.
     #[serde(default = "one")]
-    #[schemars(range(min = 0, max = 3600))]
+    #[schemars(range(min = 1, max = 3600))]
     pub delay_seconds: i32,
     /// requests in all.
     #[schemars(range(min = 1, max = 10000000))]
@@ -329,6 +362,12 @@ pub struct Batch {
 
 /// What the result is judged by. A threshold that is left out is not judged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("has(self.p50Milliseconds) || has(self.p90Milliseconds) || has(self.p95Milliseconds) || has(self.p99Milliseconds) || has(self.failedPercent) || (has(self.custom) && self.custom.size() > 0)")
+        .message("thresholds: write at least one of p50Milliseconds, p90Milliseconds, p95Milliseconds, p99Milliseconds, failedPercent and custom, or leave thresholds out"),
+    validation = rules::ascending(&["p50Milliseconds", "p90Milliseconds", "p95Milliseconds", "p99Milliseconds"])
+        .message("thresholds: a higher percentile is never below a lower one, so its limit must not be lower; write p50Milliseconds <= p90Milliseconds <= p95Milliseconds <= p99Milliseconds")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Thresholds {
     /// p50Milliseconds that half of the requests may take at most, from their intended start.
@@ -349,7 +388,8 @@ pub struct Thresholds {
     pub p99_milliseconds: Option<i32>,
     /// failedPercent of the requests that may fail at most, as a decimal string, for example `"1"` or `"0.5"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 8), regex(pattern = "^([0-9]{1,2}(\\.[0-9]{1,4})?|100)$"))]
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,2}([.][0-9]{1,4})?|100)$')").message("thresholds.failedPercent must be a decimal string from \"0\" to \"100\", for example \"1\" or \"0.5\""))]
     pub failed_percent: Option<String>,
     /// confidencePercent with which a threshold must be known to hold, or not to hold; between the two the verdict is
     /// Inconclusive. Default 95.
@@ -368,7 +408,12 @@ pub struct Thresholds {
 #[serde(rename_all = "camelCase")]
 pub struct CustomThreshold {
     /// name of the threshold, for example `gaps`.
-    #[schemars(length(min = 1, max = 40), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 40))]
+    #[x_kube(
+        validation = rules::entry_name(),
+        validation = Rule::new("!(self in ['p50', 'p90', 'p95', 'p99', 'failed'])")
+            .message("p50, p90, p95, p99 and failed name the thresholds that are fields; choose another name for a custom one")
+    )]
     pub name: String,
     /// metric judged: Latency, FirstToken or InterTokenGap (the last two need requests.stream).
     pub metric: Metric,
@@ -382,25 +427,34 @@ pub struct CustomThreshold {
 /// A measured series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Metric {
+    /// From the intended start to the end of the response.
     Latency,
+    /// From the intended start to the first token of a stream.
     FirstToken,
+    /// Between two tokens of a stream.
     InterTokenGap,
 }
 
 /// A statistic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Stat {
+    /// The median.
     P50,
+    /// The 90th percentile.
     P90,
+    /// The 95th percentile.
     P95,
+    /// The 99th percentile.
     P99,
 }
 
 /// What an inconclusive run counts as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OnInconclusive {
+    /// Condition Succeeded is False.
     #[default]
     Fail,
+    /// Condition Succeeded is True.
     Pass,
 }
 
@@ -419,6 +473,7 @@ pub struct LoadTestStatus {
     /// verdict: Passed, Failed, Inconclusive (too few samples to say) or Invalid (the measurement itself cannot be
     /// trusted).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Verdict")]
     pub verdict: Option<Verdict>,
     /// startTime of the schedule, common to all workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -452,9 +507,13 @@ pub struct LoadTestStatus {
 /// A verdict on a run or a threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Verdict {
+    /// Every threshold holds.
     Passed,
+    /// A threshold does not hold.
     Failed,
+    /// Too few samples to say.
     Inconclusive,
+    /// The measurement itself cannot be trusted.
     Invalid,
 }
 

@@ -1,6 +1,7 @@
 //! `ModelProvider`: where models are reached, with which credentials, and what was used.
 
 use crate::common::SecretKeyRef;
+use crate::rules;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".spec.endpoint", priority = 1),
     validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name must be at most 63 characters of a-z, 0-9 and '-', and begin and end with a letter or digit: it is part of a path in the gateway")
+        .message("metadata.name must be at most 63 characters of a-z, 0-9 and '-', and begin and end with a letter or digit: it is part of a path in the gateway; choose another name")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelProviderSpec {
@@ -34,7 +35,8 @@ pub struct ModelProviderSpec {
     #[serde(default, rename = "type")]
     pub type_: ProviderType,
     /// endpoint is the base address, with the version, for example `https://api.example.com/v1`.
-    #[schemars(length(min = 8, max = 2048), regex(pattern = "^https?://[^ /?#@]+(/[^ ?#]*[^ /?#])?$"))]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^ /?#@]+(/[^ ?#]*[^ /?#])?$')").message("endpoint must be an http or https address with the API's version, without user, query and a '/' at the end, for example https://api.example.com/v1"))]
     pub endpoint: String,
     /// auth is how the gateway proves itself to the provider. Default: type None.
     #[serde(default)]
@@ -49,6 +51,7 @@ pub struct ModelProviderSpec {
 /// Wire protocol of a provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ProviderType {
+    /// The OpenAI API, also spoken by most other providers and servers.
     #[default]
     OpenAI,
 }
@@ -57,7 +60,7 @@ pub enum ProviderType {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("self.type == 'APIKey' ? has(self.apiKey) : !has(self.apiKey)")
-        .message("auth: type APIKey has the member apiKey, type None has no member")
+        .message("auth: write type: APIKey together with apiKey, or type: None (the default) without it")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Auth {
@@ -72,7 +75,9 @@ pub struct Auth {
 /// Types of proof.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AuthType {
+    /// A key, sent as a bearer token.
     APIKey,
+    /// No proof.
     #[default]
     None,
 }
@@ -103,13 +108,16 @@ pub struct OfferedModel {
 pub struct Price {
     /// currency in three capital letters. Default USD.
     #[serde(default = "usd")]
-    #[schemars(length(min = 3, max = 3), regex(pattern = "^[A-Z]{3}$"))]
+    #[schemars(length(min = 3, max = 3))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Z]{3}$')").message("price.currency must be three capital letters, for example USD"))]
     pub currency: String,
     /// inputPerMillion tokens, as a decimal string, for example `"0.25"`.
-    #[schemars(length(min = 1, max = 16), regex(pattern = "^[0-9]{1,6}(\\.[0-9]{1,6})?$"))]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = rules::money())]
     pub input_per_million: String,
     /// outputPerMillion tokens, as a decimal string, for example `"2.00"`.
-    #[schemars(length(min = 1, max = 16), regex(pattern = "^[0-9]{1,6}(\\.[0-9]{1,6})?$"))]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = rules::money())]
     pub output_per_million: String,
 }
 
@@ -158,6 +166,12 @@ pub struct Usage {
     #[schemars(length(max = 128))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub models: Vec<ModelUsage>,
+    /// counted holds how much of each gateway process's counters is in the sums above, so that a restarted operator
+    /// adds only what is new. A process's entry goes with its pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["instance".into()]))]
+    pub counted: Vec<CountedSource>,
 }
 
 /// What was used of one model.
@@ -171,6 +185,10 @@ pub struct ModelUsage {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub requests: i64,
+    /// failed requests among them: no response, or a status of 400 and above.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failed: i64,
     /// inputTokens as the provider reported them.
     #[serde(default)]
     #[schemars(range(min = 0))]
@@ -179,6 +197,24 @@ pub struct ModelUsage {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub output_tokens: i64,
+}
+
+/// What is already counted of one gateway process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountedSource {
+    /// instance is the gateway process, as it names itself.
+    #[schemars(length(min = 1, max = 128))]
+    pub instance: String,
+    /// pod the process runs in.
+    #[serde(default)]
+    #[schemars(length(max = 253))]
+    pub pod: String,
+    /// models lists its counters when they were last added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 129))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub models: Vec<ModelUsage>,
 }
 
 fn usd() -> String {

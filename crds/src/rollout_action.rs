@@ -32,7 +32,11 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self == oldSelf")
         .message("a RolloutAction cannot be changed: it is a command; create a new one (metadata.generateName helps)"),
     validation = Rule::new("self.type == 'Restart' || has(self.expect)")
-        .message("expect: Abort and Retry must say which revision (and attempt) they mean, so that a late command does not hit another release")
+        .message("expect: Abort and Retry must say which revision they mean, so that a late command does not hit another release; write expect: {revision: <pool>-<hash>} as the pool's status shows it"),
+    validation = Rule::new("!has(self.expect) || self.expect.revision.startsWith(self.poolRef.name + '-')")
+        .message("expect.revision must be a revision of the pool in poolRef, written as its status shows it: <pool>-<hash>"),
+    validation = Rule::new("self.type != 'Restart' || !has(self.expect) || !has(self.expect.attempt)")
+        .message("expect.attempt counts the releases of a candidate, and Restart is about the revision that serves; leave it out")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutActionSpec {
@@ -54,8 +58,11 @@ pub struct RolloutActionSpec {
 /// The commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ActionType {
+    /// Replaces the pods of the serving revision batch by batch.
     Restart,
+    /// Stops the release and returns to the stable revision.
     Abort,
+    /// Releases a rejected revision again.
     Retry,
 }
 
@@ -89,6 +96,7 @@ pub struct Expect {
 pub struct RolloutActionStatus {
     /// result: Applied or Rejected; absent until decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ActionResult")]
     pub result: Option<ActionResult>,
     /// message in one sentence.
     #[serde(default)]
@@ -102,6 +110,8 @@ pub struct RolloutActionStatus {
 /// The results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ActionResult {
+    /// The command was carried out.
     Applied,
+    /// What the command expected was not so.
     Rejected,
 }

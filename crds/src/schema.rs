@@ -54,8 +54,7 @@ pub fn env(_: &mut SchemaGenerator) -> Schema {
             }
         });
         if optional {
-            schema["properties"]["optional"] =
-                serde_json::json!({"type": "boolean", "description": "optional lets the pod start without it."});
+            schema["properties"]["optional"] = serde_json::json!({"type": "boolean", "description": "optional lets the pod start without it."});
         }
         schema
     };
@@ -92,7 +91,7 @@ pub fn env(_: &mut SchemaGenerator) -> Schema {
                             "properties": {
                                 "containerName": {"type": "string", "description": "containerName whose resource is meant.", "maxLength": 63},
                                 "resource": {"type": "string", "description": "resource to take.", "minLength": 1, "maxLength": 253},
-                                "divisor": {"x-kubernetes-int-or-string": true, "description": "divisor of the value. Default 1."}
+                                "divisor": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}], "minimum": 1, "maxLength": 32, "description": "divisor of the value. Default 1."}
                             }
                         }
                     },
@@ -151,7 +150,8 @@ pub fn resources(_: &mut SchemaGenerator) -> Schema {
             "maxProperties": 16,
             "additionalProperties": {
                 "anyOf": [{"type": "integer"}, {"type": "string"}],
-                "pattern": "^(\\+|-)?(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\\+|-)?(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))))?$",
+                "maxLength": 32,
+                "pattern": "^(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\\+|-)?(([0-9]+(\\.[0-9]*)?)|(\\.[0-9]+))))?$",
                 "x-kubernetes-int-or-string": true
             }
         })
@@ -161,14 +161,18 @@ pub fn resources(_: &mut SchemaGenerator) -> Schema {
         "properties": {
             "requests": quantities("requests are set aside for the container"),
             "limits": quantities("limits are the most the container may use")
-        }
+        },
+        "x-kubernetes-validations": [{
+            "rule": "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)",
+            "message": "resources: a request is above its limit; lower the request or raise the limit"
+        }]
     })
 }
 
 /// One probe of a container; a port that is left out is the agent's.
 pub fn probe(_: &mut SchemaGenerator) -> Schema {
     let number = |what: &str, minimum: i64, maximum: i64| serde_json::json!({"type": "integer", "format": "int32", "description": what, "minimum": minimum, "maximum": maximum});
-    let port = serde_json::json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}], "description": "port by number or name. Default: the agent's port."});
+    let port = serde_json::json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}], "minimum": 1, "maximum": 65535, "maxLength": 15, "description": "port by number or name. Default: the agent's port."});
     json_schema!({
         "type": "object",
         "properties": {
@@ -213,7 +217,7 @@ pub fn probe(_: &mut SchemaGenerator) -> Schema {
         },
         "x-kubernetes-validations": [{
             "rule": "(has(self.httpGet) ? 1 : 0) + (has(self.tcpSocket) ? 1 : 0) + (has(self.exec) ? 1 : 0) + (has(self.grpc) ? 1 : 0) == 1",
-            "message": "a probe has exactly one of httpGet, tcpSocket, exec and grpc"
+            "message": "a probe: write exactly one of httpGet, tcpSocket, exec and grpc"
         }]
     })
 }
