@@ -4,8 +4,10 @@
 //! those the issues name. The cluster is the one that `FLOTILLA_KUBECONFIG` names (the Makefile sets it); nothing here
 //! ever looks at the user's current context.
 
+pub mod acceptance;
 pub mod audit;
 pub mod cluster;
+pub mod demo;
 pub mod fixtures;
 pub mod namespace;
 pub mod operator;

@@ -5,4 +5,5 @@ pub mod load_test;
 pub mod pool;
 pub mod release;
 pub mod rest;
+pub mod scale;
 pub mod survive;

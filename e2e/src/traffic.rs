@@ -129,9 +129,15 @@ async fn run_lane(plan: Plan, lane: u32, begin: Instant, stop: Arc<AtomicBool>, 
 }
 
 async fn send(plan: &Plan, connection: &mut Option<SendRequest<Full<Bytes>>>, index: u64) -> Result<(), String> {
-    let mut sender = match connection.take() {
-        Some(mut open) if open.ready().await.is_ok() => open,
-        _ => connect(plan.address).await?,
+    let mut reused = None;
+    if let Some(mut open) = connection.take()
+        && open.ready().await.is_ok()
+    {
+        reused = Some(open);
+    }
+    let mut sender = match reused {
+        Some(open) => open,
+        None => connect(plan.address).await?,
     };
     let stream = index % 10 == 0;
     let request = if stream { streamed(plan, index) } else { plain(plan, index) }.map_err(|e| format!("request: {e}"))?;

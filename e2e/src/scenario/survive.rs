@@ -114,6 +114,6 @@ pub async fn poison(namespace: Namespace) -> Result<()> {
     Ok(())
 }
 
-fn json_patch(operations: &[serde_json::Value]) -> kube::core::params::JsonPatch {
+fn json_patch(operations: &[serde_json::Value]) -> json_patch::Patch {
     serde_json::from_value(json!(operations)).expect("the operations are written out above")
 }
