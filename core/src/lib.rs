@@ -5,4 +5,7 @@
 
 pub mod histogram;
 pub mod load;
+pub mod revision;
+pub mod rollout;
 pub mod stats;
+pub mod usage;

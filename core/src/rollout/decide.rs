@@ -1,0 +1,581 @@
+//! Choosing the state of a release and what it does next.
+
+use jiff::Timestamp;
+
+use super::shift::{Shift, Wait, surge};
+use super::{
+    Arm, Change, Decision, Gateways, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
+    Waiting,
+};
+
+/// What to do now. A pure function; called again at every change and at every deadline. Carrying out any part of the
+/// answer, in the order changes → scale → traffic, and asking again leads to the same end.
+pub fn decide(situation: &Situation) -> Decision {
+    let mut members = situation.members.clone();
+    let mut changes = Vec::new();
+    // Each round settles one change of standing; there are fewer of them than revisions.
+    for _ in 0..=situation.members.len() + 2 {
+        match Round::new(situation, &members).run() {
+            Verdict::Done(mut decision) => {
+                decision.changes = changes;
+                return *decision;
+            }
+            Verdict::Change(change) => {
+                apply(&mut members, &change);
+                changes.push(change);
+            }
+        }
+    }
+    Decision { changes, ..empty() }
+}
+
+fn apply(members: &mut Vec<Member>, change: &Change) {
+    let last = members
+        .iter()
+        .map(|member| member.order)
+        .max()
+        .unwrap_or_default();
+    let position = members
+        .iter()
+        .position(|member| member.revision == change.revision);
+    let member = match position.and_then(|at| members.get_mut(at)) {
+        Some(member) => member,
+        None => {
+            members.push(Member {
+                revision: change.revision.clone(),
+                ..Member::default()
+            });
+            let Some(member) = members.last_mut() else { return };
+            member
+        }
+    };
+    if change.standing == Standing::Candidate {
+        member.order = last + 1;
+    }
+    member.standing = change.standing;
+    member.rejected = change.reason.clone();
+}
+
+fn empty() -> Decision {
+    Decision {
+        stable: None,
+        candidate: None,
+        changes: Vec::new(),
+        scale: Vec::new(),
+        traffic: Vec::new(),
+        state: State::Empty,
+        waiting: None,
+        stalled: None,
+        progress: None,
+    }
+}
+
+enum Verdict {
+    Change(Change),
+    Done(Box<Decision>),
+}
+
+impl Verdict {
+    fn change(revision: &str, standing: Standing, reason: Option<Reason>) -> Self {
+        Self::Change(Change {
+            revision: revision.to_owned(),
+            standing,
+            reason,
+        })
+    }
+}
+
+impl From<Decision> for Verdict {
+    fn from(decision: Decision) -> Self {
+        Self::Done(Box::new(decision))
+    }
+}
+
+/// One look at the members under the standings decided so far.
+struct Round<'a> {
+    situation: &'a Situation,
+    members: &'a [Member],
+    surge: i32,
+}
+
+impl<'a> Round<'a> {
+    fn new(situation: &'a Situation, members: &'a [Member]) -> Self {
+        Self {
+            situation,
+            members,
+            surge: surge(situation.replicas, situation.surge_percent),
+        }
+    }
+
+    fn run(&self) -> Verdict {
+        let target = match &self.situation.target {
+            Target::Revision { revision, .. } => Some(revision.as_str()),
+            Target::Unknown => None,
+        };
+        let newest = |standing| {
+            let with = self
+                .members
+                .iter()
+                .filter(move |member| member.standing == standing);
+            with.max_by_key(|member| member.order)
+        };
+        let Some(stable) = newest(Standing::Stable) else {
+            return match target {
+                Some(first) => Verdict::change(first, Standing::Stable, None),
+                None => empty().into(),
+            };
+        };
+        // A promotion that was cut short between its two writes.
+        let stale =
+            |member: &&Member| member.standing == Standing::Stable && member.revision != stable.revision;
+        if let Some(former) = self.members.iter().find(stale) {
+            return Verdict::change(&former.revision, Standing::Verified, None);
+        }
+
+        let candidate = newest(Standing::Candidate);
+        let is_held = self.situation.paused || self.situation.stopped;
+        if let Some(candidate) = candidate {
+            // While nothing may move, a candidate that is not wanted any more is not moved either. An unknown target
+            // asks for nothing new, so the release in hand goes on.
+            if target.is_none_or(|target| target == candidate.revision) || is_held {
+                return self.release(stable, candidate);
+            }
+        }
+        if let Some(superseded) = self
+            .members
+            .iter()
+            .find(|member| member.standing == Standing::Candidate)
+        {
+            return Verdict::change(&superseded.revision, Standing::Unproved, None);
+        }
+        let leaving = self
+            .members
+            .iter()
+            .filter(|member| member.revision != stable.revision);
+        let carrying = leaving.max_by_key(|member| member.weight.unwrap_or_default());
+        if let Some(leaving) = carrying.filter(|member| member.weight.unwrap_or_default() > 0) {
+            return self.back(stable, leaving).into();
+        }
+        self.serve(stable, target)
+    }
+
+    /// The stable revision alone; perhaps the begin of a release.
+    fn serve(&self, stable: &Member, target: Option<&str>) -> Verdict {
+        let Situation {
+            replicas,
+            now,
+            stopped,
+            paused,
+            ..
+        } = *self.situation;
+        let others = self.others(&[stable]);
+        let mut decision = Decision {
+            stable: Some(stable.revision.clone()),
+            scale: vec![(stable.revision.clone(), replicas)],
+            traffic: vec![(stable.revision.clone(), 100)],
+            ..empty()
+        };
+        self.retire(&[stable], &mut decision);
+        let settles = match &self.situation.target {
+            Target::Revision { settles, .. } => settles.filter(|until| *until > now),
+            Target::Unknown => None,
+        };
+        let next = target.filter(|target| *target != stable.revision);
+        let rejected = next.and_then(|next| {
+            let member = self.members.iter().find(|member| member.revision == next)?;
+            (member.standing == Standing::Rejected).then(|| member.rejected.clone().unwrap_or_default())
+        });
+        let is_blocked = stopped || paused || rejected.is_some() || settles.is_some();
+        if let Some(next) = next.filter(|_| !is_blocked) {
+            return Verdict::change(next, Standing::Candidate, None);
+        }
+
+        let is_gone = stable.arm.existing == 0 && others == 0;
+        let (state, waiting) = match (stopped, rejected, next) {
+            (true, ..) if is_gone => (State::Stopped, None),
+            (true, ..) => (
+                State::Stopped,
+                Some(wait("PodsStop", "the last pods are stopping", None)),
+            ),
+            (false, Some(reason), _) => (State::Rejected(reason), None),
+            (false, None, Some(next)) if paused => {
+                let message = format!("{next} is released when spec.rollout.paused is false");
+                (State::Paused, Some(wait("Paused", message, None)))
+            }
+            (false, None, Some(next)) => {
+                let message = format!("{next} is released once the spec and its ConfigMaps have rested");
+                (State::Settling, Some(wait("Settling", message, settles)))
+            }
+            (false, None, None) => self.capacity(stable, others),
+        };
+        decision.progress = match state {
+            State::Starting => Some(self.progress(Subject::Serving, stable.arm.available, false)),
+            _ => None,
+        };
+        self.finish(
+            &mut decision,
+            state,
+            waiting,
+            stable.trouble.as_ref().map(|trouble| &trouble.reason),
+        );
+        decision.into()
+    }
+
+    fn capacity(&self, stable: &Member, others: i32) -> (State, Option<Waiting>) {
+        let Situation { replicas, .. } = *self.situation;
+        let arm = stable.arm;
+        if arm.available < replicas {
+            let message = format!(
+                "{replicas} replicas of {} have to become available",
+                stable.revision
+            );
+            (State::Starting, Some(wait("ReplicasAvailable", message, None)))
+        } else if let Some(unconfirmed) = self.unconfirmed() {
+            (State::Starting, Some(unconfirmed))
+        } else if arm.existing > replicas || others > 0 {
+            (
+                State::Shrinking,
+                Some(wait(
+                    "PodsStop",
+                    "pods that are not needed any more are stopping",
+                    None,
+                )),
+            )
+        } else {
+            (State::Ready, None)
+        }
+    }
+
+    /// A candidate takes over, batch by batch.
+    fn release(&self, stable: &Member, candidate: &Member) -> Verdict {
+        let Situation {
+            now,
+            paused,
+            stopped,
+            replicas,
+            ..
+        } = *self.situation;
+        let subject = Subject::Release {
+            revision: candidate.revision.clone(),
+            attempt: self.situation.attempt,
+        };
+        let mut decision = Decision {
+            stable: Some(stable.revision.clone()),
+            candidate: Some(candidate.revision.clone()),
+            ..empty()
+        };
+        self.retire(&[stable, candidate], &mut decision);
+        let weight = candidate.weight.unwrap_or_default();
+        if stopped {
+            decision
+                .scale
+                .extend([(candidate.revision.clone(), 0), (stable.revision.clone(), 0)]);
+            decision.traffic = split(stable, candidate, weight, false);
+            decision.progress = Some(self.suspended(subject));
+            let is_gone = stable.arm.existing == 0 && candidate.arm.existing == 0;
+            let stopping = (!is_gone).then(|| wait("PodsStop", "the last pods are stopping", None));
+            self.finish(&mut decision, State::Stopped, stopping, None);
+            return decision.into();
+        }
+        let shift = Shift {
+            replicas,
+            surge: self.surge,
+            incoming: candidate.arm,
+            outgoing: stable.arm,
+            others: self.others(&[stable, candidate]),
+            weight,
+            confirmed: self.situation.gateways == Gateways::Confirmed,
+            hold: paused,
+            urgent: false,
+        };
+        let step = shift.step();
+        if step.wait == Wait::Nothing && !paused {
+            return Verdict::change(&candidate.revision, Standing::Stable, None);
+        }
+        decision.scale.extend([
+            (candidate.revision.clone(), step.incoming),
+            (stable.revision.clone(), step.outgoing),
+        ]);
+        decision.traffic = split(stable, candidate, step.weight, false);
+        if paused {
+            decision.progress = Some(self.suspended(subject));
+            let message = format!("{} goes on when spec.rollout.paused is false", candidate.revision);
+            self.finish(
+                &mut decision,
+                State::Paused,
+                Some(wait("Paused", message, None)),
+                None,
+            );
+            return decision.into();
+        }
+        let has_moved = step.incoming != candidate.arm.wanted
+            || step.outgoing != stable.arm.wanted
+            || step.weight != weight
+            || candidate.weight.is_none();
+        let progress = self.progress(subject, candidate.arm.available, has_moved);
+        let waits_for_itself = matches!(step.wait, Wait::Available { .. });
+        let is_late = progress
+            .moved
+            .is_some_and(|moved| now >= deadline(moved, self.situation.deadline));
+        match &candidate.trouble {
+            Some(trouble) if trouble.is_final && waits_for_itself => {
+                return Verdict::change(
+                    &candidate.revision,
+                    Standing::Rejected,
+                    Some(trouble.reason.clone()),
+                );
+            }
+            trouble if is_late && waits_for_itself => {
+                let late = || {
+                    let message = "its replicas did not become available within progressDeadlineSeconds";
+                    Reason::new("ProgressDeadlineExceeded", message)
+                };
+                let reason = trouble
+                    .as_ref()
+                    .map_or_else(late, |trouble| trouble.reason.clone());
+                return Verdict::change(&candidate.revision, Standing::Rejected, Some(reason));
+            }
+            _ => {}
+        }
+        let waiting = match step.wait {
+            Wait::Available { want, .. } => {
+                let message = format!(
+                    "{want} replicas of {} have to become available",
+                    candidate.revision
+                );
+                wait("CandidateAvailable", message, None)
+            }
+            Wait::Nothing | Wait::Room => wait("PodsStop", "old pods are stopping to make room", None),
+            Wait::Seen { .. } => self.unreachable().unwrap_or_else(|| {
+                wait(
+                    "GatewayEndpoints",
+                    "every gateway has to see the new replicas' endpoints",
+                    None,
+                )
+            }),
+            Wait::Confirmation => self.unconfirmed().unwrap_or_else(|| {
+                wait(
+                    "TrafficConfirmed",
+                    "every gateway has to apply the new weights",
+                    None,
+                )
+            }),
+        };
+        decision.progress = Some(progress);
+        let trouble = candidate.trouble.as_ref().map(|trouble| &trouble.reason);
+        self.finish(
+            &mut decision,
+            State::Releasing,
+            Some(waiting),
+            trouble.filter(|_| waits_for_itself),
+        );
+        decision.into()
+    }
+
+    /// Capacity and traffic go back to stable.
+    fn back(&self, stable: &Member, leaving: &Member) -> Decision {
+        let Situation {
+            stopped, replicas, ..
+        } = *self.situation;
+        let weight = leaving.weight.unwrap_or_default();
+        let mut decision = Decision {
+            stable: Some(stable.revision.clone()),
+            candidate: Some(leaving.revision.clone()),
+            ..empty()
+        };
+        self.retire(&[stable, leaving], &mut decision);
+        if stopped {
+            // Nothing runs: the weights can go back at once.
+            decision
+                .scale
+                .extend([(stable.revision.clone(), 0), (leaving.revision.clone(), 0)]);
+            decision.traffic = vec![(stable.revision.clone(), 100)];
+            self.finish(&mut decision, State::Stopped, None, None);
+            return decision;
+        }
+        let shift = Shift {
+            replicas,
+            surge: self.surge,
+            incoming: stable.arm,
+            outgoing: leaving.arm,
+            others: self.others(&[stable, leaving]),
+            weight: 100 - weight,
+            confirmed: self.situation.gateways == Gateways::Confirmed,
+            hold: false,
+            urgent: true,
+        };
+        let step = shift.step();
+        decision.scale.extend([
+            (stable.revision.clone(), step.incoming),
+            (leaving.revision.clone(), step.outgoing),
+        ]);
+        decision.traffic = split(stable, leaving, 100 - step.weight, true);
+        let has_moved = step.weight != shift.weight
+            || step.incoming != stable.arm.wanted
+            || step.outgoing != leaving.arm.wanted;
+        decision.progress = Some(self.progress(Subject::Returning, stable.arm.available, has_moved));
+        let waiting = match step.wait {
+            Wait::Available { want, .. } => {
+                let message = format!("{want} replicas of {} have to become available", stable.revision);
+                wait("ReplicasAvailable", message, None)
+            }
+            _ => self.unconfirmed().unwrap_or_else(|| {
+                wait(
+                    "TrafficReturns",
+                    format!("traffic and capacity go back to {}", stable.revision),
+                    None,
+                )
+            }),
+        };
+        self.finish(
+            &mut decision,
+            State::Returning,
+            Some(waiting),
+            stable.trouble.as_ref().map(|t| &t.reason),
+        );
+        decision
+    }
+
+    /// Pods of every other revision, those that still exist.
+    fn others(&self, known: &[&Member]) -> i32 {
+        self.rest(known).map(|member| member.arm.existing).sum()
+    }
+
+    fn rest<'m>(&'m self, known: &'m [&Member]) -> impl Iterator<Item = &'m Member> {
+        self.members
+            .iter()
+            .filter(|member| known.iter().all(|other| other.revision != member.revision))
+    }
+
+    /// Scales to zero what has no traffic in any gateway.
+    fn retire(&self, known: &[&Member], decision: &mut Decision) {
+        let is_safe = self.situation.gateways == Gateways::Confirmed || self.situation.stopped;
+        for member in self.rest(known).filter(|member| member.arm.wanted > 0) {
+            // One without available pods has no requests to lose, whatever a gateway still believes.
+            if is_safe || member.arm.available == 0 {
+                decision.scale.push((member.revision.clone(), 0));
+            }
+        }
+    }
+
+    /// The count for a subject, moved on if there was progress.
+    fn progress(&self, subject: Subject, available: i32, has_moved: bool) -> Progress {
+        let now = self.situation.now;
+        match &self.situation.progress {
+            Some(seen) if seen.subject == subject => {
+                let moved = if has_moved || available > seen.best {
+                    None
+                } else {
+                    seen.moved
+                };
+                Progress {
+                    subject,
+                    start: seen.start,
+                    moved: Some(moved.unwrap_or(now)),
+                    best: available.max(seen.best),
+                }
+            }
+            _ => Progress {
+                subject,
+                start: now,
+                moved: Some(now),
+                best: available,
+            },
+        }
+    }
+
+    fn suspended(&self, subject: Subject) -> Progress {
+        Progress {
+            moved: None,
+            ..self.progress(subject, 0, false)
+        }
+    }
+
+    fn unreachable(&self) -> Option<Waiting> {
+        match &self.situation.gateways {
+            Gateways::Unreachable(message) => Some(wait("GatewayUnconfirmed", message.clone(), None)),
+            Gateways::Confirmed | Gateways::Pending => None,
+        }
+    }
+
+    fn unconfirmed(&self) -> Option<Waiting> {
+        match &self.situation.gateways {
+            Gateways::Confirmed => None,
+            Gateways::Pending => Some(wait(
+                "TrafficConfirmed",
+                "every gateway has to apply the weights in force",
+                None,
+            )),
+            Gateways::Unreachable(_) => self.unreachable(),
+        }
+    }
+
+    /// Adds the deadline and, once it has passed, what it stalls on.
+    fn finish(
+        &self,
+        decision: &mut Decision,
+        state: State,
+        waiting: Option<Waiting>,
+        trouble: Option<&Reason>,
+    ) {
+        let until = decision.progress.as_ref().and_then(|progress| progress.moved);
+        let until = until.map(|moved| deadline(moved, self.situation.deadline));
+        decision.waiting = waiting.map(|mut waiting| {
+            if let Some(trouble) = trouble {
+                waiting.reason.message = format!(
+                    "{}; {}: {}",
+                    waiting.reason.message, trouble.word, trouble.message
+                );
+            }
+            waiting.deadline = waiting.deadline.or(until);
+            waiting
+        });
+        decision.stalled = match &state {
+            State::Rejected(reason) => Some(reason.clone()),
+            _ if until.is_some_and(|until| self.situation.now >= until) => {
+                let waited = || decision.waiting.as_ref().map(|waiting| waiting.reason.clone());
+                trouble.cloned().or_else(waited)
+            }
+            _ => None,
+        };
+        decision.state = state;
+    }
+}
+
+/// The weights of two revisions. Both are named as long as both matter, so that gateways know the endpoints of the
+/// one before it gets its first request; at the end only one is left, which a gateway cannot misread.
+fn split(stable: &Member, other: &Member, weight: i32, is_returning: bool) -> Vec<(String, i32)> {
+    let both = vec![
+        (stable.revision.clone(), 100 - weight),
+        (other.revision.clone(), weight),
+    ];
+    match weight {
+        100 if !is_returning => vec![(other.revision.clone(), 100)],
+        0 if is_returning => vec![(stable.revision.clone(), 100)],
+        _ => both,
+    }
+}
+
+fn wait(word: &str, message: impl Into<String>, deadline: Option<Timestamp>) -> Waiting {
+    Waiting {
+        reason: Reason::new(word, message),
+        deadline,
+    }
+}
+
+fn deadline(moved: Timestamp, after: jiff::SignedDuration) -> Timestamp {
+    moved.checked_add(after).unwrap_or(Timestamp::MAX)
+}
+
+/// A revision without pods.
+impl Member {
+    /// A revision of that name and standing, without pods or traffic.
+    pub fn new(revision: impl Into<String>, standing: Standing) -> Self {
+        Self {
+            revision: revision.into(),
+            standing,
+            arm: Arm::default(),
+            ..Self::default()
+        }
+    }
+}

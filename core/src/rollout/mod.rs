@@ -1,0 +1,279 @@
+//! Releases: which revision runs where, with how much traffic, and what is waited for.
+//!
+//! ```text
+//!                 target ≠ stable, rested, not rejected, not paused
+//!    Serving ──────────────────────────────────────────────────────► Releasing
+//!       ▲  ▲                                                          │     │
+//!       │  └──────── 100 % confirmed, old pods gone: promoted ────────┘     │ rejected (deadline, crash loop, Abort),
+//!       │                                                                   │ superseded, or the spec is back at stable
+//!       └──────────────── traffic and pods are back ◄── Returning ◄─────────┘
+//! ```
+//!
+//! The states are not stored. They follow at each look from what a cluster keeps anyway: the standing of each revision
+//! (a label on its ControllerRevision), its pods, and the weights in force. So there is nothing to repair after a
+//! crash between two writes, and nothing is lost with `status`: [`decide`] looks again and goes on.
+//!
+//! * [`shift`] moves capacity and traffic between two revisions, one safe step at a time.
+//! * [`decide`] chooses the state, judges a candidate, and names the changes of standing.
+//! * [`restart`] replaces the pods of one revision.
+//!
+//! # Rules
+//!
+//! * Weights of a pool add up to 100, and only two revisions ever have one.
+//! * A revision is rejected only while it waits for its *own* pods. A gateway that cannot be reached is not its fault:
+//!   then everything holds where it is.
+//! * A rejected revision is not tried again until the spec names another one or somebody asks ([`Standing::Rejected`]
+//!   turned into [`Standing::Candidate`] from outside).
+//! * Superseding returns to stable first: a third revision never inherits the second one's traffic.
+//! * The first revision of a pool is stable from the start; there is nothing to protect from it.
+
+mod decide;
+pub mod restart;
+pub mod shift;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use jiff::{SignedDuration, Timestamp};
+
+pub use decide::decide;
+pub use restart::{Restart, RestartStep};
+pub use shift::{Arm, Shift, Step, Wait};
+
+/// What is known of a revision's quality; a label on its ControllerRevision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Nothing: it was superseded before it was proved.
+    #[default]
+    Unproved,
+    /// It is being released.
+    Candidate,
+    /// It serves.
+    Stable,
+    /// It has served.
+    Verified,
+    /// It was stopped.
+    Rejected,
+}
+
+impl Standing {
+    /// The label's value; none for [`Standing::Unproved`].
+    pub fn label(self) -> Option<&'static str> {
+        match self {
+            Self::Unproved => None,
+            Self::Candidate => Some("candidate"),
+            Self::Stable => Some("stable"),
+            Self::Verified => Some("verified"),
+            Self::Rejected => Some("rejected"),
+        }
+    }
+
+    /// The standing with this label; anything unknown is [`Standing::Unproved`].
+    pub fn from_label(label: Option<&str>) -> Self {
+        match label {
+            Some("candidate") => Self::Candidate,
+            Some("stable") => Self::Stable,
+            Some("verified") => Self::Verified,
+            Some("rejected") => Self::Rejected,
+            _ => Self::Unproved,
+        }
+    }
+}
+
+/// A reason in one PascalCase word and a sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reason {
+    /// One word, for example `CrashLoop`.
+    pub word: String,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Reason {
+    /// A reason.
+    pub fn new(word: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            word: word.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Why a revision's pods do not become available.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What is wrong.
+    pub reason: Reason,
+    /// It will not mend itself: a candidate need not wait for its deadline.
+    pub is_final: bool,
+}
+
+/// One revision as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// Its name, `<pool>-<hash>`.
+    pub revision: String,
+    /// Its standing.
+    pub standing: Standing,
+    /// Later ones were made candidate later (`ControllerRevision.revision`).
+    pub order: i64,
+    /// Its pods.
+    pub arm: Arm,
+    /// Its weight in force, in percent; none when `status.traffic` does not name it.
+    pub weight: Option<i32>,
+    /// What keeps its pods from being available.
+    pub trouble: Option<Trouble>,
+    /// Why it was rejected.
+    pub rejected: Option<Reason>,
+}
+
+/// The revision that spec asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// It cannot be told yet (a reference is missing, the spec is impossible): what runs goes on.
+    Unknown,
+    /// This one. `settles` is when it will have rested long enough to be released, if that is still to come.
+    Revision {
+        /// Its name.
+        revision: String,
+        /// End of its rest.
+        settles: Option<Timestamp>,
+    },
+}
+
+/// What the gateways say about the weights in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gateways {
+    /// Every one of them has applied the weights.
+    Confirmed,
+    /// All can be reached, some have not applied them yet.
+    Pending,
+    /// There is none, or one cannot be reached; a sentence.
+    Unreachable(String),
+}
+
+/// What a deadline is counted for. Another subject starts another count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The stable revision reaching its size.
+    Serving,
+    /// One attempt to release a revision.
+    Release {
+        /// Which.
+        revision: String,
+        /// Which attempt, from 1.
+        attempt: i32,
+    },
+    /// Leading back to stable.
+    Returning,
+}
+
+/// How long something has been going on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What.
+    pub subject: Subject,
+    /// Since when.
+    pub start: Timestamp,
+    /// When it last moved on. None while the count is stopped (paused, stopped).
+    pub moved: Option<Timestamp>,
+    /// The most available pods seen: flapping is no progress.
+    pub best: i32,
+}
+
+/// A pool's release as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Situation {
+    /// The time.
+    pub now: Timestamp,
+    /// Replicas that should serve; 0 while stopped.
+    pub replicas: i32,
+    /// `maxSurgePercent`.
+    pub surge_percent: i32,
+    /// `rollout.paused`.
+    pub paused: bool,
+    /// `stopped`.
+    pub stopped: bool,
+    /// `progressDeadlineSeconds`.
+    pub deadline: SignedDuration,
+    /// What spec asks for.
+    pub target: Target,
+    /// Attempts of the target so far, counted from 1.
+    pub attempt: i32,
+    /// All revisions that are recorded or have pods; the target too, once it is recorded.
+    pub members: Vec<Member>,
+    /// What the gateways have done.
+    pub gateways: Gateways,
+    /// What was being waited for at the last look.
+    pub progress: Option<Progress>,
+}
+
+/// Where a release stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing can run yet: the first revision is not known.
+    Empty,
+    /// The target serves with its capacity, and every gateway knows.
+    Ready,
+    /// The stable revision has not its capacity yet (start, scale-up, lost pods).
+    Starting,
+    /// The stable revision has more pods than wanted.
+    Shrinking,
+    /// A candidate takes over.
+    Releasing,
+    /// Capacity and traffic go back to stable.
+    Returning,
+    /// A release waits for the spec to rest.
+    Settling,
+    /// A release is held by `paused`.
+    Paused,
+    /// No pod runs, or the last ones are going, because of `stopped`.
+    Stopped,
+    /// The target was rejected; stable serves.
+    Rejected(Reason),
+}
+
+/// What is waited for, until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// What.
+    pub reason: Reason,
+    /// When the wait ends or is reported as stalled; none: for ever.
+    pub deadline: Option<Timestamp>,
+}
+
+/// A change of standing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Which revision.
+    pub revision: String,
+    /// From now on.
+    pub standing: Standing,
+    /// Why, for [`Standing::Rejected`].
+    pub reason: Option<Reason>,
+}
+
+/// What to do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The revision that serves, after `changes`.
+    pub stable: Option<String>,
+    /// The revision being released or led back from.
+    pub candidate: Option<String>,
+    /// Changes of standing, in the order in which they must be written.
+    pub changes: Vec<Change>,
+    /// `spec.replicas` by revision; what is not named stays.
+    pub scale: Vec<(String, i32)>,
+    /// The weights, in percent; they add up to 100. Empty while nothing can serve.
+    pub traffic: Vec<(String, i32)>,
+    /// Where the release stands.
+    pub state: State,
+    /// What it waits for; none when there is nothing to wait for.
+    pub waiting: Option<Waiting>,
+    /// The wait is over its deadline, or needs a person: a reason. What runs goes on.
+    pub stalled: Option<Reason>,
+    /// What to remember for the next look.
+    pub progress: Option<Progress>,
+}
