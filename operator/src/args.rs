@@ -41,7 +41,13 @@ pub struct RunArgs {
     pub kubeconfig: Option<PathBuf>,
 
     /// Context of the kubeconfig. Default: its current context.
-    #[arg(long, env = "FLOTILLA_CONTEXT", value_name = "NAME", requires = "kubeconfig", help_heading = "Cluster")]
+    #[arg(
+        long,
+        env = "FLOTILLA_CONTEXT",
+        value_name = "NAME",
+        requires = "kubeconfig",
+        help_heading = "Cluster"
+    )]
     pub context: Option<String>,
 
     /// Namespaces to watch, separated by commas. Default: all. With it, Roles in these namespaces are enough.
@@ -95,7 +101,12 @@ pub struct RunArgs {
     pub lease_name: String,
 
     /// Namespace of the Lease. Default: the pod's namespace, or that of the kubeconfig's context.
-    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE", help_heading = "Leader election")]
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        value_name = "NAMESPACE",
+        help_heading = "Leader election"
+    )]
     pub lease_namespace: Option<String>,
 
     /// Who this replica is in the election: the pod's name, so that a restarted container takes its own lease up at
@@ -108,7 +119,13 @@ pub struct RunArgs {
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// Format of the log on stderr. Default: text on a terminal, else json.
-    #[arg(long, env = "FLOTILLA_LOG_FORMAT", value_name = "FORMAT", global = true, help_heading = "Log")]
+    #[arg(
+        long,
+        env = "FLOTILLA_LOG_FORMAT",
+        value_name = "FORMAT",
+        global = true,
+        help_heading = "Log"
+    )]
     pub log_format: Option<LogFormat>,
 
     /// Level, or a filter such as `info,flotilla_operator=debug`.
@@ -148,7 +165,15 @@ mod tests {
         let cli = Cli::try_parse_from(["flotilla-operator", "--watch-namespaces", "a,b"]).unwrap();
         assert!(cli.command.is_none());
         assert_eq!(cli.run.watch_namespaces, ["a", "b"]);
-        let cli = Cli::try_parse_from(["flotilla-operator", "run", "--lease-name", "x", "--log-level", "debug"]).unwrap();
+        let cli = Cli::try_parse_from([
+            "flotilla-operator",
+            "run",
+            "--lease-name",
+            "x",
+            "--log-level",
+            "debug",
+        ])
+        .unwrap();
         assert_eq!(cli.log.log_level, "debug");
         assert!(matches!(cli.command, Some(Command::Run(args)) if args.lease_name == "x"));
         let cli = Cli::try_parse_from(["flotilla-operator", "crds"]).unwrap();

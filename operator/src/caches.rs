@@ -66,12 +66,18 @@ impl Caches {
             load_tests: manager.guarded_cache(Watch::all()),
             providers: manager.guarded_cache(Watch::all()),
             actions: manager.guarded_cache(Watch::all().index(BY_POOL, |action: &RolloutAction| {
-                vec![format!("{}/{}", action.namespace().unwrap_or_default(), action.spec.pool_ref.name)]
+                vec![format!(
+                    "{}/{}",
+                    action.namespace().unwrap_or_default(),
+                    action.spec.pool_ref.name
+                )]
             })),
             replica_sets: manager.cache(ours().index(BY_POOL, by_label(names::POOL))),
             controller_revisions: manager.cache(ours().index(BY_POOL, by_label(names::POOL))),
             services: manager.cache(
-                ours().index(BY_POOL, by_label(names::POOL)).index(BY_LOAD_TEST, by_label(names::LOAD_TEST)),
+                ours()
+                    .index(BY_POOL, by_label(names::POOL))
+                    .index(BY_LOAD_TEST, by_label(names::LOAD_TEST)),
             ),
             service_accounts: manager.cache(ours()),
             disruption_budgets: manager.cache(ours()),
@@ -101,7 +107,10 @@ fn by_label<K: Resource>(label: &'static str) -> impl Fn(&K) -> Vec<String> + Se
         let meta = object.meta();
         let value = meta.labels.as_ref().and_then(|labels| labels.get(label));
         let namespace = meta.namespace.as_deref().unwrap_or_default();
-        value.map(|value| format!("{namespace}/{value}")).into_iter().collect()
+        value
+            .map(|value| format!("{namespace}/{value}"))
+            .into_iter()
+            .collect()
     }
 }
 
@@ -112,7 +121,11 @@ fn trim_pod(pod: &mut Pod) {
     spec.affinity = None;
     spec.tolerations = None;
     spec.topology_spread_constraints = None;
-    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+    for container in spec
+        .containers
+        .iter_mut()
+        .chain(spec.init_containers.iter_mut().flatten())
+    {
         container.env = None;
         container.env_from = None;
         container.volume_mounts = None;

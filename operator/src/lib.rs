@@ -79,7 +79,10 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
     let config = client::load(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
     let clients = client::connect(&config, &metrics, &jitter)?;
     let election = Election {
-        namespace: args.lease_namespace.clone().unwrap_or_else(|| config.default_namespace.clone()),
+        namespace: args
+            .lease_namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone()),
         name: args.lease_name.clone(),
         identity: args.identity.clone().unwrap_or_else(host_identity),
     };
@@ -100,7 +103,10 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
         namespaces: args.watch_namespaces.clone(),
         election: Some(election),
     });
-    let settings = Settings { gateway_image: args.gateway_image, loadgen_image: args.loadgen_image };
+    let settings = Settings {
+        gateway_image: args.gateway_image,
+        loadgen_image: args.loadgen_image,
+    };
     register(&mut manager, &settings);
 
     let stop_server = CancellationToken::new();
@@ -139,6 +145,10 @@ fn stop_on_signal() -> Result<CancellationToken, ExitError> {
 /// The host's name with a random suffix, for a process outside a pod.
 fn host_identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "operator" } else { host.trim() };
+    let host = if host.trim().is_empty() {
+        "operator"
+    } else {
+        host.trim()
+    };
     format!("{host}-{:08x}", rand::random::<u32>())
 }

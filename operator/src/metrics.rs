@@ -156,7 +156,9 @@ impl EncodeLabelValue for EventOutcome {
 }
 
 fn reconcile_seconds() -> Histogram {
-    Histogram::new([0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+    Histogram::new([
+        0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    ])
 }
 
 fn queue_seconds() -> Histogram {
@@ -164,7 +166,9 @@ fn queue_seconds() -> Histogram {
 }
 
 fn request_seconds() -> Histogram {
-    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0])
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0,
+    ])
 }
 
 // === impl Metrics ===
@@ -182,9 +186,16 @@ impl Metrics {
         let mut registry = Registry::default();
         families.register(&mut registry);
         let build = Family::<BuildLabels, Gauge>::default();
-        build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        build
+            .get_or_create(&BuildLabels {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .set(1);
         registry.register("flotilla_build_info", "Version of the running operator", build);
-        Self { registry: Arc::new(Mutex::new(registry)), families }
+        Self {
+            registry: Arc::new(Mutex::new(registry)),
+            families,
+        }
     }
 
     /// Adds metrics of the controllers; names given inside get the prefix `flotilla_`.
@@ -216,9 +227,18 @@ impl Metrics {
             ReconcileResult::Error,
             ReconcileResult::TerminalError,
         ] {
-            families.reconciles.get_or_create(&ResultLabels { controller: name, result }).inc_by(0);
+            families
+                .reconciles
+                .get_or_create(&ResultLabels {
+                    controller: name,
+                    result,
+                })
+                .inc_by(0);
         }
-        families.max_concurrent.get_or_create(&labels).set(i64::try_from(concurrency).unwrap_or(i64::MAX));
+        families
+            .max_concurrent
+            .get_or_create(&labels)
+            .set(i64::try_from(concurrency).unwrap_or(i64::MAX));
         ControllerMetrics {
             name,
             families: families.clone(),
@@ -235,29 +255,53 @@ impl Metrics {
 
     /// 1 while this replica leads, else 0.
     pub fn set_leader(&self, lease: &str, leads: bool) {
-        self.families.leader.get_or_create(&LeaderLabels { name: lease.to_owned() }).set(i64::from(leads));
+        self.families
+            .leader
+            .get_or_create(&LeaderLabels {
+                name: lease.to_owned(),
+            })
+            .set(i64::from(leads));
     }
 
     /// One HTTP request to the API server: its method, its status (none when it was not answered), how long it took.
     pub fn request(&self, method: &http::Method, verb: &'static str, code: Option<u16>, took: Duration) {
-        let labels = RequestLabels { code: CodeLabel(code), method: method.to_string() };
+        let labels = RequestLabels {
+            code: CodeLabel(code),
+            method: method.to_string(),
+        };
         self.families.requests.get_or_create(&labels).inc();
-        self.families.request_time.get_or_create(&VerbLabels { verb }).observe(took.as_secs_f64());
+        self.families
+            .request_time
+            .get_or_create(&VerbLabels { verb })
+            .observe(took.as_secs_f64());
     }
 
     /// A request that is sent once more.
     pub fn request_retry(&self, verb: &'static str) {
-        self.families.request_retries.get_or_create(&VerbLabels { verb }).inc();
+        self.families
+            .request_retries
+            .get_or_create(&VerbLabels { verb })
+            .inc();
     }
 
     /// A watch or list that failed.
     pub fn watch_error(&self, kind: &str) {
-        self.families.watch_errors.get_or_create(&KindLabels { kind: kind.to_owned() }).inc();
+        self.families
+            .watch_errors
+            .get_or_create(&KindLabels {
+                kind: kind.to_owned(),
+            })
+            .inc();
     }
 
     /// A complete list of a kind.
     pub fn relist(&self, kind: &str) {
-        self.families.relists.get_or_create(&KindLabels { kind: kind.to_owned() }).inc();
+        self.families
+            .relists
+            .get_or_create(&KindLabels {
+                kind: kind.to_owned(),
+            })
+            .inc();
     }
 
     /// What became of an Event.
@@ -297,12 +341,24 @@ pub struct ControllerMetrics {
 impl ControllerMetrics {
     /// One finished reconcile.
     pub fn finished(&self, result: ReconcileResult) {
-        self.families.reconciles.get_or_create(&ResultLabels { controller: self.name, result }).inc();
+        self.families
+            .reconciles
+            .get_or_create(&ResultLabels {
+                controller: self.name,
+                result,
+            })
+            .inc();
     }
 
     /// One failed reconcile; `category` is the error's stable word.
     pub fn failed(&self, category: &'static str) {
-        self.families.reconcile_errors.get_or_create(&ErrorLabels { controller: self.name, category }).inc();
+        self.families
+            .reconcile_errors
+            .get_or_create(&ErrorLabels {
+                controller: self.name,
+                category,
+            })
+            .inc();
     }
 }
 
@@ -333,26 +389,46 @@ impl Families {
     /// Suffixes `_total` and `_seconds` are added by the encoder.
     fn register(&self, registry: &mut Registry) {
         let runtime = registry.sub_registry_with_prefix("controller_runtime");
-        runtime.register("reconcile", "Reconciles by controller and result", self.reconciles.clone());
+        runtime.register(
+            "reconcile",
+            "Reconciles by controller and result",
+            self.reconciles.clone(),
+        );
         runtime.register(
             "reconcile_errors",
             "Failed reconciles by controller and category of the error",
             self.reconcile_errors.clone(),
         );
-        runtime.register("reconcile_panics", "Panics caught in reconciles", self.reconcile_panics.clone());
+        runtime.register(
+            "reconcile_panics",
+            "Panics caught in reconciles",
+            self.reconcile_panics.clone(),
+        );
         runtime.register_with_unit(
             "reconcile_time",
             "Length of reconciles",
             Unit::Seconds,
             self.reconcile_time.clone(),
         );
-        runtime.register("active_workers", "Reconciles under way", self.active_workers.clone());
-        runtime.register("max_concurrent_reconciles", "Most reconciles at once", self.max_concurrent.clone());
+        runtime.register(
+            "active_workers",
+            "Reconciles under way",
+            self.active_workers.clone(),
+        );
+        runtime.register(
+            "max_concurrent_reconciles",
+            "Most reconciles at once",
+            self.max_concurrent.clone(),
+        );
 
         let queue = registry.sub_registry_with_prefix("workqueue");
         queue.register("depth", "Keys waiting for a worker", self.depth.clone());
         queue.register("adds", "Keys added to the queue", self.adds.clone());
-        queue.register("retries", "Keys queued again after a failure", self.retries.clone());
+        queue.register(
+            "retries",
+            "Keys queued again after a failure",
+            self.retries.clone(),
+        );
         queue.register_with_unit(
             "queue_duration",
             "How long keys wait for a worker",
@@ -384,12 +460,24 @@ impl Families {
             Unit::Seconds,
             self.request_time.clone(),
         );
-        client.register("request_retries", "Requests sent once more by verb", self.request_retries.clone());
+        client.register(
+            "request_retries",
+            "Requests sent once more by verb",
+            self.request_retries.clone(),
+        );
 
         let own = registry.sub_registry_with_prefix("flotilla");
-        own.register("watch_errors", "Failed lists and watches by kind", self.watch_errors.clone());
+        own.register(
+            "watch_errors",
+            "Failed lists and watches by kind",
+            self.watch_errors.clone(),
+        );
         own.register("relists", "Complete lists by kind", self.relists.clone());
-        own.register("events", "Kubernetes Events by what became of them", self.events.clone());
+        own.register(
+            "events",
+            "Kubernetes Events by what became of them",
+            self.events.clone(),
+        );
     }
 }
 
@@ -407,7 +495,12 @@ where
 {
     /// A gauge `name{label="…"}`; `read` gives pairs of label value and value.
     pub fn new(name: &'static str, help: &'static str, label: &'static str, read: F) -> Self {
-        Self { name, help, label, read }
+        Self {
+            name,
+            help,
+            label,
+            read,
+        }
     }
 }
 
@@ -450,9 +543,12 @@ mod tests {
         metrics.set_leader("flotilla-operator", true);
         metrics.request(&http::Method::GET, "GET", Some(200), Duration::from_millis(3));
         metrics.request(&http::Method::POST, "POST", None, Duration::from_secs(5));
-        metrics.register_collector(Box::new(ScrapeGauge::new("flotilla_objects", "Cached", "kind", || {
-            vec![("Pod".to_owned(), 3.0)]
-        })));
+        metrics.register_collector(Box::new(ScrapeGauge::new(
+            "flotilla_objects",
+            "Cached",
+            "kind",
+            || vec![("Pod".to_owned(), 3.0)],
+        )));
         let text = metrics.encode();
         for line in [
             r#"controller_runtime_reconcile_total{controller="agentpool",result="requeue_after"} 1"#,

@@ -39,13 +39,18 @@ pub struct BindError {
 /// # Errors
 /// [`BindError`].
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
-    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| BindError { address, source })
 }
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness, stop: CancellationToken) {
     let graceful = stop.clone().cancelled_owned();
-    let server = warp::serve(routes(metrics, readiness)).incoming(listener).graceful(graceful).run();
+    let server = warp::serve(routes(metrics, readiness))
+        .incoming(listener)
+        .graceful(graceful)
+        .run();
     tokio::pin!(server);
     tokio::select! {
         () = &mut server => return,
@@ -63,7 +68,9 @@ fn routes(
     let metrics = warp::path!("metrics")
         .map(move || reply(StatusCode::OK, metrics::CONTENT_TYPE, metrics.encode()))
         .boxed();
-    let health = warp::path!("healthz").map(|| reply(StatusCode::OK, TEXT, "ok\n".to_owned())).boxed();
+    let health = warp::path!("healthz")
+        .map(|| reply(StatusCode::OK, TEXT, "ok\n".to_owned()))
+        .boxed();
     let ready = warp::path!("readyz")
         .map(move || {
             let pending = readiness.pending();
@@ -76,14 +83,15 @@ fn routes(
         })
         .boxed();
     let read = warp::get().or(warp::head()).unify();
-    read.and(metrics.or(health).unify().or(ready).unify()).or_else(|rejection: warp::Rejection| async move {
-        if rejection.is_not_found() {
-            let paths = "try /metrics, /healthz or /readyz\n".to_owned();
-            Ok::<_, warp::Rejection>((reply(StatusCode::NOT_FOUND, TEXT, paths),))
-        } else {
-            Err(rejection)
-        }
-    })
+    read.and(metrics.or(health).unify().or(ready).unify())
+        .or_else(|rejection: warp::Rejection| async move {
+            if rejection.is_not_found() {
+                let paths = "try /metrics, /healthz or /readyz\n".to_owned();
+                Ok::<_, warp::Rejection>((reply(StatusCode::NOT_FOUND, TEXT, paths),))
+            } else {
+                Err(rejection)
+            }
+        })
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -91,7 +99,9 @@ const TEXT: &str = "text/plain; charset=utf-8";
 fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<String> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
     response
 }
 
@@ -120,12 +130,18 @@ mod tests {
         let server = tokio::spawn(serve(listener, Metrics::new(), readiness.clone(), stop.clone()));
 
         let text = get(address, "/readyz").await;
-        assert!(text.starts_with("HTTP/1.1 503") && text.contains("pending: cache of pods"), "{text}");
+        assert!(
+            text.starts_with("HTTP/1.1 503") && text.contains("pending: cache of pods"),
+            "{text}"
+        );
         readiness.done("cache of pods");
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         let text = get(address, "/metrics").await;
-        assert!(text.contains("application/openmetrics-text") && text.contains("# EOF"), "{text}");
+        assert!(
+            text.contains("application/openmetrics-text") && text.contains("# EOF"),
+            "{text}"
+        );
         assert!(get(address, "/other").await.starts_with("HTTP/1.1 404"));
 
         let mut unfinished = TcpStream::connect(address).await.unwrap();
@@ -138,6 +154,9 @@ mod tests {
     async fn a_taken_port_is_a_sentence() {
         let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let error = bind(first.local_addr().unwrap()).await.unwrap_err();
-        assert!(error.to_string().contains("another process does already"), "{error}");
+        assert!(
+            error.to_string().contains("another process does already"),
+            "{error}"
+        );
     }
 }

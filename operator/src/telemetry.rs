@@ -13,7 +13,11 @@ use crate::args::{LogArgs, LogFormat};
 pub fn init(args: &LogArgs) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(&args.log_level)?;
     let terminal = std::io::stderr().is_terminal();
-    let format = args.log_format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let format = args.log_format.unwrap_or(if terminal {
+        LogFormat::Text
+    } else {
+        LogFormat::Json
+    });
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -21,7 +25,12 @@ pub fn init(args: &LogArgs) -> Result<(), ParseError> {
     // An error means that a subscriber is set already, by a test that calls this twice.
     let _ = match format {
         LogFormat::Text => builder.with_ansi(terminal).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .try_init(),
     };
     Ok(())
 }

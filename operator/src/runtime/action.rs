@@ -107,7 +107,9 @@ pub struct Applied(pub Vec<Outcome>);
 impl Applied {
     /// Whether anything was sent to the API server.
     pub fn changed(&self) -> bool {
-        self.0.iter().any(|outcome| matches!(outcome, Outcome::Written { .. } | Outcome::Deleted))
+        self.0
+            .iter()
+            .any(|outcome| matches!(outcome, Outcome::Written { .. } | Outcome::Deleted))
     }
 }
 
@@ -129,17 +131,28 @@ impl Action {
 
     /// Sets `spec.replicas` of an object from a cache.
     pub fn scale<K: Resource<DynamicType = ()>>(seen: &K, replicas: i32) -> Self {
-        Self::Scale { target: Target::of(seen), replicas }
+        Self::Scale {
+            target: Target::of(seen),
+            replicas,
+        }
     }
 
     /// Merges `patch` into an object from a cache, whatever its version now.
     pub fn patch<K: Resource<DynamicType = ()>>(seen: &K, patch: Value) -> Self {
-        Self::Patch { target: Target::of(seen), patch, precondition: false }
+        Self::Patch {
+            target: Target::of(seen),
+            patch,
+            precondition: false,
+        }
     }
 
     /// Merges `patch` into an object from a cache, unless it has changed meanwhile.
     pub fn patch_exactly<K: Resource<DynamicType = ()>>(seen: &K, patch: Value) -> Self {
-        Self::Patch { target: Target::of(seen), patch, precondition: true }
+        Self::Patch {
+            target: Target::of(seen),
+            patch,
+            precondition: true,
+        }
     }
 
     /// Sets labels and annotations (a `None` removes) of an object from a cache.
@@ -149,19 +162,31 @@ impl Action {
         annotations: &[(&str, Option<&str>)],
     ) -> Self {
         let map = |pairs: &[(&str, Option<&str>)]| {
-            pairs.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect::<Map<_, _>>()
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), json!(value)))
+                .collect::<Map<_, _>>()
         };
-        Self::patch(seen, json!({"metadata": {"labels": map(labels), "annotations": map(annotations)}}))
+        Self::patch(
+            seen,
+            json!({"metadata": {"labels": map(labels), "annotations": map(annotations)}}),
+        )
     }
 
     /// Deletes an object from a cache.
     pub fn delete<K: Resource<DynamicType = ()>>(seen: &K) -> Self {
-        Self::Delete { target: Target::of(seen), precondition: false }
+        Self::Delete {
+            target: Target::of(seen),
+            precondition: false,
+        }
     }
 
     /// Deletes an object from a cache, unless it has changed meanwhile.
     pub fn delete_exactly<K: Resource<DynamicType = ()>>(seen: &K) -> Self {
-        Self::Delete { target: Target::of(seen), precondition: true }
+        Self::Delete {
+            target: Target::of(seen),
+            precondition: true,
+        }
     }
 
     /// An Event on the visited object.
@@ -180,12 +205,23 @@ impl Child {
             fields.insert("kind".into(), json!(resource.kind));
             fields.remove("status");
             if let Some(Value::Object(metadata)) = fields.get_mut("metadata") {
-                for server_set in ["creationTimestamp", "managedFields", "resourceVersion", "uid", "generation"] {
+                for server_set in [
+                    "creationTimestamp",
+                    "managedFields",
+                    "resourceVersion",
+                    "uid",
+                    "generation",
+                ] {
                     metadata.remove(server_set);
                 }
             }
         }
-        Self { resource, key: key_of(object), ownership, object: value }
+        Self {
+            resource,
+            key: key_of(object),
+            ownership,
+            object: value,
+        }
     }
 
     /// Our field manager for this kind, `flotilla/<kind in lower case>`.

@@ -36,7 +36,12 @@ pub struct Watch<K> {
 
 impl<K> Default for Watch<K> {
     fn default() -> Self {
-        Self { labels: None, fields: None, trim: None, indexes: Vec::new() }
+        Self {
+            labels: None,
+            fields: None,
+            trim: None,
+            indexes: Vec::new(),
+        }
     }
 }
 
@@ -76,9 +81,11 @@ impl<K> Watch<K> {
     }
 }
 
-/// One difference between what was held and what is. Never both `None`.
+/// One difference between what was held and what is. Both are `None` for an object that does not decode.
 #[derive(Debug)]
 pub struct Change<K> {
+    /// The object's name.
+    pub key: Key,
     /// What the cache held before.
     pub old: Option<Arc<K>>,
     /// What it holds now.
@@ -123,13 +130,20 @@ struct State<K> {
 
 impl<K> Clone for Cache<K> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
     }
 }
 
 impl<K> fmt::Debug for Cache<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Cache<{}>({})", self.inner.resource.kind, self.inner.state.read().objects.len())
+        write!(
+            f,
+            "Cache<{}>({})",
+            self.inner.resource.kind,
+            self.inner.state.read().objects.len()
+        )
     }
 }
 
@@ -155,16 +169,25 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         self.inner.state.read().objects.values().cloned().collect()
     }
 
-    /// All names, ordered.
+    /// The names of all objects, also of those that do not decode.
     pub fn keys(&self) -> Vec<Key> {
-        self.inner.state.read().objects.keys().cloned().collect()
+        let state = self.inner.state.read();
+        state
+            .objects
+            .keys()
+            .chain(state.undecodable.keys())
+            .cloned()
+            .collect()
     }
 
     /// The objects of one namespace, ordered by name.
     pub fn in_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
         let state = self.inner.state.read();
         let range = state.objects.range(Key::new(namespace, "")..);
-        range.take_while(|(key, _)| key.namespace == namespace).map(|(_, object)| object.clone()).collect()
+        range
+            .take_while(|(key, _)| key.namespace == namespace)
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     /// The objects with an owner reference (controller or not) to this UID, ordered by name.
@@ -178,8 +201,13 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
     pub fn by_index(&self, name: &str, value: &str) -> Vec<Arc<K>> {
         let state = self.inner.state.read();
         let position = self.inner.indexes.iter().position(|(index, _)| *index == name);
-        let keys = position.and_then(|at| state.indexes.get(at)).and_then(|index| index.get(value));
-        keys.into_iter().flatten().filter_map(|key| state.objects.get(key).cloned()).collect()
+        let keys = position
+            .and_then(|at| state.indexes.get(at))
+            .and_then(|index| index.get(value));
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| state.objects.get(key).cloned())
+            .collect()
     }
 
     /// Number of objects.
@@ -284,8 +312,12 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
     pub(super) fn finish(&self, shard: &String, relist: Relist<K>) {
         let (changes, all_synced) = {
             let mut state = self.inner.state.write();
-            let mut vanished: BTreeSet<Key> =
-                state.objects.keys().chain(state.undecodable.keys()).cloned().collect();
+            let mut vanished: BTreeSet<Key> = state
+                .objects
+                .keys()
+                .chain(state.undecodable.keys())
+                .cloned()
+                .collect();
             if !shard.is_empty() {
                 vanished.retain(|key| key.namespace == *shard);
             }
@@ -319,9 +351,9 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
             Ok(object) => object,
             Err(undecodable) => {
                 let key = key_of_meta(&undecodable.metadata);
-                let change = self.take(state, &key);
-                state.undecodable.insert(key, undecodable);
-                return change;
+                let old = self.take(state, &key).and_then(|change| change.old);
+                state.undecodable.insert(key.clone(), undecodable);
+                return Some(Change { key, old, new: None });
             }
         };
         object.meta_mut().managed_fields = None;
@@ -339,7 +371,11 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
             self.unindex(state, &key, old);
         }
         for owner in object.meta().owner_references.iter().flatten() {
-            state.owners.entry(owner.uid.clone()).or_default().insert(key.clone());
+            state
+                .owners
+                .entry(owner.uid.clone())
+                .or_default()
+                .insert(key.clone());
         }
         for ((_, values), index) in self.inner.indexes.iter().zip(&mut state.indexes) {
             for value in values(&object) {
@@ -351,14 +387,24 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
                 && old.meta().resource_version == object.meta().resource_version
                 && old.meta().uid == object.meta().uid
         });
-        (!unchanged).then_some(Change { old, new: Some(object) })
+        (!unchanged).then_some(Change {
+            key,
+            old,
+            new: Some(object),
+        })
     }
 
     fn take(&self, state: &mut State<K>, key: &Key) -> Option<Change<K>> {
-        state.undecodable.remove(key);
-        let old = state.objects.remove(key)?;
-        self.unindex(state, key, &old);
-        Some(Change { old: Some(old), new: None })
+        let undecodable = state.undecodable.remove(key);
+        let old = state.objects.remove(key);
+        if let Some(old) = &old {
+            self.unindex(state, key, old);
+        }
+        (old.is_some() || undecodable.is_some()).then(|| Change {
+            key: key.clone(),
+            old,
+            new: None,
+        })
     }
 
     fn unindex(&self, state: &mut State<K>, key: &Key, old: &K) {
@@ -382,13 +428,19 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
 
     fn announce(&self, change: Option<Change<K>>) {
         if let Some(change) = change {
-            self.inner.subscribers.read().iter().for_each(|subscriber| subscriber(&change));
+            self.inner
+                .subscribers
+                .read()
+                .iter()
+                .for_each(|subscriber| subscriber(&change));
         }
         self.advanced();
     }
 
     fn advanced(&self) {
-        self.inner.progress.send_modify(|count| *count = count.wrapping_add(1));
+        self.inner
+            .progress
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 
@@ -412,7 +464,10 @@ fn version_of<K: Resource>(object: &Result<K, Undecodable>) -> Option<ResourceVe
 }
 
 fn key_of_meta(meta: &ObjectMeta) -> Key {
-    Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    Key::new(
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
 }
 
 // === the view without a type, for the executor and the gate ===
@@ -447,26 +502,40 @@ where
     fn cached(&self, key: &Key) -> Option<Cached> {
         let object = self.get(key)?;
         let value = serde_json::to_value(&*object).unwrap_or_default();
-        Some(Cached { metadata: object.meta().clone(), value })
+        Some(Cached {
+            metadata: object.meta().clone(),
+            value,
+        })
     }
 
     fn metadata(&self, key: &Key) -> Option<ObjectMeta> {
         let state = self.inner.state.read();
         let undecodable = || state.undecodable.get(key).map(|object| object.metadata.clone());
-        state.objects.get(key).map(|object| object.meta().clone()).or_else(undecodable)
+        state
+            .objects
+            .get(key)
+            .map(|object| object.meta().clone())
+            .or_else(undecodable)
     }
 
     fn has_seen(&self, key: &Key, mark: &Mark) -> bool {
         let held = self.metadata(key);
         let state = self.inner.state.read();
         let read_past = |version: ResourceVersion| {
-            let shard = if state.high_water.contains_key(&key.namespace) { &key.namespace } else { "" };
+            let shard = if state.high_water.contains_key(&key.namespace) {
+                &key.namespace
+            } else {
+                ""
+            };
             state.high_water.get(shard).is_some_and(|mark| *mark >= version)
         };
         match mark {
             Mark::Written { version: None } => false,
-            Mark::Written { version: Some(version) } => {
-                held.and_then(|meta| ResourceVersion::of(&meta)).is_some_and(|held| held >= *version)
+            Mark::Written {
+                version: Some(version),
+            } => {
+                held.and_then(|meta| ResourceVersion::of(&meta))
+                    .is_some_and(|held| held >= *version)
                     || read_past(*version)
             }
             Mark::Deleted { uid } => {
@@ -488,3 +557,6 @@ where
         (state.objects.len(), state.undecodable.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

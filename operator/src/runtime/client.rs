@@ -94,13 +94,23 @@ pub enum ClientError {
 pub async fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Config, ClientError> {
     let mut config = match kubeconfig.filter(|path| !path.as_os_str().is_empty()) {
         Some(paths) => {
-            let failed = |source| ClientError::Kubeconfig { path: paths.to_owned(), source: Box::new(source) };
+            let failed = |source| ClientError::Kubeconfig {
+                path: paths.to_owned(),
+                source: Box::new(source),
+            };
             let mut merged = Kubeconfig::default();
             for path in std::env::split_paths(paths) {
-                merged = merged.merge(Kubeconfig::read_from(path).map_err(failed)?).map_err(failed)?;
+                merged = merged
+                    .merge(Kubeconfig::read_from(path).map_err(failed)?)
+                    .map_err(failed)?;
             }
-            let options = KubeConfigOptions { context: context.map(str::to_owned), ..Default::default() };
-            Config::from_custom_kubeconfig(merged, &options).await.map_err(failed)?
+            let options = KubeConfigOptions {
+                context: context.map(str::to_owned),
+                ..Default::default()
+            };
+            Config::from_custom_kubeconfig(merged, &options)
+                .await
+                .map_err(failed)?
         }
         None => Config::incluster().map_err(|source| ClientError::NoCluster(Box::new(source)))?,
     };
@@ -148,8 +158,16 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let build = |tries| Client::new(CallLayer::new(tries, metrics, jitter).layer(service.clone()), "default");
-    Clients { api: build(TRIES), lease: build(1) }
+    let build = |tries| {
+        Client::new(
+            CallLayer::new(tries, metrics, jitter).layer(service.clone()),
+            "default",
+        )
+    };
+    Clients {
+        api: build(TRIES),
+        lease: build(1),
+    }
 }
 
 /// A call that took longer than its budget.
@@ -186,7 +204,10 @@ impl<S> Layer<S> for CallLayer {
     type Service = CallService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CallService { inner, layer: self.clone() }
+        CallService {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -273,12 +294,18 @@ impl Call {
 
     fn timed_out(&self, after: Duration) -> BoxError {
         let path = self.parts.uri.path().to_owned();
-        Box::new(TimedOut { method: self.parts.method.clone(), path, after })
+        Box::new(TimedOut {
+            method: self.parts.method.clone(),
+            path,
+            after,
+        })
     }
 
     fn observe(&self, code: Option<StatusCode>, since: Instant) {
         let code = code.map(|code| code.as_u16());
-        self.layer.metrics.request(&self.parts.method, self.verb(), code, since.elapsed());
+        self.layer
+            .metrics
+            .request(&self.parts.method, self.verb(), code, since.elapsed());
     }
 
     async fn open_watch<S, B>(self, inner: S) -> Result<Response<AnswerBody>, BoxError>
@@ -344,7 +371,8 @@ impl Call {
                 Ok(response) => pause.max(retry_after(response)),
                 Err(_) => pause,
             };
-            let again = tried < self.layer.tries && self.may_try_again(&answer) && Instant::now() + pause < deadline;
+            let again =
+                tried < self.layer.tries && self.may_try_again(&answer) && Instant::now() + pause < deadline;
             if !again {
                 return answer.map(finish);
             }
@@ -385,20 +413,39 @@ where
 fn finish(response: Response<Bytes>) -> Response<AnswerBody> {
     let (parts, body) = response.into_parts();
     let is_error = parts.status.is_client_error() || parts.status.is_server_error();
-    let body = if is_error { status_body(parts.status, body) } else { body };
-    Response::from_parts(parts, Full::new(body).map_err(|never| match never {}).boxed_unsync())
+    let body = if is_error {
+        status_body(parts.status, body)
+    } else {
+        body
+    };
+    Response::from_parts(
+        parts,
+        Full::new(body).map_err(|never| match never {}).boxed_unsync(),
+    )
 }
 
 fn status_body(code: StatusCode, body: Bytes) -> Bytes {
     let parsed: Option<Value> = serde_json::from_slice(&body).ok();
-    let is_status = |value: &Value| value.get("code").and_then(Value::as_u64) == Some(u64::from(code.as_u16()));
+    let is_status =
+        |value: &Value| value.get("code").and_then(Value::as_u64) == Some(u64::from(code.as_u16()));
     if parsed.as_ref().is_some_and(is_status) {
         return body;
     }
     let text = String::from_utf8_lossy(&body);
-    let message = parsed.as_ref().and_then(|value| value.get("message")).and_then(Value::as_str);
-    let message = message.unwrap_or_else(|| super::conditions::truncate(text.trim(), 512));
-    let reason = parsed.as_ref().and_then(|value| value.get("reason")).and_then(Value::as_str);
+    let message = parsed
+        .as_ref()
+        .and_then(|value| value.get("message"))
+        .and_then(Value::as_str);
+    let raw = if parsed.is_some() {
+        ""
+    } else {
+        super::conditions::truncate(text.trim(), 512)
+    };
+    let message = message.unwrap_or(raw);
+    let reason = parsed
+        .as_ref()
+        .and_then(|value| value.get("reason"))
+        .and_then(Value::as_str);
     let status = json!({
         "apiVersion": "v1",
         "kind": "Status",
@@ -412,8 +459,13 @@ fn status_body(code: StatusCode, body: Bytes) -> Bytes {
 
 /// What the server asks to wait for, in whole seconds; zero without a wish.
 fn retry_after<B>(response: &Response<B>) -> Duration {
-    let value = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    value.and_then(|value| value.trim().parse().ok()).map_or(Duration::ZERO, Duration::from_secs)
+    let value = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok());
+    value
+        .and_then(|value| value.trim().parse().ok())
+        .map_or(Duration::ZERO, Duration::from_secs)
 }
 
 #[cfg(test)]

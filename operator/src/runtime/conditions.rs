@@ -18,12 +18,22 @@ impl Conditions {
     /// Begins with the observed conditions. `generation` is the `metadata.generation` that was judged; every
     /// condition set from here carries it.
     pub fn new(observed: &[Condition], generation: Option<i64>, now: Timestamp) -> Self {
-        Self { list: observed.to_vec(), generation: generation.unwrap_or_default(), now }
+        Self {
+            list: observed.to_vec(),
+            generation: generation.unwrap_or_default(),
+            now,
+        }
     }
 
     /// Sets a condition to `True`, `False` or (with `None`) `Unknown`. `reason` is one PascalCase word, `message` one
     /// sentence, cut to 1 KiB.
-    pub fn set(&mut self, type_: &str, status: impl Into<Option<bool>>, reason: &str, message: impl AsRef<str>) {
+    pub fn set(
+        &mut self,
+        type_: &str,
+        status: impl Into<Option<bool>>,
+        reason: &str,
+        message: impl AsRef<str>,
+    ) {
         let status = match status.into() {
             Some(true) => "True",
             Some(false) => "False",
@@ -63,7 +73,8 @@ impl Conditions {
 
     /// Whether the condition is there and `True`.
     pub fn is_true(&self, type_: &str) -> bool {
-        self.get(type_).is_some_and(|condition| condition.status == "True")
+        self.get(type_)
+            .is_some_and(|condition| condition.status == "True")
     }
 
     /// The finished list, in the order the types were first set.
@@ -97,7 +108,11 @@ mod tests {
         second.set("Ready", false, "Waiting", "1 of 2");
         let ready = second.get("Ready").unwrap();
         assert_eq!(
-            (ready.last_transition_time.0, ready.reason.as_str(), ready.observed_generation),
+            (
+                ready.last_transition_time.0,
+                ready.reason.as_str(),
+                ready.observed_generation
+            ),
             (at(10), "Waiting", Some(2))
         );
         let mut third = Conditions::new(&second.into_vec(), Some(2), at(30));

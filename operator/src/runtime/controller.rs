@@ -22,7 +22,7 @@ use tracing::{Instrument as _, debug, error, info_span, warn};
 use super::cache::Cache;
 use super::errors::{Blame, Failure};
 use super::events::{Note, Regarding};
-use super::key::{Key, key_of};
+use super::key::Key;
 use super::manager::{Context, Manager};
 use super::queue::Queue;
 use super::visit::Visit;
@@ -95,10 +95,12 @@ impl<K: Resource<DynamicType = ()> + Serialize + Send + Sync + 'static> Controll
     pub fn new(name: &'static str, cache: &Cache<K>) -> Self {
         let queue = Arc::new(Queue::new());
         let adder = Arc::clone(&queue);
-        cache.on_change(move |change| {
-            change.new.iter().chain(&change.old).take(1).for_each(|object| adder.add(key_of(&**object)));
-        });
-        Self { name, cache: cache.clone(), queue }
+        cache.on_change(move |change| adder.add(change.key.clone()));
+        Self {
+            name,
+            cache: cache.clone(),
+            queue,
+        }
     }
 
     /// Visits the owners (of kind `K`, controller or not) of every child that changes.
@@ -106,8 +108,10 @@ impl<K: Resource<DynamicType = ()> + Serialize + Send + Sync + 'static> Controll
         self.watches(children, |child: &C| {
             let namespace = child.meta().namespace.clone().unwrap_or_default();
             let owners = child.meta().owner_references.iter().flatten();
-            let ours = owners.filter(|owner| owner.kind == K::kind(&()) && owner.api_version == K::api_version(&()));
-            ours.map(|owner| Key::new(namespace.clone(), owner.name.clone())).collect()
+            let ours =
+                owners.filter(|owner| owner.kind == K::kind(&()) && owner.api_version == K::api_version(&()));
+            ours.map(|owner| Key::new(namespace.clone(), owner.name.clone()))
+                .collect()
         })
     }
 
@@ -119,7 +123,12 @@ impl<K: Resource<DynamicType = ()> + Serialize + Send + Sync + 'static> Controll
     ) -> Self {
         let queue = Arc::clone(&self.queue);
         others.on_change(move |change| {
-            change.new.iter().chain(&change.old).flat_map(|object| keys(object)).for_each(|key| queue.add(key));
+            change
+                .new
+                .iter()
+                .chain(&change.old)
+                .flat_map(|object| keys(object))
+                .for_each(|key| queue.add(key));
         });
         self
     }
@@ -189,7 +198,13 @@ impl Failed {
     }
 
     fn bug(category: &'static str, message: String) -> Self {
-        Self { category, blame: Blame::Bug, cap: Duration::from_secs(300), notable: true, message }
+        Self {
+            category,
+            blame: Blame::Bug,
+            cap: Duration::from_secs(300),
+            notable: true,
+            message,
+        }
     }
 }
 
@@ -209,7 +224,12 @@ impl<R: Reconciler> Driver<R> {
     }
 
     /// Runs visits until leadership or the process ends; running visits end by themselves.
-    async fn lead(self: &Arc<Self>, context: &Arc<Context>, work: &mut JoinSet<()>, stop: &CancellationToken) {
+    async fn lead(
+        self: &Arc<Self>,
+        context: &Arc<Context>,
+        work: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) {
         self.cache.keys().into_iter().for_each(|key| self.queue.add(key));
         loop {
             tokio::select! {
@@ -248,9 +268,15 @@ impl<R: Reconciler> Driver<R> {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => {
                 self.metrics.panics.inc();
-                Err(Failed::bug("Panic", format!("the reconcile panicked: {}", panic_text(&*panic))))
+                Err(Failed::bug(
+                    "Panic",
+                    format!("the reconcile panicked: {}", panic_text(&*panic)),
+                ))
             }
-            Err(_) => Err(Failed::bug("VisitTimeout", format!("the reconcile took over {VISIT_LIMIT:?}"))),
+            Err(_) => Err(Failed::bug(
+                "VisitTimeout",
+                format!("the reconcile took over {VISIT_LIMIT:?}"),
+            )),
         };
         let took = started.elapsed().as_secs_f64();
         self.metrics.active.dec();
@@ -268,10 +294,19 @@ impl<R: Reconciler> Driver<R> {
     async fn attempt(&self, visit: &Visit) -> Result<Next, Failed> {
         let context = &visit.context;
         let visitor = (self.name, &visit.key);
-        context.gate.pass(&context.client, visitor).await.map_err(|error| Failed::of(&error))?;
+        context
+            .gate
+            .pass(&context.client, visitor)
+            .await
+            .map_err(|error| Failed::of(&error))?;
         // The caches may have moved on while the gate was closed.
-        let Some(object) = self.cache.get(&visit.key) else { return Ok(Next::on_change()) };
-        self.reconciler.reconcile(object, visit).await.map_err(|error| Failed::of(&error))
+        let Some(object) = self.cache.get(&visit.key) else {
+            return Ok(Next::on_change());
+        };
+        self.reconciler
+            .reconcile(object, visit)
+            .await
+            .map_err(|error| Failed::of(&error))
     }
 
     /// Counts, logs and reports a visit's end; gives the pause until the next one.
@@ -279,7 +314,11 @@ impl<R: Reconciler> Driver<R> {
         let failed = match result {
             Ok(Next(pause)) => {
                 self.failures.lock().remove(key);
-                let result = if pause.is_some() { ReconcileResult::RequeueAfter } else { ReconcileResult::Success };
+                let result = if pause.is_some() {
+                    ReconcileResult::RequeueAfter
+                } else {
+                    ReconcileResult::Success
+                };
                 self.metrics.finished(result);
                 return pause;
             }
@@ -292,7 +331,11 @@ impl<R: Reconciler> Driver<R> {
         if failed.blame == Blame::User {
             self.failures.lock().remove(key);
             self.metrics.finished(ReconcileResult::TerminalError);
-            warn!(category = failed.category, error = failed.message, "waiting for the object to be mended");
+            warn!(
+                category = failed.category,
+                error = failed.message,
+                "waiting for the object to be mended"
+            );
             return None;
         }
         let count = {
@@ -306,9 +349,24 @@ impl<R: Reconciler> Driver<R> {
         let pause = visit.context.jitter.spread(pause_after(count, failed.cap));
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         match (failed.blame, failed.notable) {
-            (Blame::Bug, _) => error!(category = failed.category, error = failed.message, pause_ms, "reconcile failed"),
-            (_, true) => warn!(category = failed.category, error = failed.message, pause_ms, "reconcile failed"),
-            (_, false) => debug!(category = failed.category, error = failed.message, pause_ms, "reconcile put off"),
+            (Blame::Bug, _) => error!(
+                category = failed.category,
+                error = failed.message,
+                pause_ms,
+                "reconcile failed"
+            ),
+            (_, true) => warn!(
+                category = failed.category,
+                error = failed.message,
+                pause_ms,
+                "reconcile failed"
+            ),
+            (_, false) => debug!(
+                category = failed.category,
+                error = failed.message,
+                pause_ms,
+                "reconcile put off"
+            ),
         }
         Some(pause)
     }
@@ -327,11 +385,17 @@ impl<R: Reconciler> Driver<R> {
         if self.reported.lock().insert(key.clone(), generation) == Some(generation) {
             return;
         }
-        let message = format!("this version of the operator cannot read the object: {}", undecodable.error);
+        let message = format!(
+            "this version of the operator cannot read the object: {}",
+            undecodable.error
+        );
         let regarding = Regarding::from_parts(self.cache.resource(), &undecodable.metadata);
-        context.events.publish(regarding, Note::warning("Undecodable", message.clone()));
+        context
+            .events
+            .publish(regarding, Note::warning("Undecodable", message.clone()));
         let resource = self.cache.resource();
-        let marked = super::status::mark_undecodable(context, resource, key, &undecodable.metadata, &message).await;
+        let marked =
+            super::status::mark_undecodable(context, resource, key, &undecodable.metadata, &message).await;
         if let Err(error) = marked {
             debug!(%key, error = %super::informer::Chain(&error), "failed to mark an undecodable object");
         }
@@ -355,7 +419,10 @@ impl<R: Reconciler> AnyController for Driver<R> {
             }
             let drained = async { while work.join_next().await.is_some() {} };
             if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
-                warn!(controller = self.name, "reconciles still ran at the end of the shutdown");
+                warn!(
+                    controller = self.name,
+                    "reconciles still ran at the end of the shutdown"
+                );
             }
         }
         .boxed()
@@ -365,12 +432,16 @@ impl<R: Reconciler> AnyController for Driver<R> {
 /// The pause after the `count`-th failure in a row, without jitter.
 fn pause_after(count: u32, cap: Duration) -> Duration {
     let doublings = count.saturating_sub(1).min(16);
-    FIRST_PAUSE.saturating_mul(1 << doublings).min(cap).max(FIRST_PAUSE)
+    FIRST_PAUSE
+        .saturating_mul(1 << doublings)
+        .min(cap)
+        .max(FIRST_PAUSE)
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 #[cfg(test)]

@@ -120,7 +120,10 @@ pub enum Error {
 impl Error {
     /// An error only the object's author can mend.
     pub fn user(category: &'static str, message: impl Into<String>) -> Self {
-        Self::User { category, message: message.into() }
+        Self::User {
+            category,
+            message: message.into(),
+        }
     }
 
     /// Classifies an error of the client by HTTP status; `action` reads as in "failed to `<action>`".
@@ -129,14 +132,22 @@ impl Error {
         match error {
             KubeError::Api(status) => match status.code {
                 409 if status.reason != "AlreadyExists" => Self::Conflict { action },
-                408 | 429 | 500..=599 => {
-                    Self::Unavailable { action, source: Box::new(KubeError::Api(status)) }
-                }
-                code => Self::Refused { action, code, message: status.message },
+                408 | 429 | 500..=599 => Self::Unavailable {
+                    action,
+                    source: Box::new(KubeError::Api(status)),
+                },
+                code => Self::Refused {
+                    action,
+                    code,
+                    message: status.message,
+                },
             },
             KubeError::SerdeError(error) => Self::Bug(format!("failed to {action}: {error}")),
             KubeError::BuildRequest(error) => Self::Bug(format!("failed to {action}: {error}")),
-            error => Self::Unavailable { action, source: Box::new(error) },
+            error => Self::Unavailable {
+                action,
+                source: Box::new(error),
+            },
         }
     }
 
@@ -178,7 +189,9 @@ impl Failure for Error {
     fn backoff_cap(&self) -> Duration {
         match self {
             Self::Refused { .. } | Self::NameTaken { .. } => Duration::from_secs(30),
-            Self::Conflict { .. } | Self::BeingCollected { .. } | Self::StaleCache { .. } => Duration::from_secs(2),
+            Self::Conflict { .. } | Self::BeingCollected { .. } | Self::StaleCache { .. } => {
+                Duration::from_secs(2)
+            }
             Self::Bug(_) => Duration::from_secs(300),
             _ => Duration::from_secs(8),
         }

@@ -63,12 +63,20 @@ pub struct Note {
 impl Note {
     /// Something went its way.
     pub fn normal(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { kind: EventKind::Normal, reason, action: "Reconcile", message: message.into() }
+        Self {
+            kind: EventKind::Normal,
+            reason,
+            action: "Reconcile",
+            message: message.into(),
+        }
     }
 
     /// Something needs a person's eye.
     pub fn warning(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { kind: EventKind::Warning, ..Self::normal(reason, message) }
+        Self {
+            kind: EventKind::Warning,
+            ..Self::normal(reason, message)
+        }
     }
 }
 
@@ -105,7 +113,12 @@ pub struct EventPublisher {
 
 impl EventPublisher {
     /// The handle and the worker behind it.
-    pub fn new(client: Client, leadership: Leadership, clock: Clock, metrics: Metrics) -> (Self, EventWorker) {
+    pub fn new(
+        client: Client,
+        leadership: Leadership,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> (Self, EventWorker) {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let worker = EventWorker {
             receiver,
@@ -114,7 +127,10 @@ impl EventPublisher {
             leadership,
             clock,
             metrics: metrics.clone(),
-            budget: Budget { tokens: BURST, filled: Instant::now() },
+            budget: Budget {
+                tokens: BURST,
+                filled: Instant::now(),
+            },
             sent: HashMap::new(),
             count: 0,
         };
@@ -137,7 +153,10 @@ struct Budget {
 impl Budget {
     fn take(&mut self, now: Instant) -> bool {
         let periods = now.duration_since(self.filled).as_secs() / REFILL.as_secs();
-        self.tokens = self.tokens.saturating_add(u32::try_from(periods).unwrap_or(u32::MAX)).min(BURST);
+        self.tokens = self
+            .tokens
+            .saturating_add(u32::try_from(periods).unwrap_or(u32::MAX))
+            .min(BURST);
         self.filled += REFILL * u32::try_from(periods).unwrap_or(u32::MAX);
         let granted = self.tokens > 0;
         self.tokens = self.tokens.saturating_sub(1);
@@ -221,7 +240,9 @@ impl EventWorker {
             reporting_instance: Some(truncate(&self.instance, 128).to_owned()),
             ..Event::default()
         };
-        Api::<Event>::namespaced(self.client.clone(), &namespace).create(&PostParams::default(), &event).await?;
+        Api::<Event>::namespaced(self.client.clone(), &namespace)
+            .create(&PostParams::default(), &event)
+            .await?;
         Ok(())
     }
 }

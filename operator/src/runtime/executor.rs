@@ -1,9 +1,9 @@
 //! Carries [`Action`]s out: in order, on the leader only, and only what differs.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::ApiResource;
 use kube::{Api, Client};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tracing::info;
@@ -32,8 +32,12 @@ pub(super) fn dynamic_api(client: &Client, resource: &ApiResource, key: &Key) ->
 
 /// The child as kube's untyped object.
 pub(super) fn dynamic_object(child: &Child) -> Result<DynamicObject, Error> {
-    serde_json::from_value(child.object.clone())
-        .map_err(|error| Error::Bug(format!("{} {} is no object: {error}", child.resource.kind, child.key)))
+    serde_json::from_value(child.object.clone()).map_err(|error| {
+        Error::Bug(format!(
+            "{} {} is no object: {error}",
+            child.resource.kind, child.key
+        ))
+    })
 }
 
 pub(super) async fn execute(visit: &Visit, actions: Vec<Action>) -> Result<Applied, Error> {
@@ -45,7 +49,11 @@ pub(super) async fn execute(visit: &Visit, actions: Vec<Action>) -> Result<Appli
             Action::Scale { target, replicas } => {
                 merge(visit, &target, json!({"spec": {"replicas": replicas}}), true).await?
             }
-            Action::Patch { target, patch, precondition } => merge(visit, &target, patch, precondition).await?,
+            Action::Patch {
+                target,
+                patch,
+                precondition,
+            } => merge(visit, &target, patch, precondition).await?,
             Action::Delete { target, precondition } => delete(visit, &target, precondition).await?,
             Action::Event(note) => {
                 visit.note(note);
@@ -94,10 +102,17 @@ async fn create(visit: &Visit, child: &Child) -> Result<Outcome, Error> {
         return Ok(Outcome::Unchanged);
     }
     visit.context.leadership.permit(CALL_TIMEOUT)?;
-    let params = PostParams { dry_run: false, field_manager: Some(child.field_manager()) };
+    let params = PostParams {
+        dry_run: false,
+        field_manager: Some(child.field_manager()),
+    };
     let api = dynamic_api(&visit.context.client, &child.resource, &child.key);
     let action = || format!("create {} {}", child.resource.kind, child.key);
-    match api.create(&params, &dynamic_object(child)?).await.map_err(|error| Error::from_kube(action(), error)) {
+    match api
+        .create(&params, &dynamic_object(child)?)
+        .await
+        .map_err(|error| Error::from_kube(action(), error))
+    {
         Ok(object) => {
             info!(kind = child.resource.kind, object = %child.key, "created");
             Ok(written(visit, &child.resource, &child.key, object.metadata))
@@ -133,15 +148,24 @@ async fn merge(visit: &Visit, target: &Target, patch: Value, precondition: bool)
     let mut body = patch;
     set(&mut body, &["metadata", "uid"], json!(target.uid));
     if precondition {
-        set(&mut body, &["metadata", "resourceVersion"], json!(target.resource_version));
+        set(
+            &mut body,
+            &["metadata", "resourceVersion"],
+            json!(target.resource_version),
+        );
     }
-    let params = PatchParams { field_manager: Some(field_manager(&target.resource)), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(field_manager(&target.resource)),
+        ..PatchParams::default()
+    };
     let answer = dynamic_api(&visit.context.client, &target.resource, &target.key)
         .patch_metadata(&target.key.name, &params, &Patch::Merge(&body))
         .await
         .map_err(|error| match Error::from_kube(action(), error) {
             // It went away since the plan was made.
-            Error::Refused { action, code: 404, .. } => Error::Conflict { action },
+            Error::Refused {
+                action, code: 404, ..
+            } => Error::Conflict { action },
             error => error,
         })?;
     info!(kind = target.resource.kind, object = %target.key, "updated");
@@ -150,7 +174,9 @@ async fn merge(visit: &Visit, target: &Target, patch: Value, precondition: bool)
 
 async fn delete(visit: &Visit, target: &Target, precondition: bool) -> Result<Outcome, Error> {
     let cache = cache_of(visit, &target.resource)?;
-    let seen = cache.metadata(&target.key).filter(|metadata| metadata.uid.as_ref() == Some(&target.uid));
+    let seen = cache
+        .metadata(&target.key)
+        .filter(|metadata| metadata.uid.as_ref() == Some(&target.uid));
     if seen.is_none_or(|metadata| metadata.deletion_timestamp.is_some()) {
         return Ok(Outcome::Unchanged);
     }
@@ -161,24 +187,49 @@ async fn delete(visit: &Visit, target: &Target, precondition: bool) -> Result<Ou
     });
     let action = || format!("delete {} {}", target.resource.kind, target.key);
     let api = dynamic_api(&visit.context.client, &target.resource, &target.key);
-    match api.delete(&target.key.name, &params).await.map_err(|error| Error::from_kube(action(), error)) {
+    match api
+        .delete(&target.key.name, &params)
+        .await
+        .map_err(|error| Error::from_kube(action(), error))
+    {
         Ok(_) => info!(kind = target.resource.kind, object = %target.key, "deleted"),
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error),
     }
-    record(visit, &target.resource, &target.key, Mark::Deleted { uid: target.uid.clone() });
+    record(
+        visit,
+        &target.resource,
+        &target.key,
+        Mark::Deleted {
+            uid: target.uid.clone(),
+        },
+    );
     Ok(Outcome::Deleted)
 }
 
 // === helpers ===
 
-fn cache_of(visit: &Visit, resource: &ApiResource) -> Result<std::sync::Arc<dyn super::cache::AnyCache>, Error> {
+fn cache_of(
+    visit: &Visit,
+    resource: &ApiResource,
+) -> Result<std::sync::Arc<dyn super::cache::AnyCache>, Error> {
     let cache = visit.context.gate.cache(resource);
-    cache.ok_or_else(|| Error::Bug(format!("{} is written but not watched: add its cache", resource.kind)))
+    cache.ok_or_else(|| {
+        Error::Bug(format!(
+            "{} is written but not watched: add its cache",
+            resource.kind
+        ))
+    })
 }
 
-async fn live_metadata(visit: &Visit, resource: &ApiResource, key: &Key) -> Result<Option<ObjectMeta>, Error> {
-    let read = dynamic_api(&visit.context.client, resource, key).get_metadata_opt(&key.name).await;
+async fn live_metadata(
+    visit: &Visit,
+    resource: &ApiResource,
+    key: &Key,
+) -> Result<Option<ObjectMeta>, Error> {
+    let read = dynamic_api(&visit.context.client, resource, key)
+        .get_metadata_opt(&key.name)
+        .await;
     let read = read.map_err(|error| Error::from_kube(format!("read {} {key}", resource.kind), error))?;
     Ok(read.map(|object| object.metadata))
 }
@@ -190,7 +241,10 @@ async fn live_metadata(visit: &Visit, resource: &ApiResource, key: &Key) -> Resu
 pub(super) fn check_ours(child: &Child, existing: &ObjectMeta) -> Result<(), Error> {
     let kind = || child.resource.kind.clone();
     let name = || child.key.name.clone();
-    let being_collected = || Error::BeingCollected { kind: kind(), name: name() };
+    let being_collected = || Error::BeingCollected {
+        kind: kind(),
+        name: name(),
+    };
     let controller = controller_of(existing.owner_references.as_deref().unwrap_or_default());
     let taken = || Error::NameTaken {
         kind: kind(),
@@ -200,7 +254,10 @@ pub(super) fn check_ours(child: &Child, existing: &ObjectMeta) -> Result<(), Err
     match child.ownership {
         Ownership::Shared => {
             let labels = existing.labels.as_ref();
-            if labels.and_then(|labels| labels.get(MANAGED_BY)).is_none_or(|manager| manager != "flotilla") {
+            if labels
+                .and_then(|labels| labels.get(MANAGED_BY))
+                .is_none_or(|manager| manager != "flotilla")
+            {
                 return Err(taken());
             }
         }
@@ -208,12 +265,18 @@ pub(super) fn check_ours(child: &Child, existing: &ObjectMeta) -> Result<(), Err
             let wanted = wanted_controller(child)?;
             match controller {
                 Some(found) if found.uid == wanted.uid => {}
-                Some(found) if found.kind == wanted.kind && found.name == wanted.name => return Err(being_collected()),
+                Some(found) if found.kind == wanted.kind && found.name == wanted.name => {
+                    return Err(being_collected());
+                }
                 _ => return Err(taken()),
             }
         }
     }
-    if existing.deletion_timestamp.is_some() { Err(being_collected()) } else { Ok(()) }
+    if existing.deletion_timestamp.is_some() {
+        Err(being_collected())
+    } else {
+        Ok(())
+    }
 }
 
 fn controller_of(owners: &[OwnerReference]) -> Option<&OwnerReference> {
@@ -221,29 +284,56 @@ fn controller_of(owners: &[OwnerReference]) -> Option<&OwnerReference> {
 }
 
 fn wanted_controller(child: &Child) -> Result<OwnerReference, Error> {
-    let owners = child.object.pointer("/metadata/ownerReferences").cloned().unwrap_or_default();
+    let owners = child
+        .object
+        .pointer("/metadata/ownerReferences")
+        .cloned()
+        .unwrap_or_default();
     let owners: Vec<OwnerReference> = serde_json::from_value(owners).unwrap_or_default();
     controller_of(&owners).cloned().ok_or_else(|| {
-        Error::Bug(format!("{} {} is written without a controller reference", child.resource.kind, child.key))
+        Error::Bug(format!(
+            "{} {} is written without a controller reference",
+            child.resource.kind, child.key
+        ))
     })
 }
 
 fn written(visit: &Visit, resource: &ApiResource, key: &Key, metadata: ObjectMeta) -> Outcome {
-    record(visit, resource, key, Mark::Written { version: ResourceVersion::of(&metadata) });
-    Outcome::Written { resource_version: metadata.resource_version.unwrap_or_default() }
+    record(
+        visit,
+        resource,
+        key,
+        Mark::Written {
+            version: ResourceVersion::of(&metadata),
+        },
+    );
+    Outcome::Written {
+        resource_version: metadata.resource_version.unwrap_or_default(),
+    }
 }
 
 pub(super) fn record(visit: &Visit, resource: &ApiResource, key: &Key, mark: Mark) {
-    visit.context.gate.record((visit.controller, &visit.key), resource, key, mark);
+    visit
+        .context
+        .gate
+        .record((visit.controller, &visit.key), resource, key, mark);
 }
 
 /// The desired object with the hash of itself.
 fn with_hash(child: &Child) -> Value {
     // serde_json's maps are sorted, so equal objects have equal text.
     let digest = Sha256::digest(child.object.to_string());
-    let hash = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hash = digest
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
     let mut desired = child.object.clone();
-    set(&mut desired, &["metadata", "annotations", APPLIED_HASH], json!(hash));
+    set(
+        &mut desired,
+        &["metadata", "annotations", APPLIED_HASH],
+        json!(hash),
+    );
     desired
 }
 

@@ -82,7 +82,13 @@ impl Gate {
     }
 
     /// Remembers a write of `visitor` to `key`.
-    pub(super) fn record(&self, visitor: (&'static str, &Key), resource: &ApiResource, key: &Key, mark: Mark) {
+    pub(super) fn record(
+        &self,
+        visitor: (&'static str, &Key),
+        resource: &ApiResource,
+        key: &Key,
+        mark: Mark,
+    ) {
         let mut marks = self.marks.lock();
         let own = marks.entry((visitor.0, visitor.1.clone())).or_default();
         own.insert((kind_id(resource), key.clone()), mark);
@@ -106,7 +112,11 @@ impl Gate {
         let id = (visitor.0, visitor.1.clone());
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let next = self.marks.lock().get(&id).and_then(|marks| marks.first_key_value().map(clone_pair));
+            let next = self
+                .marks
+                .lock()
+                .get(&id)
+                .and_then(|marks| marks.first_key_value().map(clone_pair));
             let Some(((kind, key), mark)) = next else {
                 self.marks.lock().remove(&id);
                 return Ok(());
@@ -121,7 +131,10 @@ impl Gate {
                 }
             };
             if !settled {
-                return Err(Error::StaleCache { kind: kind.1, key: key.to_string() });
+                return Err(Error::StaleCache {
+                    kind: kind.1,
+                    key: key.to_string(),
+                });
             }
             if let Some(marks) = self.marks.lock().get_mut(&id) {
                 marks.remove(&(kind, key));
@@ -167,3 +180,6 @@ async fn is_current(client: &kube::Client, cache: &dyn AnyCache, key: &Key) -> R
         _ => false,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,13 +52,21 @@ impl<K: Resource<DynamicType = ()>> Delivered<K> for K {
 /// A kind of which one object may not decode without stopping the others.
 impl<K: Resource<DynamicType = ()>> Delivered<K> for DeserializeGuard<K> {
     fn open(self) -> Result<K, Undecodable> {
-        self.0.map_err(|invalid| Undecodable { metadata: invalid.metadata, error: invalid.error })
+        self.0.map_err(|invalid| Undecodable {
+            metadata: invalid.metadata,
+            error: invalid.error,
+        })
     }
 }
 
 impl Informer {
     /// Watches for ever. `shard` is the watched namespace, or "" for all.
-    pub(super) fn run<K, D>(self, cache: Cache<K>, api: Api<D>, shard: String) -> impl Future<Output = ()> + Send
+    pub(super) fn run<K, D>(
+        self,
+        cache: Cache<K>,
+        api: Api<D>,
+        shard: String,
+    ) -> impl Future<Output = ()> + Send
     where
         K: Resource<DynamicType = ()> + Send + Sync + 'static,
         D: Delivered<K> + Clone + DeserializeOwned + Debug + Send + 'static,

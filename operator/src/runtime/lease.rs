@@ -81,20 +81,26 @@ impl Observed {
 
     /// The same Lease read again: the clock starts anew only if the record changed.
     fn followed_by(previous: Option<&Self>, lease: Lease, now: Instant) -> Self {
-        let since = previous.filter(|seen| seen.lease.spec == lease.spec).map_or(now, |seen| seen.since);
+        let since = previous
+            .filter(|seen| seen.lease.spec == lease.spec)
+            .map_or(now, |seen| seen.since);
         Self { lease, since }
     }
 }
 
 /// Decides what the candidate `me` does at `now`. Pure; only local instants are compared.
 pub fn decide(observed: Option<&Observed>, me: &str, now: Instant) -> Decision {
-    let Some(observed) = observed else { return Decision::Create };
+    let Some(observed) = observed else {
+        return Decision::Create;
+    };
     let spec = observed.spec();
     match spec.holder_identity.as_deref() {
         None | Some("") => Decision::Take,
         Some(holder) if holder == me => Decision::Renew,
         Some(_) => {
-            let promised = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+            let promised = spec
+                .lease_duration_seconds
+                .and_then(|seconds| u64::try_from(seconds).ok());
             let expiry = observed.since + promised.map_or(LEASE_DURATION, Duration::from_secs);
             match expiry.checked_duration_since(now) {
                 None | Some(Duration::ZERO) => Decision::Take,
@@ -115,10 +121,26 @@ impl Leadership {
     /// A replica that always leads: a single process, or a test.
     pub fn always() -> Self {
         let expiry = Instant::now() + Duration::from_secs(100 * 365 * 24 * 3600);
-        let (sender, claim) = watch::channel(Some(Claim { holder: "sole".into(), expiry }));
+        let (sender, claim) = watch::channel(Some(Claim {
+            holder: "sole".into(),
+            expiry,
+        }));
         // The receiver keeps showing the last value after the sender is gone.
         drop(sender);
-        Self { me: "sole".into(), claim }
+        Self {
+            me: "sole".into(),
+            claim,
+        }
+    }
+
+    /// A replica that never leads, for tests of what must not happen then.
+    #[cfg(test)]
+    pub(crate) fn never() -> Self {
+        let (_, claim) = watch::channel(None);
+        Self {
+            me: "standby".into(),
+            claim,
+        }
     }
 
     /// The current claim, ours or another's.
@@ -164,7 +186,9 @@ impl Leadership {
         let mut changes = self.claim.clone();
         loop {
             let claim = changes.borrow_and_update().clone();
-            let Some(claim) = claim.filter(|claim| *claim.holder == *self.me && claim.expiry > Instant::now()) else {
+            let Some(claim) =
+                claim.filter(|claim| *claim.holder == *self.me && claim.expiry > Instant::now())
+            else {
                 return;
             };
             tokio::select! {
@@ -194,7 +218,14 @@ pub struct Elector {
 impl Elector {
     /// A candidate `me` for the Lease `namespace/name`. `client` must not retry by itself
     /// (see [`Clients::lease`](super::client::Clients)).
-    pub fn new(client: Client, namespace: &str, name: &str, me: &str, clock: Clock, metrics: Metrics) -> (Self, Leadership) {
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        name: &str,
+        me: &str,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> (Self, Leadership) {
         let (sender, receiver) = watch::channel(None);
         let me: Arc<str> = me.into();
         metrics.set_leader(name, false);
@@ -241,14 +272,20 @@ impl Elector {
             }
         }
         if tokio::time::timeout(VACATE_LIMIT, self.vacate()).await.is_err() {
-            warn!(lease = self.name, "failed to give the lease up in time; it expires by itself");
+            warn!(
+                lease = self.name,
+                "failed to give the lease up in time; it expires by itself"
+            );
         }
     }
 
     /// One look, one decision, at most one write; gives the pause until the next.
     async fn step(&mut self) -> Result<Duration, Error> {
         // A holder writes on the version it wrote last; everybody else looks first.
-        let holds = self.observed.as_ref().is_some_and(|seen| seen.spec().holder_identity.as_deref() == Some(&*self.me));
+        let holds = self
+            .observed
+            .as_ref()
+            .is_some_and(|seen| seen.spec().holder_identity.as_deref() == Some(&*self.me));
         if !holds {
             let read = self.api.get_opt(&self.name).await;
             let lease = read.map_err(|error| Error::from_kube("read the lease", error))?;
@@ -266,7 +303,10 @@ impl Elector {
     async fn write(&mut self, decision: Decision) -> Result<(), Error> {
         let lease = self.desired(decision);
         let sent = Instant::now();
-        let params = PostParams { field_manager: Some("flotilla/lease".into()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some("flotilla/lease".into()),
+            ..PostParams::default()
+        };
         let answer = match decision {
             Decision::Create => self.api.create(&params, &lease).await,
             _ => self.api.replace(&self.name, &params, &lease).await,
@@ -277,13 +317,20 @@ impl Elector {
                     info!(lease = self.name, identity = &*self.me, "leading");
                 }
                 self.observed = Some(Observed { lease, since: sent });
-                self.publish(Some(Claim { holder: self.me.to_string(), expiry: sent + LEASE_DURATION }));
+                self.publish(Some(Claim {
+                    holder: self.me.to_string(),
+                    expiry: sent + LEASE_DURATION,
+                }));
                 Ok(())
             }
             Err(error) => {
                 let error = match Error::from_kube("write the lease", error) {
                     // Lost a race for the creation: the same thing as a conflict.
-                    Error::Refused { action, code: 409 | 404, .. } => Error::Conflict { action },
+                    Error::Refused {
+                        action,
+                        code: 409 | 404,
+                        ..
+                    } => Error::Conflict { action },
                     error => error,
                 };
                 if matches!(error, Error::Conflict { .. }) {
@@ -306,7 +353,10 @@ impl Elector {
         let now = MicroTime(self.clock.now());
         let taken = decision != Decision::Renew;
         let transitions = before.lease_transitions.unwrap_or_default();
-        let changes_hands = before.holder_identity.as_deref().is_some_and(|holder| holder != &*self.me);
+        let changes_hands = before
+            .holder_identity
+            .as_deref()
+            .is_some_and(|holder| holder != &*self.me);
         Lease {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
@@ -316,7 +366,11 @@ impl Elector {
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.me.to_string()),
                 lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
-                acquire_time: if taken { Some(now.clone()) } else { before.acquire_time.clone() },
+                acquire_time: if taken {
+                    Some(now.clone())
+                } else {
+                    before.acquire_time.clone()
+                },
                 renew_time: Some(now),
                 lease_transitions: Some(transitions.saturating_add(i32::from(taken && changes_hands))),
                 ..before
@@ -326,9 +380,15 @@ impl Elector {
 
     /// Gives the lease up: no claim from now on, and an empty holder for the others.
     async fn vacate(&mut self) {
-        let held = self.claim.borrow().as_ref().is_some_and(|claim| *claim.holder == *self.me);
+        let held = self
+            .claim
+            .borrow()
+            .as_ref()
+            .is_some_and(|claim| *claim.holder == *self.me);
         self.publish(None);
-        let Some(seen) = self.observed.clone().filter(|_| held) else { return };
+        let Some(seen) = self.observed.clone().filter(|_| held) else {
+            return;
+        };
         let mut lease = seen.lease;
         let spec = lease.spec.get_or_insert_default();
         spec.holder_identity = Some(String::new());
@@ -349,8 +409,14 @@ impl Elector {
     /// Publishes another holder's claim, when it changed.
     fn publish_other(&self) {
         let claim = self.observed.as_ref().and_then(|seen| {
-            let holder = seen.spec().holder_identity.filter(|holder| !holder.is_empty() && **holder != *self.me)?;
-            Some(Claim { holder, expiry: seen.since + LEASE_DURATION })
+            let holder = seen
+                .spec()
+                .holder_identity
+                .filter(|holder| !holder.is_empty() && **holder != *self.me)?;
+            Some(Claim {
+                holder,
+                expiry: seen.since + LEASE_DURATION,
+            })
         });
         if *self.claim.borrow() != claim {
             self.publish(claim);
@@ -359,7 +425,12 @@ impl Elector {
 
     /// Shows an expired claim in the metric; the fence itself needs no help.
     fn observe_expiry(&self) {
-        if self.claim.borrow().as_ref().is_some_and(|claim| claim.expiry <= Instant::now()) {
+        if self
+            .claim
+            .borrow()
+            .as_ref()
+            .is_some_and(|claim| claim.expiry <= Instant::now())
+        {
             self.publish(None);
         }
     }

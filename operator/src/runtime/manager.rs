@@ -101,18 +101,40 @@ type LeaderTask = Box<dyn Fn(Arc<Context>) -> BoxFuture<'static, ()> + Send + Sy
 impl Manager {
     /// A manager with nothing to run yet.
     pub fn new(options: Options) -> Self {
-        let Options { clients, clock, jitter, metrics, readiness, mut namespaces, election } = options;
+        let Options {
+            clients,
+            clock,
+            jitter,
+            metrics,
+            readiness,
+            mut namespaces,
+            election,
+        } = options;
         let (elector, leadership) = match election {
-            Some(Election { namespace, name, identity }) => {
+            Some(Election {
+                namespace,
+                name,
+                identity,
+            }) => {
                 let clock = clock.clone();
-                let (elector, leadership) =
-                    Elector::new(clients.lease, &namespace, &name, &identity, clock, metrics.clone());
+                let (elector, leadership) = Elector::new(
+                    clients.lease,
+                    &namespace,
+                    &name,
+                    &identity,
+                    clock,
+                    metrics.clone(),
+                );
                 (Some(elector), leadership)
             }
             None => (None, Leadership::always()),
         };
-        let (publisher, events) =
-            EventPublisher::new(clients.api.clone(), leadership.clone(), clock.clone(), metrics.clone());
+        let (publisher, events) = EventPublisher::new(
+            clients.api.clone(),
+            leadership.clone(),
+            clock.clone(),
+            metrics.clone(),
+        );
         namespaces.sort();
         namespaces.dedup();
         let context = Arc::new(Context {
@@ -172,7 +194,13 @@ impl Manager {
     fn watched<K, D>(&mut self, watch: Watch<K>) -> Cache<K>
     where
         K: Resource<DynamicType = ()> + Serialize + Send + Sync + 'static,
-        D: Delivered<K> + Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
+        D: Delivered<K>
+            + Resource<Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + 'static,
     {
         let informer = Informer {
             labels: watch.labels.clone(),
@@ -180,14 +208,25 @@ impl Manager {
             metrics: self.context.metrics.clone(),
             jitter: self.context.jitter.clone(),
         };
-        let shards = if self.namespaces.is_empty() { vec![String::new()] } else { self.namespaces.clone() };
+        let shards = if self.namespaces.is_empty() {
+            vec![String::new()]
+        } else {
+            self.namespaces.clone()
+        };
         let cache = Cache::<K>::new(watch, shards.clone());
         let part = format!("cache of {}", K::plural(&()));
         self.readiness.expect(&part);
         for shard in shards {
             let client = self.context.client.clone();
-            let api = if shard.is_empty() { Api::<D>::all(client) } else { Api::namespaced(client, &shard) };
-            self.informers.push((part.clone(), informer.clone().run(cache.clone(), api, shard).boxed()));
+            let api = if shard.is_empty() {
+                Api::<D>::all(client)
+            } else {
+                Api::namespaced(client, &shard)
+            };
+            self.informers.push((
+                part.clone(),
+                informer.clone().run(cache.clone(), api, shard).boxed(),
+            ));
         }
         self.context.gate.add_cache(Arc::new(cache.clone()));
         cache
@@ -199,7 +238,8 @@ impl Manager {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.tasks.push((name.to_owned(), Box::new(move |context| task(context).boxed())));
+        self.tasks
+            .push((name.to_owned(), Box::new(move |context| task(context).boxed())));
     }
 
     /// What every visit shares, for parts that are built before the run.
@@ -222,7 +262,16 @@ impl Manager {
     /// # Errors
     /// [`TaskEnded`] when a watch, the election or a controller ended by itself (a panic).
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskEnded> {
-        let Self { context, readiness, elector, events, informers, controllers, tasks, .. } = self;
+        let Self {
+            context,
+            readiness,
+            elector,
+            events,
+            informers,
+            controllers,
+            tasks,
+            ..
+        } = self;
         // Reconciles stop first, then watches and events, then the lease, so that the last writes are still fenced.
         let (stop_rest, stop_lease) = (CancellationToken::new(), CancellationToken::new());
         let mut core = JoinSet::new();
@@ -351,14 +400,30 @@ async fn run_while_leading(name: String, task: LeaderTask, context: Arc<Context>
 fn show_caches(context: &Arc<Context>) {
     type Pick = fn((usize, usize)) -> usize;
     let gauges: [(&'static str, &'static str, Pick); 2] = [
-        ("flotilla_cached_objects", "Objects held in memory by kind", |(objects, _)| objects),
-        ("flotilla_undecodable_objects", "Objects that this version cannot read by kind", |(_, broken)| broken),
+        (
+            "flotilla_cached_objects",
+            "Objects held in memory by kind",
+            |(objects, _)| objects,
+        ),
+        (
+            "flotilla_undecodable_objects",
+            "Objects that this version cannot read by kind",
+            |(_, broken)| broken,
+        ),
     ];
     for (name, help, pick) in gauges {
         let context_weak = Arc::downgrade(context);
-        context.metrics.register_collector(Box::new(ScrapeGauge::new(name, help, "kind", move || {
-            let caches = context_weak.upgrade().map(|context| context.gate.caches()).unwrap_or_default();
-            caches.iter().map(|cache| (cache.resource().kind.clone(), pick(cache.counts()) as f64)).collect()
-        })));
+        context
+            .metrics
+            .register_collector(Box::new(ScrapeGauge::new(name, help, "kind", move || {
+                let caches = context_weak
+                    .upgrade()
+                    .map(|context| context.gate.caches())
+                    .unwrap_or_default();
+                caches
+                    .iter()
+                    .map(|cache| (cache.resource().kind.clone(), pick(cache.counts()) as f64))
+                    .collect()
+            })));
     }
 }

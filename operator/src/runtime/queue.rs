@@ -140,7 +140,12 @@ impl Inner {
     }
 
     fn set_timer(&mut self, key: Key, timer: Timer, due: Instant, keep_earlier: bool) {
-        if keep_earlier && self.timers.get(&(key.clone(), timer)).is_some_and(|earlier| *earlier <= due) {
+        if keep_earlier
+            && self
+                .timers
+                .get(&(key.clone(), timer))
+                .is_some_and(|earlier| *earlier <= due)
+        {
             return;
         }
         self.clear_timer(&key, timer);
@@ -156,7 +161,9 @@ impl Inner {
 
     fn show_depth(&self) {
         if let Some(metrics) = &self.metrics {
-            metrics.depth.set(i64::try_from(self.ready.len()).unwrap_or(i64::MAX));
+            metrics
+                .depth
+                .set(i64::try_from(self.ready.len()).unwrap_or(i64::MAX));
         }
     }
 }
@@ -206,7 +213,11 @@ mod tests {
         assert_eq!(queue.next().await, key("x"));
         assert_eq!(start.elapsed().as_secs(), 60);
         queue.done(&key("x"), None);
-        assert!(tokio::time::timeout(Duration::from_secs(600), queue.next()).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(600), queue.next())
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,14 +46,21 @@ pub struct StatusWrite {
 
 impl Default for StatusWrite {
     fn default() -> Self {
-        Self { urgent: false, lazy: &[], lazy_every: Duration::from_secs(30) }
+        Self {
+            urgent: false,
+            lazy: &[],
+            lazy_every: Duration::from_secs(30),
+        }
     }
 }
 
 impl StatusWrite {
     /// At once.
     pub fn urgent() -> Self {
-        Self { urgent: true, ..Self::default() }
+        Self {
+            urgent: true,
+            ..Self::default()
+        }
     }
 }
 
@@ -80,7 +87,10 @@ impl StatusPacer {
     }
 
     fn last(&self, resource: &ApiResource, key: &Key) -> Option<Instant> {
-        self.last.lock().get(&(resource.kind.clone(), key.clone())).copied()
+        self.last
+            .lock()
+            .get(&(resource.kind.clone(), key.clone()))
+            .copied()
     }
 
     fn written(&self, resource: &ApiResource, key: &Key, at: Instant) {
@@ -115,7 +125,9 @@ where
     let now = Instant::now();
     let pacer = &visit.context.status;
     if let Some(last) = pacer.last(&resource, &key)
-        && let Some(left) = (last + pause).checked_duration_since(now).filter(|left| !left.is_zero())
+        && let Some(left) = (last + pause)
+            .checked_duration_since(now)
+            .filter(|left| !left.is_zero())
     {
         return Ok(StatusOutcome::Deferred(left));
     }
@@ -125,17 +137,29 @@ where
         "metadata": {"uid": uid_of(object), "resourceVersion": object.meta().resource_version},
         "status": merge_patch(&observed, &desired),
     });
-    let params = PatchParams { field_manager: Some(field_manager(&resource)), ..PatchParams::default() };
+    let params = PatchParams {
+        field_manager: Some(field_manager(&resource)),
+        ..PatchParams::default()
+    };
     let answer = dynamic_api(&visit.context.client, &resource, &key)
         .patch_status(&key.name, &params, &Patch::Merge(&patch))
         .await
         .map_err(|error| match Error::from_kube(action.clone(), error) {
             // Deleted meanwhile.
-            Error::Refused { action, code: 404, .. } => Error::Conflict { action },
+            Error::Refused {
+                action, code: 404, ..
+            } => Error::Conflict { action },
             error => error,
         })?;
     pacer.written(&resource, &key, now);
-    record(visit, &resource, &key, Mark::Written { version: ResourceVersion::of(&answer.metadata) });
+    record(
+        visit,
+        &resource,
+        &key,
+        Mark::Written {
+            version: ResourceVersion::of(&answer.metadata),
+        },
+    );
     Ok(StatusOutcome::Written)
 }
 
@@ -151,7 +175,11 @@ pub(super) async fn mark_undecodable(
     context.leadership.permit(CALL_TIMEOUT)?;
     let body = undecodable_status(resource, metadata, message, context.clock.now());
     dynamic_api(&context.client, resource, key)
-        .patch_status(&key.name, &PatchParams::apply("flotilla/guard").force(), &Patch::Apply(&body))
+        .patch_status(
+            &key.name,
+            &PatchParams::apply("flotilla/guard").force(),
+            &Patch::Apply(&body),
+        )
         .await
         .map(|_| ())
         .map_err(|error| Error::from_kube(format!("mark {} {key}", resource.kind), error))
@@ -181,7 +209,9 @@ enum Difference {
 }
 
 fn difference(observed: &Value, desired: &Value, lazy: &[&str]) -> Difference {
-    let (mut before, mut after) = (bare(observed), bare(desired));
+    // No status at all is an empty one.
+    let whole = |value: &Value| if value.is_null() { json!({}) } else { bare(value) };
+    let (mut before, mut after) = (whole(observed), whole(desired));
     if before == after {
         return Difference::None;
     }
@@ -189,14 +219,20 @@ fn difference(observed: &Value, desired: &Value, lazy: &[&str]) -> Difference {
         remove(&mut before, pointer);
         remove(&mut after, pointer);
     }
-    if before == after { Difference::Lazy } else { Difference::Real }
+    if before == after {
+        Difference::Lazy
+    } else {
+        Difference::Real
+    }
 }
 
 /// Without transition times and members that are null.
 fn bare(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
-            let kept = fields.iter().filter(|(key, value)| *key != "lastTransitionTime" && !value.is_null());
+            let kept = fields
+                .iter()
+                .filter(|(key, value)| *key != "lastTransitionTime" && !value.is_null());
             Value::Object(kept.map(|(key, value)| (key.clone(), bare(value))).collect())
         }
         Value::Array(list) => Value::Array(list.iter().map(bare).collect()),
@@ -205,7 +241,9 @@ fn bare(value: &Value) -> Value {
 }
 
 fn remove(value: &mut Value, pointer: &str) {
-    let Some((parent, member)) = pointer.rsplit_once('/') else { return };
+    let Some((parent, member)) = pointer.rsplit_once('/') else {
+        return;
+    };
     if let Some(Value::Object(fields)) = value.pointer_mut(parent) {
         fields.remove(member);
     }
@@ -213,7 +251,9 @@ fn remove(value: &mut Value, pointer: &str) {
 
 /// The RFC 7396 patch that turns `observed` into `desired`.
 fn merge_patch(observed: &Value, desired: &Value) -> Value {
-    let (Value::Object(before), Value::Object(after)) = (observed, desired) else { return desired.clone() };
+    let (Value::Object(before), Value::Object(after)) = (observed, desired) else {
+        return desired.clone();
+    };
     let mut patch = Map::new();
     for (key, value) in after.iter().filter(|(_, value)| !value.is_null()) {
         match before.get(key) {
@@ -226,7 +266,10 @@ fn merge_patch(observed: &Value, desired: &Value) -> Value {
             }
         }
     }
-    for key in before.keys().filter(|key| after.get(*key).is_none_or(Value::is_null)) {
+    for key in before
+        .keys()
+        .filter(|key| after.get(*key).is_none_or(Value::is_null))
+    {
         patch.insert(key.clone(), Value::Null);
     }
     Value::Object(patch)
@@ -238,12 +281,18 @@ mod tests {
 
     #[test]
     fn differences() {
-        let condition = |status: &str, time: &str| json!({"type": "Ready", "status": status, "lastTransitionTime": time});
+        let condition =
+            |status: &str, time: &str| json!({"type": "Ready", "status": status, "lastTransitionTime": time});
         let lazy = &["/requests/total"];
         for (what, observed, desired, expected) in [
             ("same", json!({"a": 1}), json!({"a": 1}), Difference::None),
             ("nothing and nothing", Value::Null, Value::Null, Difference::None),
-            ("null is absent", json!({"a": 1}), json!({"a": 1, "b": null}), Difference::None),
+            (
+                "null is absent",
+                json!({"a": 1}),
+                json!({"a": 1, "b": null}),
+                Difference::None,
+            ),
             (
                 "only a time",
                 json!({"conditions": [condition("True", "1")]}),
@@ -256,7 +305,12 @@ mod tests {
                 json!({"conditions": [condition("False", "2")]}),
                 Difference::Real,
             ),
-            ("a counter", json!({"requests": {"total": 1}}), json!({"requests": {"total": 2}}), Difference::Lazy),
+            (
+                "a counter",
+                json!({"requests": {"total": 1}}),
+                json!({"requests": {"total": 2}}),
+                Difference::Lazy,
+            ),
             (
                 "a counter and more",
                 json!({"requests": {"total": 1}, "a": 1}),
@@ -275,7 +329,11 @@ mod tests {
         for (observed, desired, patch) in [
             (Value::Null, json!({"a": 1}), json!({"a": 1})),
             (json!({"a": 1, "b": 2}), json!({"a": 1}), json!({"b": null})),
-            (json!({"a": {"b": 1, "c": 2}}), json!({"a": {"b": 1, "c": 3}}), json!({"a": {"c": 3}})),
+            (
+                json!({"a": {"b": 1, "c": 2}}),
+                json!({"a": {"b": 1, "c": 3}}),
+                json!({"a": {"c": 3}}),
+            ),
             (json!({"a": [1, 2]}), json!({"a": [1]}), json!({"a": [1]})),
             (json!({"a": 1}), json!({"a": null}), json!({"a": null})),
         ] {

@@ -20,7 +20,9 @@ pub fn is_subset(desired: &Value, actual: &Value) -> bool {
 }
 
 fn contains(field: &str, desired: &Value, actual: Option<&Value>, quantity: bool) -> bool {
-    let Some(actual) = actual.filter(|value| !value.is_null()) else { return is_empty(desired) };
+    let Some(actual) = actual.filter(|value| !value.is_null()) else {
+        return is_empty(desired);
+    };
     match (desired, actual) {
         (Value::Object(desired), Value::Object(actual)) => {
             let quantities = quantity || matches!(field, "limits" | "requests" | "capacity" | "hard");
@@ -33,7 +35,9 @@ fn contains(field: &str, desired: &Value, actual: Option<&Value>, quantity: bool
         (Value::Null, _) => true,
         (desired, actual) if quantity => {
             desired == actual
-                || quantity_of(desired).zip(quantity_of(actual)).is_some_and(|(a, b)| a.same_as(&b))
+                || quantity_of(desired)
+                    .zip(quantity_of(actual))
+                    .is_some_and(|(a, b)| a.same_as(&b))
         }
         (Value::Number(desired), Value::Number(actual)) => {
             desired == actual || desired.as_f64().zip(actual.as_f64()).is_some_and(|(a, b)| a == b)
@@ -57,12 +61,17 @@ fn is_empty(value: &Value) -> bool {
 fn list_contains(field: &str, desired: &[Value], actual: &[Value]) -> bool {
     match merge_keys(field) {
         Some(keys) if desired.iter().all(Value::is_object) => desired.iter().all(|wanted| {
-            let mut same_key = actual.iter().filter(|found| keys.iter().all(|key| same_member(key, wanted, found)));
+            let mut same_key = actual
+                .iter()
+                .filter(|found| keys.iter().all(|key| same_member(key, wanted, found)));
             same_key.any(|found| contains("", wanted, Some(found), false))
         }),
         _ => {
             desired.len() == actual.len()
-                && desired.iter().zip(actual).all(|(wanted, found)| contains("", wanted, Some(found), false))
+                && desired
+                    .iter()
+                    .zip(actual)
+                    .all(|(wanted, found)| contains("", wanted, Some(found), false))
         }
     }
 }
@@ -70,7 +79,9 @@ fn list_contains(field: &str, desired: &[Value], actual: &[Value]) -> bool {
 /// The keys by which the API merges a list of objects; a list not named here is atomic or a set.
 fn merge_keys(field: &str) -> Option<&'static [&'static str]> {
     Some(match field {
-        "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env" | "imagePullSecrets" => &["name"],
+        "containers" | "initContainers" | "ephemeralContainers" | "volumes" | "env" | "imagePullSecrets" => {
+            &["name"]
+        }
         "volumeMounts" => &["mountPath"],
         "volumeDevices" => &["devicePath"],
         "ports" => &["containerPort", "port", "protocol"],
@@ -92,7 +103,9 @@ fn same_member(key: &str, wanted: &Value, found: &Value) -> bool {
 }
 
 fn member<'a>(key: &str, value: &'a Value) -> Option<&'a Value> {
-    value.as_object().and_then(|fields: &Map<String, Value>| fields.get(key))
+    value
+        .as_object()
+        .and_then(|fields: &Map<String, Value>| fields.get(key))
 }
 
 /// A quantity as a decimal mantissa and an exponent of ten.
@@ -104,7 +117,8 @@ struct Quantity {
 impl Quantity {
     fn same_as(&self, other: &Self) -> bool {
         let lowest = self.exponent.min(other.exponent);
-        self.scaled(lowest).is_some_and(|value| Some(value) == other.scaled(lowest))
+        self.scaled(lowest)
+            .is_some_and(|value| Some(value) == other.scaled(lowest))
     }
 
     fn scaled(&self, exponent: i32) -> Option<i128> {
@@ -120,7 +134,9 @@ fn quantity_of(value: &Value) -> Option<Quantity> {
         Value::Number(number) => number.to_string(),
         _ => return None,
     };
-    let split = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-')))
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at_checked(split)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let mantissa: i128 = format!("{whole}{fraction}").parse().ok()?;
@@ -144,7 +160,10 @@ fn quantity_of(value: &Value) -> Option<Quantity> {
         "Ei" => (1 << 60, 0),
         _ => (1, suffix.strip_prefix(['e', 'E'])?.parse().ok()?),
     };
-    Some(Quantity { mantissa: mantissa.checked_mul(factor)?, exponent: exponent.checked_sub(places)? })
+    Some(Quantity {
+        mantissa: mantissa.checked_mul(factor)?,
+        exponent: exponent.checked_sub(places)?,
+    })
 }
 
 #[cfg(test)]
@@ -156,14 +175,42 @@ mod tests {
     #[test]
     fn contained() {
         for (what, desired, actual) in [
-            ("defaults and foreign labels", json!({"a": 1}), json!({"a": 1, "b": {"c": 2}})),
-            ("empty is absent", json!({"a": "", "b": [], "c": {"d": {}}, "e": false, "f": 0, "g": null}), json!({})),
+            (
+                "defaults and foreign labels",
+                json!({"a": 1}),
+                json!({"a": 1, "b": {"c": 2}}),
+            ),
+            (
+                "empty is absent",
+                json!({"a": "", "b": [], "c": {"d": {}}, "e": false, "f": 0, "g": null}),
+                json!({}),
+            ),
             ("null matches anything", json!({"a": null}), json!({"a": 3})),
-            ("quantity", json!({"limits": {"cpu": "1000m"}}), json!({"limits": {"cpu": "1"}})),
-            ("quantity, fraction", json!({"requests": {"cpu": "0.5"}}), json!({"requests": {"cpu": "500m"}})),
-            ("quantity, binary", json!({"limits": {"memory": "1024Mi"}}), json!({"limits": {"memory": "1Gi"}})),
-            ("quantity, number", json!({"limits": {"cpu": 2}}), json!({"limits": {"cpu": "2"}})),
-            ("quantity, exponent", json!({"emptyDir": {"sizeLimit": "1e3"}}), json!({"emptyDir": {"sizeLimit": "1k"}})),
+            (
+                "quantity",
+                json!({"limits": {"cpu": "1000m"}}),
+                json!({"limits": {"cpu": "1"}}),
+            ),
+            (
+                "quantity, fraction",
+                json!({"requests": {"cpu": "0.5"}}),
+                json!({"requests": {"cpu": "500m"}}),
+            ),
+            (
+                "quantity, binary",
+                json!({"limits": {"memory": "1024Mi"}}),
+                json!({"limits": {"memory": "1Gi"}}),
+            ),
+            (
+                "quantity, number",
+                json!({"limits": {"cpu": 2}}),
+                json!({"limits": {"cpu": "2"}}),
+            ),
+            (
+                "quantity, exponent",
+                json!({"emptyDir": {"sizeLimit": "1e3"}}),
+                json!({"emptyDir": {"sizeLimit": "1k"}}),
+            ),
             ("integer as float", json!({"a": 1.0}), json!({"a": 1})),
             (
                 "service port with defaults",
@@ -180,7 +227,11 @@ mod tests {
                 json!({"ports": [{"port": 53, "protocol": "UDP", "name": "u"}]}),
                 json!({"ports": [{"port": 53, "protocol": "TCP", "name": "t"}, {"port": 53, "protocol": "UDP", "name": "u"}]}),
             ),
-            ("atomic list", json!({"args": ["a", "b"]}), json!({"args": ["a", "b"]})),
+            (
+                "atomic list",
+                json!({"args": ["a", "b"]}),
+                json!({"args": ["a", "b"]}),
+            ),
             (
                 "list of objects by position",
                 json!({"rules": [{"verbs": ["get"]}]}),
@@ -199,14 +250,38 @@ mod tests {
             ("absent below", json!({"a": {"b": "x"}}), json!({"a": {}})),
             ("true is not absent", json!({"a": true}), json!({})),
             ("zero is not one", json!({"replicas": 0}), json!({"replicas": 1})),
-            ("other quantity", json!({"limits": {"cpu": "1"}}), json!({"limits": {"cpu": "1m"}})),
-            ("text that looks like a quantity", json!({"value": "1000m"}), json!({"value": "1"})),
-            ("int or string", json!({"targetPort": "80"}), json!({"targetPort": 80})),
+            (
+                "other quantity",
+                json!({"limits": {"cpu": "1"}}),
+                json!({"limits": {"cpu": "1m"}}),
+            ),
+            (
+                "text that looks like a quantity",
+                json!({"value": "1000m"}),
+                json!({"value": "1"}),
+            ),
+            (
+                "int or string",
+                json!({"targetPort": "80"}),
+                json!({"targetPort": 80}),
+            ),
             ("longer list", json!({"args": ["a"]}), json!({"args": ["a", "b"]})),
             ("order", json!({"args": ["a", "b"]}), json!({"args": ["b", "a"]})),
-            ("missing member", json!({"env": [{"name": "A", "value": "1"}]}), json!({"env": [{"name": "B"}]})),
-            ("changed member", json!({"env": [{"name": "A", "value": "1"}]}), json!({"env": [{"name": "A", "value": "2"}]})),
-            ("other port", json!({"ports": [{"port": 80}]}), json!({"ports": [{"port": 81}]})),
+            (
+                "missing member",
+                json!({"env": [{"name": "A", "value": "1"}]}),
+                json!({"env": [{"name": "B"}]}),
+            ),
+            (
+                "changed member",
+                json!({"env": [{"name": "A", "value": "1"}]}),
+                json!({"env": [{"name": "A", "value": "2"}]}),
+            ),
+            (
+                "other port",
+                json!({"ports": [{"port": 80}]}),
+                json!({"ports": [{"port": 81}]}),
+            ),
             ("object and text", json!({"a": {}}), json!({"a": "b"})),
         ] {
             assert!(!is_subset(&desired, &actual), "{what}");

@@ -79,7 +79,10 @@ impl FakeApi {
 
     /// The requests that are not reads.
     pub(crate) fn writes(&self) -> Vec<Got> {
-        self.got().into_iter().filter(|got| got.method != Method::GET).collect()
+        self.got()
+            .into_iter()
+            .filter(|got| got.method != Method::GET)
+            .collect()
     }
 }
 
@@ -88,7 +91,9 @@ pub(crate) fn answer(code: u16, body: &Value) -> Answer {
 }
 
 pub(crate) fn raw(code: u16, body: impl Into<Bytes>) -> Answer {
-    let body = Full::new(body.into()).map_err(|never| match never {}).boxed_unsync();
+    let body = Full::new(body.into())
+        .map_err(|never| match never {})
+        .boxed_unsync();
     Ok(Response::builder().status(code).body(body)?)
 }
 
@@ -102,7 +107,9 @@ pub(crate) fn status(code: u16, reason: &str, message: &str) -> Answer {
 /// A body that never ends.
 pub(crate) fn endless(code: u16) -> Answer {
     let frames = futures::stream::pending::<Result<http_body::Frame<Bytes>, BoxError>>();
-    Ok(Response::builder().status(code).body(http_body_util::StreamBody::new(frames).boxed_unsync())?)
+    Ok(Response::builder()
+        .status(code)
+        .body(http_body_util::StreamBody::new(frames).boxed_unsync())?)
 }
 
 /// An empty list of a kind.

@@ -29,7 +29,10 @@ impl Clock {
 
     /// A clock that shows `start` now and moves with tokio's (pausable) time.
     pub fn virtual_from(start: Timestamp) -> Self {
-        Self(Source::Virtual { start, origin: Instant::now() })
+        Self(Source::Virtual {
+            start,
+            origin: Instant::now(),
+        })
     }
 
     /// The time.

@@ -107,7 +107,9 @@ impl Visit {
     {
         let api = Api::<K>::namespaced(self.context.client.clone(), &key.namespace);
         let action = || format!("read {} {key}", K::kind(&()));
-        api.get_opt(&key.name).await.map_err(|error| Error::from_kube(action(), error))
+        api.get_opt(&key.name)
+            .await
+            .map_err(|error| Error::from_kube(action(), error))
     }
 
     /// Asks the API server whether it would accept the creation of `object` (`dryRun=All`: defaulting, validation,
@@ -125,10 +127,17 @@ impl Visit {
     {
         let child = Child::new(object, Ownership::Controller);
         let api = super::executor::dynamic_api(&self.context.client, &child.resource, &child.key);
-        let params = PostParams { dry_run: true, field_manager: Some(child.field_manager()) };
+        let params = PostParams {
+            dry_run: true,
+            field_manager: Some(child.field_manager()),
+        };
         let body = super::executor::dynamic_object(&child)?;
         let action = || format!("check {} {}", child.resource.kind, child.key);
-        match api.create(&params, &body).await.map_err(|error| Error::from_kube(action(), error)) {
+        match api
+            .create(&params, &body)
+            .await
+            .map_err(|error| Error::from_kube(action(), error))
+        {
             Ok(_) => Ok(DryRun::Accepted),
             // Validation and admission come before the look-up of the name.
             Err(Error::Refused { code: 409, .. }) => Ok(DryRun::Accepted),

@@ -1,0 +1,67 @@
+//! What the CRD's own rules cannot say about a ModelProvider.
+
+use flotilla_core::load::result::Price;
+use flotilla_crds::{ModelProviderSpec, names};
+
+/// Checks a spec.
+///
+/// # Errors
+/// A sentence that says what to write instead.
+pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
+    let host = host(&spec.endpoint).ok_or_else(|| {
+        format!("endpoint {:?} has no host; write a base address such as https://api.example.com/v1", spec.endpoint)
+    })?;
+    // Requests to it would come back to the gateway, until something runs out.
+    if host == names::GATEWAY || host.starts_with(&format!("{}.", names::GATEWAY)) {
+        return Err(format!(
+            "endpoint {:?} is the gateway itself; write the address of the provider that it should reach",
+            spec.endpoint
+        ));
+    }
+    for model in &spec.models {
+        let Some(price) = &model.price else { continue };
+        Price::parse(&price.currency, &price.input_per_million, &price.output_per_million)
+            .map_err(|error| format!("models[{}].price: {error}", model.name))?;
+    }
+    Ok(())
+}
+
+/// The host of an address, without port and brackets.
+fn host(endpoint: &str) -> Option<&str> {
+    let (_, rest) = endpoint.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next()?,
+        None => authority.split(':').next()?,
+    };
+    (!host.is_empty()).then_some(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn endpoints_and_prices() {
+        let price = |input: &str| json!([{"name": "mini", "price": {"inputPerMillion": input, "outputPerMillion": "2"}}]);
+        for (endpoint, models, expected) in [
+            ("https://api.example.com/v1", price("0.25"), None),
+            ("http://simulator.tools.svc:8080/v1", json!([]), None),
+            ("http://[fd00::1]:9/v1", json!([]), None),
+            ("https://:443/v1", json!([]), Some("has no host")),
+            ("http://flotilla-gateway:8081/v1", json!([]), Some("the gateway itself")),
+            ("http://flotilla-gateway.shop.svc:8081/v1", json!([]), Some("the gateway itself")),
+            ("http://flotilla-gateway-logs.shop.svc/v1", json!([]), None),
+            ("https://api.example.com/v1", price("cheap"), Some("models[mini].price")),
+        ] {
+            let spec = serde_json::from_value(json!({"endpoint": endpoint, "models": models})).unwrap();
+            match (validate(&spec), expected) {
+                (Ok(()), None) => {}
+                (Err(sentence), Some(part)) => assert!(sentence.contains(part), "{sentence}"),
+                (result, _) => panic!("{endpoint}: {result:?}"),
+            }
+        }
+    }
+}
