@@ -6,6 +6,7 @@
 
 pub mod acceptance;
 pub mod audit;
+pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod fixtures;
