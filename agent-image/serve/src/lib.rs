@@ -11,7 +11,7 @@ mod logging;
 mod server;
 mod sse;
 
-pub use body::{Body, BodyError, empty, full, json, read_body, stream, text};
+pub use body::{Body, BodyError, empty, full, json, read_body, stream, text, with_guard};
 pub use logging::{init_logging, log_error};
 pub use server::{DrainLimits, Running, start, terminated};
 pub use sse::{SseDecoder, SseError, sse_event, sse_response};

@@ -10,13 +10,10 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version, header};
-use http_body::Frame;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -26,9 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::body::Body;
+use crate::body::{Body, with_guard};
 
 /// How long a connection may be idle, or take to send its request head. Longer than the idle time of any
 /// client pool in use (90 s at most): the side that sends requests should be the one that closes, otherwise a
@@ -141,7 +137,7 @@ where
                             .headers_mut()
                             .insert(header::CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, Infallible>(response.map(|body| InFlightBody { body, _token: token }))
+                    Ok::<_, Infallible>(with_guard(response, token))
                 }
             })
         };
@@ -174,29 +170,6 @@ fn no_delay(socket: TcpStream) -> TcpStream {
         tracing::debug!(%error, "failed to set TCP_NODELAY");
     }
     socket
-}
-
-/// A body that counts as work in flight until it has been sent or dropped.
-struct InFlightBody {
-    body: Body,
-    _token: TaskTrackerToken,
-}
-
-impl http_body::Body for InFlightBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
 }
 
 /// Resolves at the first SIGTERM or SIGINT.
