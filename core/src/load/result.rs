@@ -17,7 +17,7 @@ pub enum ErrorCategory {
     Reset,
     /// The answer was not complete within the timeout.
     Timeout,
-    /// The request waited its whole timeout for one of the `maxInFlight` places and was never sent.
+    /// As Timeout, but the request spent most of it waiting for one of the `maxInFlight` places.
     InFlightLimit,
     /// Status 4xx but 429.
     ClientError,

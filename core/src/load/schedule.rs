@@ -55,6 +55,8 @@ struct StageSchedule {
     requests: u64,
     start_nanoseconds: u64,
     arrivals: Arrivals,
+    /// Of a Poisson stage: the sum of its gaps, so that no stage begins with a pause for computing it.
+    total_gap: u128,
 }
 
 impl Schedule {
@@ -66,22 +68,28 @@ impl Schedule {
         plan.validate()?;
         let mut first_index = 0;
         let mut start_nanoseconds = 0;
-        let stages = plan
-            .stages
-            .iter()
-            .map(|stage| {
-                let requests = stage.arrivals.requests();
-                let schedule = StageSchedule {
-                    first_index,
-                    requests,
-                    start_nanoseconds,
-                    arrivals: stage.arrivals.clone(),
-                };
-                first_index += requests;
-                start_nanoseconds += stage.arrivals.seconds() * NANOSECONDS;
-                schedule
-            })
-            .collect();
+        let mut stages = Vec::with_capacity(plan.stages.len());
+        for (number, stage) in plan.stages.iter().enumerate() {
+            let arrivals = stage.arrivals.clone();
+            let requests = arrivals.requests();
+            let total_gap = match &arrivals {
+                Arrivals::ConstantRate { constant_rate } if constant_rate.arrival == Arrival::Poisson => {
+                    let stream = arrival_stream(plan.seed, number);
+                    (0..=requests).map(|i| u128::from(gap(stream, i))).sum()
+                }
+                _ => 0,
+            };
+            let seconds = arrivals.seconds();
+            stages.push(StageSchedule {
+                first_index,
+                requests,
+                start_nanoseconds,
+                arrivals,
+                total_gap,
+            });
+            first_index += requests;
+            start_nanoseconds += seconds * NANOSECONDS;
+        }
         Ok(Self {
             seed: plan.seed,
             workers: u64::from(plan.workers.count),
@@ -118,7 +126,7 @@ impl Schedule {
     /// The whole schedule in order of index and time.
     pub fn starts(&self) -> impl Iterator<Item = Start> + '_ {
         self.stages.iter().enumerate().flat_map(move |(number, stage)| {
-            let offsets = stage.offsets(Stream::new(self.seed, domain::ARRIVALS).split(number as u64));
+            let offsets = stage.offsets(arrival_stream(self.seed, number));
             offsets
                 .zip(stage.first_index..)
                 .map(move |(offset, index)| Start {
@@ -185,7 +193,7 @@ impl Schedule {
 
 impl StageSchedule {
     /// Offsets from the stage's start in nanoseconds, ascending.
-    fn offsets(&self, stream: Stream) -> Box<dyn Iterator<Item = u64>> {
+    fn offsets(&self, stream: Stream) -> Box<dyn Iterator<Item = u64> + Send> {
         match &self.arrivals {
             Arrivals::Batch { batch } => {
                 let Batch {
@@ -215,7 +223,8 @@ impl StageSchedule {
                         Box::new((0..requests).map(move |i| (u128::from(i) * distance / rate) as u64))
                     }
                     Arrival::Poisson => {
-                        Box::new(poisson(stream, requests, u64::from(*seconds) * NANOSECONDS))
+                        let length = u64::from(*seconds) * NANOSECONDS;
+                        Box::new(poisson(stream, requests, length, self.total_gap))
                     }
                 }
             }
@@ -227,14 +236,20 @@ impl StageSchedule {
 /// exponential gaps `e_0 … e_n` and their partial sums `S`, time `k` is `length · S_k / S_(n+1)` (Ross,
 /// Stochastic Processes, theorem 2.3.1). A fixed number of requests is what makes coverage and sample sizes
 /// known before the start; the gaps are as bursty as those of a free process.
-fn poisson(stream: Stream, requests: u64, length: u64) -> impl Iterator<Item = u64> {
-    // Gaps in units of 2^-32, so that sums are exact integers in any order.
-    let gap = move |i: u64| (stream.exponential(i) * 4_294_967_296.0) as u64;
-    let total: u128 = (0..=requests).map(|i| u128::from(gap(i))).sum();
+fn poisson(stream: Stream, requests: u64, length: u64, total_gap: u128) -> impl Iterator<Item = u64> {
     (0..requests).scan(0u128, move |sum, i| {
-        *sum += u128::from(gap(i));
-        Some((u128::from(length) * *sum / total.max(1)) as u64)
+        *sum += u128::from(gap(stream, i));
+        Some((u128::from(length) * *sum / total_gap.max(1)) as u64)
     })
+}
+
+/// The `i`-th exponential gap in units of 2^-32 of its mean: integers, so that sums do not depend on their order.
+fn gap(stream: Stream, i: u64) -> u64 {
+    (stream.exponential(i) * 4_294_967_296.0) as u64
+}
+
+fn arrival_stream(seed: u64, stage: usize) -> Stream {
+    Stream::new(seed, domain::ARRIVALS).split(stage as u64)
 }
 
 #[cfg(test)]
@@ -315,7 +330,9 @@ mod tests {
     #[test]
     fn poisson_gaps_are_exponential() {
         let n = 100_000;
-        let times: Vec<u64> = poisson(Stream::new(3, 1), n, n * 1000).collect();
+        let stream = Stream::new(3, 1);
+        let total = (0..=n).map(|i| u128::from(gap(stream, i))).sum();
+        let times: Vec<u64> = poisson(stream, n, n * 1000, total).collect();
         let gaps: Vec<f64> = times
             .windows(2)
             .map(|pair| (pair[1] - pair[0]) as f64 / 1000.0)
