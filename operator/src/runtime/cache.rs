@@ -96,7 +96,7 @@ pub struct Change<K> {
 #[derive(Clone, Debug)]
 pub struct Undecodable {
     /// Its metadata.
-    pub metadata: ObjectMeta,
+    pub metadata: Box<ObjectMeta>,
     /// What was wrong, for the log and the event.
     pub error: String,
 }
@@ -510,7 +510,7 @@ where
 
     fn metadata(&self, key: &Key) -> Option<ObjectMeta> {
         let state = self.inner.state.read();
-        let undecodable = || state.undecodable.get(key).map(|object| object.metadata.clone());
+        let undecodable = || state.undecodable.get(key).map(|object| (*object.metadata).clone());
         state
             .objects
             .get(key)

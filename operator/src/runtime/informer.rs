@@ -5,7 +5,6 @@
 //! consistent read is used, never streaming lists: those start from any old state of any API server.
 
 use std::fmt::Debug;
-use std::future::Future;
 use std::time::Duration;
 
 use futures::{StreamExt as _, pin_mut};
@@ -53,7 +52,7 @@ impl<K: Resource<DynamicType = ()>> Delivered<K> for K {
 impl<K: Resource<DynamicType = ()>> Delivered<K> for DeserializeGuard<K> {
     fn open(self) -> Result<K, Undecodable> {
         self.0.map_err(|invalid| Undecodable {
-            metadata: invalid.metadata,
+            metadata: Box::new(invalid.metadata),
             error: invalid.error,
         })
     }
@@ -61,50 +60,43 @@ impl<K: Resource<DynamicType = ()>> Delivered<K> for DeserializeGuard<K> {
 
 impl Informer {
     /// Watches for ever. `shard` is the watched namespace, or "" for all.
-    pub(super) fn run<K, D>(
-        self,
-        cache: Cache<K>,
-        api: Api<D>,
-        shard: String,
-    ) -> impl Future<Output = ()> + Send
+    pub(super) async fn run<K, D>(self, cache: Cache<K>, api: Api<D>, shard: String)
     where
         K: Resource<DynamicType = ()> + Send + Sync + 'static,
         D: Delivered<K> + Clone + DeserializeOwned + Debug + Send + 'static,
     {
-        async move {
-            let kind = K::kind(&()).into_owned();
-            let config = watcher::Config {
-                label_selector: self.labels,
-                field_selector: self.fields,
-                ..watcher::Config::default().timeout(WATCH_SECONDS)
-            };
-            let stream = watcher(api, config);
-            pin_mut!(stream);
-            let mut relist = Relist::default();
-            let mut pause = MIN_PAUSE;
-            let mut last_failure = tokio::time::Instant::now();
-            while let Some(event) = stream.next().await {
-                match event {
-                    Ok(watcher::Event::Init) => relist = Relist::default(),
-                    Ok(watcher::Event::InitApply(object)) => relist.add(opened(&kind, object)),
-                    Ok(watcher::Event::InitDone) => {
-                        debug!(kind, "listed");
-                        self.metrics.relist(&kind);
-                        cache.finish(&shard, std::mem::take(&mut relist));
+        let kind = K::kind(&()).into_owned();
+        let config = watcher::Config {
+            label_selector: self.labels,
+            field_selector: self.fields,
+            ..watcher::Config::default().timeout(WATCH_SECONDS)
+        };
+        let stream = watcher(api, config);
+        pin_mut!(stream);
+        let mut relist = Relist::default();
+        let mut pause = MIN_PAUSE;
+        let mut last_failure = tokio::time::Instant::now();
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Init) => relist = Relist::default(),
+                Ok(watcher::Event::InitApply(object)) => relist.add(opened(&kind, object)),
+                Ok(watcher::Event::InitDone) => {
+                    debug!(kind, "listed");
+                    self.metrics.relist(&kind);
+                    cache.finish(&shard, std::mem::take(&mut relist));
+                }
+                Ok(watcher::Event::Apply(object)) => cache.upsert(&shard, opened(&kind, object)),
+                Ok(watcher::Event::Delete(object)) => cache.remove(&shard, object.meta()),
+                Err(error) => {
+                    self.metrics.watch_error(&kind);
+                    let now = tokio::time::Instant::now();
+                    if now - last_failure > STEADY {
+                        pause = MIN_PAUSE;
                     }
-                    Ok(watcher::Event::Apply(object)) => cache.upsert(&shard, opened(&kind, object)),
-                    Ok(watcher::Event::Delete(object)) => cache.remove(&shard, object.meta()),
-                    Err(error) => {
-                        self.metrics.watch_error(&kind);
-                        let now = tokio::time::Instant::now();
-                        if now - last_failure > STEADY {
-                            pause = MIN_PAUSE;
-                        }
-                        warn!(kind, error = %Chain(&error), pause_ms = pause.as_millis(), "watch failed");
-                        tokio::time::sleep(self.jitter.spread(pause)).await;
-                        pause = (pause * 2).min(MAX_PAUSE);
-                        last_failure = tokio::time::Instant::now();
-                    }
+                    warn!(kind, error = %Chain(&error), pause_ms = pause.as_millis(), "watch failed");
+                    tokio::time::sleep(self.jitter.spread(pause)).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                    last_failure = tokio::time::Instant::now();
                 }
             }
         }

@@ -131,7 +131,7 @@ fn an_undecodable_object_takes_the_place_of_the_good_one_and_gives_it_back() {
     cache.upsert(
         "",
         Err(Undecodable {
-            metadata: map("x", 2, "p").metadata,
+            metadata: Box::new(map("x", 2, "p").metadata),
             error: "bad".into(),
         }),
     );
