@@ -317,6 +317,7 @@ fn compile(mut compiler: Command, name: &str, settings: &Settings) -> Result<()>
             indent(&shell::tail(&log, 15))
         );
     }
+    let _ = std::fs::remove_file(&log);
     Ok(())
 }
 

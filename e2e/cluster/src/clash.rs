@@ -38,6 +38,8 @@ pub struct Machine {
     pub cgroups: Vec<PathBuf>,
     /// kube-proxy processes that are not ours.
     pub proxies: Vec<Process>,
+    /// kubelet processes that are not ours.
+    pub kubelets: Vec<Process>,
     /// Whether kube-proxy's table of rules exists.
     pub proxy_table: bool,
 }
@@ -57,17 +59,19 @@ impl Machine {
             routes: parse_routes(&routes),
             bridge: network::bridge_exists(settings),
             cgroups: network::cgroups(settings).into_iter().filter(|path| path.exists()).collect(),
-            proxies: foreign_proxies(settings),
+            proxies: foreign(settings, "kube-proxy"),
+            kubelets: foreign(settings, "kubelet"),
             proxy_table: tables.lines().any(|line| line.trim() == "table ip kube-proxy"),
         }
     }
 }
 
-/// kube-proxy processes on this machine that are not ours: their rules and ours share one table.
-pub fn foreign_proxies(settings: &Settings) -> Vec<Process> {
+/// Processes of a program on this machine that are not ours. Two kube-proxies share one table of rules, two kubelets one
+/// socket for device plugins, and neither can be told otherwise.
+pub fn foreign(settings: &Settings, program: &str) -> Vec<Process> {
     let foreign = |process: &Process| {
         let name = process.arguments.first().and_then(|program| Path::new(program).file_name());
-        name.is_some_and(|name| name == "kube-proxy") && !process.arguments.iter().any(|a| settings.owns_path_in(a))
+        name.is_some_and(|name| name == program) && !process.arguments.iter().any(|a| settings.owns_path_in(a))
     };
     process::all().into_iter().filter(foreign).collect()
 }
@@ -99,6 +103,13 @@ fn clashes(settings: &Settings, machine: &Machine, owner: &dyn Fn(u64) -> Option
              Kubernetes runs on this machine, remove them with `nft delete table ip kube-proxy`"
                 .to_owned(),
         );
+    }
+    if let Some(kubelet) = machine.kubelets.first().filter(|_| machine.proxies.is_empty()) {
+        found.push(format!(
+            "another kubelet runs (pid {}{}); two of them take each other's device plugin socket: stop that one first",
+            kubelet.pid,
+            cluster_of(kubelet)
+        ));
     }
     if machine.bridge {
         found.push(format!("an interface {0} exists and is not ours: choose another name with --bridge", settings.bridge));
@@ -236,6 +247,9 @@ mod tests {
         let proxy = Process { pid: 7, arguments: vec!["kube-proxy".into()] };
         let text = sentences(&Machine { proxies: vec![proxy], proxy_table: true, ..Machine::default() });
         assert!(text.len() == 1 && text[0].contains("pid 7"), "{text:?}");
+        let kubelet = Process { pid: 8, arguments: vec!["/usr/bin/kubelet".into()] };
+        let text = sentences(&Machine { kubelets: vec![kubelet], ..Machine::default() });
+        assert!(text.len() == 1 && text[0].contains("pid 8"), "{text:?}");
     }
 
     #[test]

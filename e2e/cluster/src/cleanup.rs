@@ -31,6 +31,8 @@ const LOG_LINKS: &str = "/var/log/containers";
 const CNI_RESULTS: &str = "/var/lib/cni/results";
 /// Where containerd's shims put their sockets; they cannot be told otherwise.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
+/// Where the kubelet listens for device plugins; it cannot be told otherwise.
+const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
 
 /// Removes everything of the cluster but its logs.
 ///
@@ -41,7 +43,7 @@ pub fn clean(settings: &Settings) -> Result<()> {
     end_processes(settings, record.is_some())?;
     let sockets = shim_sockets(settings);
     unmount_all(settings)?;
-    remove_links(settings);
+    remove_links(settings, record.is_some());
     remove_rules(settings, record.is_some());
     if record.is_some() {
         remove_cgroups(settings);
@@ -49,7 +51,9 @@ pub fn clean(settings: &Settings) -> Result<()> {
     for socket in sockets {
         let _ = std::fs::remove_file(socket);
     }
-    remove_strays(settings);
+    if record.is_some() {
+        remove_strays(settings);
+    }
     if let Some(record) = &record {
         network::restore_kernel_settings(&record.kernel);
     }
@@ -75,11 +79,11 @@ pub fn leftovers(settings: &Settings, recorded: bool) -> Vec<String> {
         left.push(format!("process {} ({program})", process.pid));
     }
     left.extend(mounts(settings).iter().map(|mount| format!("mount {}", mount.display())));
-    if network::bridge_is_ours(settings) {
+    if bridge_is_ours(settings, recorded) {
         left.push(format!("bridge {}", settings.bridge));
     }
     let tables = shell::run("nft", &["list", "tables"]).unwrap_or_default();
-    let proxy_is_ours = recorded && clash::foreign_proxies(settings).is_empty();
+    let proxy_is_ours = recorded && clash::foreign(settings, "kube-proxy").is_empty();
     for table in [&format!("table ip {}", network::nft_table(settings)), "table ip kube-proxy", "table ip6 kube-proxy"] {
         let foreign = table.ends_with("kube-proxy") && !proxy_is_ours;
         if tables.lines().any(|line| line.trim() == table) && !foreign {
@@ -200,10 +204,15 @@ fn unmount_all(settings: &Settings) -> Result<()> {
     bail!("failed to unmount {}", left.join(", "))
 }
 
+/// A cluster is recorded only when no interface had the bridge's name, so with a record the bridge is ours.
+fn bridge_is_ours(settings: &Settings, recorded: bool) -> bool {
+    network::bridge_is_labelled(settings) || recorded && network::bridge_exists(settings)
+}
+
 /// The bridge, and the host's ends of the pods' interfaces: a pod's network is destroyed some time after its last
 /// mount, and until then its end would be left.
-fn remove_links(settings: &Settings) {
-    if !network::bridge_is_ours(settings) {
+fn remove_links(settings: &Settings, recorded: bool) {
+    if !bridge_is_ours(settings, recorded) {
         return;
     }
     let ports = Path::new("/sys/class/net").join(&settings.bridge).join("brif");
@@ -218,7 +227,7 @@ fn remove_links(settings: &Settings) {
 
 fn remove_rules(settings: &Settings, recorded: bool) {
     let mut tables = vec![("ip", network::nft_table(settings))];
-    if recorded && clash::foreign_proxies(settings).is_empty() {
+    if recorded && clash::foreign(settings, "kube-proxy").is_empty() {
         tables.extend([("ip", "kube-proxy".to_owned()), ("ip6", "kube-proxy".to_owned())]);
     }
     let present = shell::run("nft", &["list", "tables"]).unwrap_or_default();
@@ -232,6 +241,21 @@ fn remove_rules(settings: &Settings, recorded: bool) {
     if !script.is_empty() {
         let _ = shell::run_with_input("iptables-restore", &["--noflush"], Some(&script));
     }
+    // `iptables` over nftables leaves its table when the last rule is gone.
+    let table = shell::run("nft", &["list", "table", "ip", "nat"]).unwrap_or_default();
+    if recorded && is_empty_table(&table) {
+        let _ = shell::run("nft", &["delete", "table", "ip", "nat"]);
+    }
+}
+
+/// Whether the text of `nft list table` has chains that accept everything, and nothing else.
+fn is_empty_table(text: &str) -> bool {
+    text.lines().map(str::trim).all(|line| {
+        line.is_empty()
+            || line == "}"
+            || (line.starts_with("table ") || line.starts_with("chain ")) && line.ends_with('{')
+            || line.starts_with("type ") && line.ends_with("policy accept;")
+    })
 }
 
 /// What to feed to `iptables-restore --noflush` so that the rules of our host ports and our forwarding rules are gone.
@@ -308,18 +332,28 @@ fn shim_sockets(settings: &Settings) -> Vec<PathBuf> {
 
 /// Files of ours in folders that are not ours.
 fn remove_strays(settings: &Settings) {
+    // The CNI library's file about a pod's loopback interface bears only the sandbox's id.
+    let sandboxes = settings.root.join("containerd/io.containerd.grpc.v1.cri/sandboxes");
+    let sandboxes = std::fs::read_dir(sandboxes).into_iter().flatten().flatten();
+    let sandboxes: Vec<String> = sandboxes.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     for link in std::fs::read_dir(LOG_LINKS).into_iter().flatten().flatten() {
         if std::fs::read_link(link.path()).is_ok_and(|target| target.starts_with(&settings.root)) {
             let _ = std::fs::remove_file(link.path());
         }
     }
     for result in std::fs::read_dir(CNI_RESULTS).into_iter().flatten().flatten() {
-        if result.file_name().to_string_lossy().starts_with(&format!("{CNI_NETWORK}-")) {
+        let name = result.file_name().to_string_lossy().into_owned();
+        if name.starts_with(&format!("{CNI_NETWORK}-")) || sandboxes.iter().any(|id| name.contains(id)) {
             let _ = std::fs::remove_file(result.path());
         }
     }
+    if clash::foreign(settings, "kubelet").is_empty() {
+        for file in ["kubelet.sock", "kubelet_internal_checkpoint", "DEPRECATION"] {
+            let _ = std::fs::remove_file(Path::new(DEVICE_PLUGINS).join(file));
+        }
+    }
     // Succeeds only for empty folders.
-    for folder in [LOG_LINKS, CNI_RESULTS, "/var/lib/cni", SHIM_SOCKETS, "/run/containerd"] {
+    for folder in [DEVICE_PLUGINS, "/var/lib/kubelet", LOG_LINKS, CNI_RESULTS, "/var/lib/cni", SHIM_SOCKETS, "/run/containerd", "/run/mount"] {
         let _ = std::fs::remove_dir(folder);
     }
 }
@@ -399,6 +433,16 @@ COMMIT
         let script = iptables_removal(&saved, "flotilla-cluster-flot0");
         assert!(script.contains("-X CNI-DN-aaa"), "{script}");
         assert!(!script.contains("-X CNI-HOSTPORT") && !script.contains("CNI-DN-bbb") && !script.contains("PREROUTING"), "{script}");
+    }
+
+    #[test]
+    fn only_a_table_without_rules_is_empty() {
+        let table = |more: &str| {
+            format!("table ip nat {{\n\tchain OUTPUT {{\n\t\ttype nat hook output priority -100; policy accept;\n{more}\t}}\n}}\n")
+        };
+        assert!(is_empty_table(&table("")));
+        assert!(!is_empty_table(&table("\t\tip daddr 192.0.2.1 accept\n")));
+        assert!(!is_empty_table(&table("").replace("accept", "drop")));
     }
 
     #[test]

@@ -310,7 +310,7 @@ impl Start<'_> {
         record.configured
             && record.settings == *self.settings
             && record.boot == boot_id()
-            && network::bridge_is_ours(self.settings)
+            && network::bridge_exists(self.settings)
             && self.settings.kubeconfig().is_file()
             && !process::components(self.settings).is_empty()
     }

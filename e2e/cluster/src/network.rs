@@ -21,16 +21,17 @@ const CHANGED_BY_KUBELET: [&str; 6] = [
     "kernel/keys/root_maxbytes",
 ];
 
-/// Kernel modules asked for; most kernels have them built in or load them on demand.
+/// Kernel modules asked for, where the kernel has modules.
 const MODULES: [&str; 5] = ["overlay", "bridge", "br_netfilter", "veth", "nf_conntrack"];
 
-/// What the bridge is labelled with, to be recognised as ours.
+/// What the bridge is labelled with, to be recognised as ours without a record. (The kernel takes no label when the
+/// bridge is made, so a start killed in between leaves one without.)
 pub fn bridge_alias(settings: &Settings) -> String {
     format!("flotilla-cluster {}", settings.root.display())
 }
 
 /// Whether the bridge exists and is labelled as ours.
-pub fn bridge_is_ours(settings: &Settings) -> bool {
+pub fn bridge_is_labelled(settings: &Settings) -> bool {
     let file = Path::new("/sys/class/net").join(&settings.bridge).join("ifalias");
     std::fs::read_to_string(file).is_ok_and(|alias| alias.trim() == bridge_alias(settings))
 }
@@ -80,9 +81,10 @@ pub fn create(settings: &Settings) -> Result<()> {
     }
     let bridge = settings.bridge.as_str();
     if !bridge_exists(settings) {
-        shell::run("ip", &["link", "add", "name", bridge, "alias", &bridge_alias(settings), "type", "bridge"])
+        shell::run("ip", &["link", "add", "name", bridge, "type", "bridge"])
             .context("failed to make the bridge: does the kernel have bridges?")?;
     }
+    shell::run("ip", &["link", "set", "dev", bridge, "alias", &bridge_alias(settings)])?;
     let address = format!("{}/{}", settings.node_ip(), settings.pod_cidr.prefix());
     shell::run("ip", &["address", "replace", &address, "dev", bridge])?;
     shell::run("ip", &["link", "set", bridge, "up"])?;

@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use crate::shell;
 
 /// Programs looked for, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("containerd", "containerd"),
     ("containerd-shim-runc-v2", "containerd"),
     ("ctr", "containerd"),
@@ -18,7 +18,6 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("conntrack", "conntrack"),
     ("mount", "mount"),
-    ("modprobe", "kmod"),
     ("ethtool", "ethtool"),
 ];
 
