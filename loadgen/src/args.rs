@@ -7,9 +7,8 @@ use clap::{Parser, ValueEnum};
 
 /// Sends the requests of a LoadTest and leaves its result where Kubernetes keeps it.
 ///
-/// In a cluster the operator starts it with everything in the environment. By hand, without Kubernetes:
-///
-///     flotilla-loadgen --plan plan.json -o text
+/// In a cluster the operator starts it with everything in the environment. By hand, without Kubernetes, it needs no
+/// more than `flotilla-loadgen --plan plan.json -o text`.
 ///
 /// A plan with more than one worker needs one process each: the one with --index 0 listens, the others get its
 /// address as --coordinator.

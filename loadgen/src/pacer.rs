@@ -21,12 +21,16 @@ impl Pacer {
     ///
     /// # Errors
     /// If the system has no more file descriptors.
+    #[allow(
+        deprecated,
+        reason = "tokio's new constructor is unsafe because a caller's type might change its descriptor; OwnedFd does not"
+    )]
     pub fn new() -> io::Result<Self> {
         let timer = timerfd_create(
             TimerfdClockId::Monotonic,
             TimerfdFlags::NONBLOCK.union(TimerfdFlags::CLOEXEC),
         )?;
-        Ok(Self(AsyncFd::try_with_interest(
+        Ok(Self(AsyncFd::with_interest(
             timer,
             tokio::io::Interest::READABLE,
         )?))

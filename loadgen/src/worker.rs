@@ -155,7 +155,10 @@ impl Worker {
         }
         let label = HeaderValue::from(start.index);
         let (mut outcome, connection) = self.client.send(&start, label, prompt, due).await;
-        let with_target = outcome.ended.unwrap_or(admitted).saturating_duration_since(admitted);
+        let with_target = outcome
+            .ended
+            .unwrap_or(admitted)
+            .saturating_duration_since(admitted);
         if outcome.failure == Some(ErrorCategory::Timeout) && admitted.duration_since(begun) > with_target {
             outcome.failure = Some(ErrorCategory::InFlightLimit);
         }

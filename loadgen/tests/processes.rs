@@ -1,5 +1,7 @@
 //! The binary as a Job runs it: exit codes, termination messages, signals, a worker that is killed.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use std::net::SocketAddr;

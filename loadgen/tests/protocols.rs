@@ -1,5 +1,7 @@
 //! Protocols and failures, against a target that misbehaves on purpose.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! One schedule for any number of workers, and figures that are true: seen from the target.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -224,7 +226,9 @@ fn waiting_for_a_place_is_part_of_the_latency() {
     plan.requests.timeout_milliseconds = 700;
     let result = run_workers(&plan).remove(0).unwrap();
     assert_eq!(result.stages[0].done, 20);
-    let out_of_time = result.errors.get(flotilla_core::load::result::ErrorCategory::InFlightLimit);
+    let out_of_time = result
+        .errors
+        .get(flotilla_core::load::result::ErrorCategory::InFlightLimit);
     assert!(out_of_time >= 3, "{out_of_time} ran out of time waiting");
     assert_eq!(result.stages[0].failed, out_of_time);
     assert!(result.series.queue_delay.quantile(0.8).unwrap() > 300_000.0);
