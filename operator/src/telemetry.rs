@@ -6,7 +6,8 @@ use tracing_subscriber::filter::{EnvFilter, ParseError};
 
 use crate::args::{LogArgs, LogFormat};
 
-/// Starts logging for the whole process; a second call does nothing.
+/// Starts logging for the whole process; a second call does nothing. Panics go to the log as well: the runtime catches
+/// those of a reconcile, and a bare backtrace on stderr would break a log of JSON lines.
 ///
 /// # Errors
 /// When the filter does not parse.
@@ -32,5 +33,16 @@ pub fn init(args: &LogArgs) -> Result<(), ParseError> {
             .with_span_list(false)
             .try_init(),
     };
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        tracing::error!(location, panic = panic_text(panic.payload()), "panic");
+    }));
     Ok(())
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }

@@ -270,7 +270,7 @@ impl<R: Reconciler> Driver<R> {
                 self.metrics.panics.inc();
                 Err(Failed::bug(
                     "Panic",
-                    format!("the reconcile panicked: {}", panic_text(&*panic)),
+                    format!("the reconcile panicked: {}", crate::telemetry::panic_text(&*panic)),
                 ))
             }
             Err(_) => Err(Failed::bug(
@@ -436,12 +436,6 @@ fn pause_after(count: u32, cap: Duration) -> Duration {
         .saturating_mul(1 << doublings)
         .min(cap)
         .max(FIRST_PAUSE)
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 #[cfg(test)]

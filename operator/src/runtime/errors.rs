@@ -132,6 +132,8 @@ impl Error {
         match error {
             KubeError::Api(status) => match status.code {
                 409 if status.reason != "AlreadyExists" => Self::Conflict { action },
+                // How a patch with another UID than the live object's is refused: the object was replaced meanwhile.
+                422 if status.message.contains("metadata.uid: Invalid value") => Self::Conflict { action },
                 408 | 429 | 500..=599 => Self::Unavailable {
                     action,
                     source: Box::new(KubeError::Api(status)),

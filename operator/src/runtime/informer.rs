@@ -75,7 +75,7 @@ impl Informer {
         pin_mut!(stream);
         let mut relist = Relist::default();
         let mut pause = MIN_PAUSE;
-        let mut last_failure = tokio::time::Instant::now();
+        let mut last_failure: Option<tokio::time::Instant> = None;
         while let Some(event) = stream.next().await {
             match event {
                 Ok(watcher::Event::Init) => relist = Relist::default(),
@@ -87,16 +87,21 @@ impl Informer {
                 }
                 Ok(watcher::Event::Apply(object)) => cache.upsert(&shard, opened(&kind, object)),
                 Ok(watcher::Event::Delete(object)) => cache.remove(&shard, object.meta()),
+                // The version to resume from is compacted, as after a restart of the API server: the list comes next.
+                Err(watcher::Error::WatchError(status)) if status.code == 410 => {
+                    debug!(kind, message = status.message, "watch starts anew");
+                }
                 Err(error) => {
                     self.metrics.watch_error(&kind);
-                    let now = tokio::time::Instant::now();
-                    if now - last_failure > STEADY {
+                    if last_failure.is_none_or(|last| last.elapsed() > STEADY) {
                         pause = MIN_PAUSE;
+                        warn!(kind, error = %Chain(&error), "watch failed, trying again");
+                    } else {
+                        debug!(kind, error = %Chain(&error), "watch failed again");
                     }
-                    warn!(kind, error = %Chain(&error), pause_ms = pause.as_millis(), "watch failed");
                     tokio::time::sleep(self.jitter.spread(pause)).await;
                     pause = (pause * 2).min(MAX_PAUSE);
-                    last_failure = tokio::time::Instant::now();
+                    last_failure = Some(tokio::time::Instant::now());
                 }
             }
         }
