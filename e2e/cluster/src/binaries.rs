@@ -51,13 +51,22 @@ const GO_MINOR: u32 = 26;
 
 /// The API server comes last but one in weight: it compiles what the other Kubernetes programs share.
 const MODULES: [Module; 7] = [
-    module!("etcd", "v3.7.1", &[("etcd", "go.etcd.io/etcd/server/v3", 21)], &[]),
+    module!(
+        "etcd",
+        "v3.7.1",
+        &[("etcd", "go.etcd.io/etcd/server/v3", 21)],
+        &[]
+    ),
     module!(
         "kubernetes",
         "v1.37.0",
         &[
             ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver", 242),
-            ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager", 75),
+            (
+                "kube-controller-manager",
+                "k8s.io/kubernetes/cmd/kube-controller-manager",
+                75
+            ),
             ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler", 7),
             ("kubelet", "k8s.io/kubernetes/cmd/kubelet", 21),
             ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy", 9),
@@ -74,7 +83,12 @@ const MODULES: [Module; 7] = [
             ("k8s.io/client-go/pkg/version.gitTreeState", "clean"),
         ]
     ),
-    module!("coredns", "v1.12.4", &[("coredns", "github.com/coredns/coredns", 99)], &[]),
+    module!(
+        "coredns",
+        "v1.12.4",
+        &[("coredns", "github.com/coredns/coredns", 99)],
+        &[]
+    ),
     module!(
         "helm",
         "v4.2.4",
@@ -92,7 +106,12 @@ const MODULES: [Module; 7] = [
             ("helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor", "37"),
         ]
     ),
-    module!("kwok", "v0.8.0", &[("kwok", "sigs.k8s.io/kwok/cmd/kwok", 55)], &[]),
+    module!(
+        "kwok",
+        "v0.8.0",
+        &[("kwok", "sigs.k8s.io/kwok/cmd/kwok", 55)],
+        &[]
+    ),
     module!(
         "kubeconform",
         "v0.7.0",
@@ -158,7 +177,8 @@ impl Programs {
             Some(cache) => PathBuf::from(cache),
             None => {
                 let home = std::env::var_os("HOME").filter(|value| !value.is_empty());
-                let home = home.context("neither FLOTILLA_CACHE nor HOME is set: no place for the programs")?;
+                let home =
+                    home.context("neither FLOTILLA_CACHE nor HOME is set: no place for the programs")?;
                 PathBuf::from(home).join(".cache/flotilla")
             }
         };
@@ -195,7 +215,10 @@ impl Programs {
 
     fn missing(&self) -> Vec<(&'static Module, &'static str, &'static str, u32)> {
         let all = MODULES.iter().flat_map(|module| {
-            module.programs.iter().map(move |(name, package, seconds)| (module, *name, *package, *seconds))
+            module
+                .programs
+                .iter()
+                .map(move |(name, package, seconds)| (module, *name, *package, *seconds))
         });
         all.filter(|(_, name, ..)| !self.path(name).is_file()).collect()
     }
@@ -212,7 +235,11 @@ impl Programs {
         let missing = self.missing();
         if !missing.is_empty() {
             check_go()?;
-            let minutes = missing.iter().map(|(.., seconds)| seconds).sum::<u32>().div_ceil(60);
+            let minutes = missing
+                .iter()
+                .map(|(.., seconds)| seconds)
+                .sum::<u32>()
+                .div_ceil(60);
             progress.say(format_args!(
                 "building {} programs from source into {}, once per machine; about {minutes} min on 2 cores",
                 missing.len(),
@@ -243,7 +270,15 @@ impl Programs {
         let unfinished = folder.join(format!(".{name}.unfinished"));
         let mut go = Command::new(shell::find("go").context("`go` is not on the search path")?);
         go.current_dir(&source)
-            .args(["build", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", &module.ldflags(), "-o"])
+            .args([
+                "build",
+                "-trimpath",
+                "-mod=readonly",
+                "-buildvcs=false",
+                "-ldflags",
+                &module.ldflags(),
+                "-o",
+            ])
             .arg(&unfinished)
             .arg(package)
             .env("CGO_ENABLED", "0")
@@ -326,7 +361,11 @@ pub fn indent(lines: &[String]) -> String {
     if lines.is_empty() {
         return "    (empty)".into();
     }
-    lines.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+    lines
+        .iter()
+        .map(|line| format!("    {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn check_go() -> Result<()> {
@@ -376,21 +415,33 @@ mod tests {
     fn the_version_is_the_one_required() {
         for module in &MODULES {
             assert!(
-                module.go_mod.lines().any(|line| line.starts_with("require ") && line.ends_with(module.version)),
+                module
+                    .go_mod
+                    .lines()
+                    .any(|line| line.starts_with("require ") && line.ends_with(module.version)),
                 "{} {}",
                 module.name,
                 module.version
             );
             assert!(!module.go_sum.is_empty(), "{}", module.name);
             for (_, package, _) in module.programs {
-                assert!(module.go_mod.contains(package), "no `tool {package}` in {}", module.name);
+                assert!(
+                    module.go_mod.contains(package),
+                    "no `tool {package}` in {}",
+                    module.name
+                );
             }
         }
     }
 
     #[test]
     fn go_versions_are_read() {
-        for (text, minor) in [("go1.26.8\n", Some(26)), ("go1.27rc1", Some(27)), ("devel", None), ("", None)] {
+        for (text, minor) in [
+            ("go1.26.8\n", Some(26)),
+            ("go1.27rc1", Some(27)),
+            ("devel", None),
+            ("", None),
+        ] {
             assert_eq!(go_minor(text), minor, "{text}");
         }
     }

@@ -58,7 +58,10 @@ impl Machine {
             listeners,
             routes: parse_routes(&routes),
             bridge: network::bridge_exists(settings),
-            cgroups: network::cgroups(settings).into_iter().filter(|path| path.exists()).collect(),
+            cgroups: network::cgroups(settings)
+                .into_iter()
+                .filter(|path| path.exists())
+                .collect(),
             proxies: foreign(settings, "kube-proxy"),
             kubelets: foreign(settings, "kubelet"),
             proxy_table: tables.lines().any(|line| line.trim() == "table ip kube-proxy"),
@@ -70,8 +73,12 @@ impl Machine {
 /// socket for device plugins, and neither can be told otherwise.
 pub fn foreign(settings: &Settings, program: &str) -> Vec<Process> {
     let foreign = |process: &Process| {
-        let name = process.arguments.first().and_then(|program| Path::new(program).file_name());
-        name.is_some_and(|name| name == program) && !process.arguments.iter().any(|a| settings.owns_path_in(a))
+        let name = process
+            .arguments
+            .first()
+            .and_then(|program| Path::new(program).file_name());
+        name.is_some_and(|name| name == program)
+            && !process.arguments.iter().any(|a| settings.owns_path_in(a))
     };
     process::all().into_iter().filter(foreign).collect()
 }
@@ -85,7 +92,10 @@ pub fn check(settings: &Settings, machine: &Machine) -> Result<()> {
     if clashes.is_empty() {
         return Ok(());
     }
-    bail!("the cluster cannot start beside what is on this machine:\n  - {}", clashes.join("\n  - "))
+    bail!(
+        "the cluster cannot start beside what is on this machine:\n  - {}",
+        clashes.join("\n  - ")
+    )
 }
 
 fn clashes(settings: &Settings, machine: &Machine, owner: &dyn Fn(u64) -> Option<Process>) -> Vec<String> {
@@ -112,27 +122,44 @@ fn clashes(settings: &Settings, machine: &Machine, owner: &dyn Fn(u64) -> Option
         ));
     }
     if machine.bridge {
-        found.push(format!("an interface {0} exists and is not ours: choose another name with --bridge", settings.bridge));
+        found.push(format!(
+            "an interface {0} exists and is not ours: choose another name with --bridge",
+            settings.bridge
+        ));
     }
     if let Some(group) = machine.cgroups.first() {
-        found.push(format!("the control group {} exists and is not ours: choose another name with --cgroup", group.display()));
+        found.push(format!(
+            "the control group {} exists and is not ours: choose another name with --cgroup",
+            group.display()
+        ));
     }
-    for (flag, range) in
-        [("--pod-cidr", settings.pod_cidr), ("--service-cidr", settings.service_cidr), ("--kwok-cidr", settings.kwok_cidr)]
-    {
+    for (flag, range) in [
+        ("--pod-cidr", settings.pod_cidr),
+        ("--service-cidr", settings.service_cidr),
+        ("--kwok-cidr", settings.kwok_cidr),
+    ] {
         if let Some((route, interface)) = machine.routes.iter().find(|(route, _)| route.overlaps(range)) {
-            found.push(format!("{route} is in use on {interface} and overlaps {range}: choose another range with {flag}"));
+            found.push(format!(
+                "{route} is in use on {interface} and overlaps {range}: choose another range with {flag}"
+            ));
         }
     }
     for (flag, port) in settings.ports.named() {
         let taken = machine.listeners.iter().find(|listener| {
             listener.port == port
-                && listener.address.is_none_or(|address| address == settings.node_ip())
+                && listener
+                    .address
+                    .is_none_or(|address| address == settings.node_ip())
                 && (listener.protocol == "tcp" || flag == "--dns-port")
         });
         if let Some(listener) = taken {
             let by = owner(listener.inode).map_or_else(String::new, |process| {
-                format!(" by pid {} ({}{})", process.pid, shortened(&process), cluster_of(&process))
+                format!(
+                    " by pid {} ({}{})",
+                    process.pid,
+                    shortened(&process),
+                    cluster_of(&process)
+                )
             });
             found.push(format!(
                 "port {port}/{} is taken{by}: stop that, or choose another port with {flag}",
@@ -144,18 +171,32 @@ fn clashes(settings: &Settings, machine: &Machine, owner: &dyn Fn(u64) -> Option
 }
 
 fn shortened(process: &Process) -> String {
-    let text = process.arguments.join(" ");
-    if text.chars().count() <= 60 { text } else { text.chars().take(60).collect::<String>() + "..." }
+    let text = process
+        .arguments
+        .iter()
+        .flat_map(|argument| argument.split_whitespace())
+        .collect::<Vec<_>>()
+        .join(" ");
+    if text.chars().count() <= 60 {
+        text
+    } else {
+        text.chars().take(60).collect::<String>() + "..."
+    }
 }
 
 /// `, of the cluster <state>` when the process belongs to another cluster of ours.
 fn cluster_of(process: &Process) -> String {
-    let paths = process.arguments.iter().filter_map(|argument| argument.rsplit('=').next());
+    let paths = process
+        .arguments
+        .iter()
+        .filter_map(|argument| argument.rsplit('=').next());
     for path in paths.filter(|path| path.starts_with('/')) {
         for folder in Path::new(path).ancestors().skip(1) {
             if let Some(record) = Record::read(folder) {
                 let state = record.settings.state.display();
-                return format!(", of the Flotilla cluster {state}: `flotilla-cluster down --state {state}` ends it");
+                return format!(
+                    ", of the Flotilla cluster {state}: `flotilla-cluster down --state {state}` ends it"
+                );
             }
         }
     }
@@ -166,7 +207,10 @@ fn cluster_of(process: &Process) -> String {
 fn socket_owner(inode: u64) -> Option<Process> {
     let wanted = format!("socket:[{inode}]");
     process::all().into_iter().find(|process| {
-        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", process.pid)).into_iter().flatten().flatten();
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", process.pid))
+            .into_iter()
+            .flatten()
+            .flatten();
         descriptors
             .filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok())
             .any(|target| target.as_os_str() == wanted.as_str())
@@ -180,12 +224,18 @@ fn parse_listeners(text: &str, protocol: &'static str) -> Vec<Listener> {
     let mut listeners = Vec::new();
     for line in text.lines().skip(1) {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let (Some(local), Some(state), Some(inode)) = (words.get(1), words.get(3), words.get(9)) else { continue };
+        let (Some(local), Some(state), Some(inode)) = (words.get(1), words.get(3), words.get(9)) else {
+            continue;
+        };
         if !STATES.contains(&(protocol, *state)) {
             continue;
         }
-        let Some((address, port)) = local.split_once(':') else { continue };
-        let (Ok(port), Ok(inode)) = (u16::from_str_radix(port, 16), inode.parse()) else { continue };
+        let Some((address, port)) = local.split_once(':') else {
+            continue;
+        };
+        let (Ok(port), Ok(inode)) = (u16::from_str_radix(port, 16), inode.parse()) else {
+            continue;
+        };
         let address = match address.len() {
             8 => match u32::from_str_radix(address, 16) {
                 // The kernel prints the four bytes as one number in the machine's byte order.
@@ -196,19 +246,30 @@ fn parse_listeners(text: &str, protocol: &'static str) -> Vec<Listener> {
             _ if address.bytes().all(|byte| byte == b'0') => None,
             _ => continue,
         };
-        listeners.push(Listener { address, port, protocol, inode });
+        listeners.push(Listener {
+            address,
+            port,
+            protocol,
+            inode,
+        });
     }
     listeners
 }
 
 /// Ranges in the JSON of `ip route show table all`, without the default route.
 fn parse_routes(text: &str) -> Vec<(Cidr, String)> {
-    let Ok(Value::Array(routes)) = serde_json::from_str::<Value>(text) else { return Vec::new() };
+    let Ok(Value::Array(routes)) = serde_json::from_str::<Value>(text) else {
+        return Vec::new();
+    };
     routes
         .iter()
         .filter_map(|route| {
             let range: Cidr = route.get("dst")?.as_str()?.parse().ok()?;
-            let interface = route.get("dev").and_then(Value::as_str).unwrap_or("no interface").to_owned();
+            let interface = route
+                .get("dev")
+                .and_then(Value::as_str)
+                .unwrap_or("no interface")
+                .to_owned();
             (range.prefix() > 0).then_some((range, interface))
         })
         .collect()
@@ -230,33 +291,83 @@ mod tests {
 
     #[test]
     fn every_clash_names_its_flag() {
-        let listener = |address, port, protocol| Listener { address, port, protocol, inode: 1 };
-        let on_all = Machine { listeners: vec![listener(None, 6443, "tcp")], ..Machine::default() };
+        let listener = |address, port, protocol| Listener {
+            address,
+            port,
+            protocol,
+            inode: 1,
+        };
+        let on_all = Machine {
+            listeners: vec![listener(None, 6443, "tcp")],
+            ..Machine::default()
+        };
         assert!(sentences(&on_all)[0].contains("--api-port"));
-        let dns = Machine { listeners: vec![listener(None, 1053, "udp")], ..Machine::default() };
+        let dns = Machine {
+            listeners: vec![listener(None, 1053, "udp")],
+            ..Machine::default()
+        };
         assert!(sentences(&dns)[0].contains("--dns-port"));
-        let bridge = Machine { bridge: true, ..Machine::default() };
+        let bridge = Machine {
+            bridge: true,
+            ..Machine::default()
+        };
         assert!(sentences(&bridge)[0].contains("--bridge"));
-        let cgroup = Machine { cgroups: vec!["/sys/fs/cgroup/cpu/flotilla-local".into()], ..Machine::default() };
+        let cgroup = Machine {
+            cgroups: vec!["/sys/fs/cgroup/cpu/flotilla-local".into()],
+            ..Machine::default()
+        };
         assert!(sentences(&cgroup)[0].contains("--cgroup"));
         for (route, flag) in [("10.0.0.0/8", "--pod-cidr"), ("10.96.4.0/24", "--service-cidr")] {
             let routes = vec![(route.parse().unwrap(), "eth0".to_owned())];
-            let text = sentences(&Machine { routes, ..Machine::default() }).join("\n");
+            let text = sentences(&Machine {
+                routes,
+                ..Machine::default()
+            })
+            .join("\n");
             assert!(text.contains(flag) && text.contains("eth0"), "{text}");
         }
-        let proxy = Process { pid: 7, arguments: vec!["kube-proxy".into()] };
-        let text = sentences(&Machine { proxies: vec![proxy], proxy_table: true, ..Machine::default() });
+        let proxy = Process {
+            pid: 7,
+            arguments: vec!["kube-proxy".into()],
+        };
+        let text = sentences(&Machine {
+            proxies: vec![proxy],
+            proxy_table: true,
+            ..Machine::default()
+        });
         assert!(text.len() == 1 && text[0].contains("pid 7"), "{text:?}");
-        let kubelet = Process { pid: 8, arguments: vec!["/usr/bin/kubelet".into()] };
-        let text = sentences(&Machine { kubelets: vec![kubelet], ..Machine::default() });
+        let kubelet = Process {
+            pid: 8,
+            arguments: vec!["/usr/bin/kubelet".into()],
+        };
+        let text = sentences(&Machine {
+            kubelets: vec![kubelet],
+            ..Machine::default()
+        });
         assert!(text.len() == 1 && text[0].contains("pid 8"), "{text:?}");
     }
 
     #[test]
     fn other_addresses_do_not_clash() {
-        let loopback = Listener { address: Some(Ipv4Addr::LOCALHOST), port: 6443, protocol: "tcp", inode: 1 };
-        let udp = Listener { address: None, port: 6443, protocol: "udp", inode: 1 };
-        assert!(sentences(&Machine { listeners: vec![loopback, udp], ..Machine::default() }).is_empty());
+        let loopback = Listener {
+            address: Some(Ipv4Addr::LOCALHOST),
+            port: 6443,
+            protocol: "tcp",
+            inode: 1,
+        };
+        let udp = Listener {
+            address: None,
+            port: 6443,
+            protocol: "udp",
+            inode: 1,
+        };
+        assert!(
+            sentences(&Machine {
+                listeners: vec![loopback, udp],
+                ..Machine::default()
+            })
+            .is_empty()
+        );
     }
 
     #[test]
@@ -269,8 +380,18 @@ mod tests {
         assert_eq!(
             listeners,
             [
-                Listener { address: Some(Ipv4Addr::LOCALHOST), port: 6443, protocol: "tcp", inode: 111 },
-                Listener { address: None, port: 22, protocol: "tcp", inode: 222 },
+                Listener {
+                    address: Some(Ipv4Addr::LOCALHOST),
+                    port: 6443,
+                    protocol: "tcp",
+                    inode: 111
+                },
+                Listener {
+                    address: None,
+                    port: 22,
+                    protocol: "tcp",
+                    inode: 222
+                },
             ]
         );
         let six = "head\n 0: 00000000000000000000000000000000:1A0A 0:0 0A 0:0 0:0 0 0 0 444 1 x\n";

@@ -14,10 +14,10 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
 use crate::clash;
-use crate::cluster::{RECORD, Record};
+use crate::cluster::{self, RECORD, Record};
 use crate::config::CNI_NETWORK;
 use crate::network;
-use crate::process;
+use crate::process::{self, Pinned};
 use crate::settings::Settings;
 use crate::shell;
 
@@ -57,8 +57,12 @@ pub fn clean(settings: &Settings) -> Result<()> {
     if let Some(record) = &record {
         network::restore_kernel_settings(&record.kernel);
     }
-    remove_folder(&settings.run)?;
-    remove_folder(&settings.root)?;
+    for folder in [&settings.run, &settings.root] {
+        // A folder that holds something and is not recorded as a cluster's is somebody's, whatever its name.
+        if record.is_some() || cluster::is_free(folder) {
+            remove_folder(folder)?;
+        }
+    }
     for file in ["kubeconfig", RECORD] {
         let _ = std::fs::remove_file(settings.state.join(file));
     }
@@ -70,30 +74,40 @@ pub fn clean(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// What of the cluster is on the machine, in sentences. Without a record of a cluster, control groups and kube-proxy's
-/// rules are taken for somebody else's: only their names could say otherwise.
+/// What of the cluster is on the machine, in sentences. Without a record of a cluster, folders, control groups and
+/// kube-proxy's rules are taken for somebody else's: only their names could say otherwise.
 pub fn leftovers(settings: &Settings, recorded: bool) -> Vec<String> {
     let mut left = Vec::new();
     for process in process::everything_of_ours(settings) {
         let program = process.arguments.first().map(String::as_str).unwrap_or_default();
         left.push(format!("process {} ({program})", process.pid));
     }
-    left.extend(mounts(settings).iter().map(|mount| format!("mount {}", mount.display())));
+    left.extend(
+        mounts(settings)
+            .iter()
+            .map(|mount| format!("mount {}", mount.display())),
+    );
     if bridge_is_ours(settings, recorded) {
         left.push(format!("bridge {}", settings.bridge));
     }
     let tables = shell::run("nft", &["list", "tables"]).unwrap_or_default();
     let proxy_is_ours = recorded && clash::foreign(settings, "kube-proxy").is_empty();
-    for table in [&format!("table ip {}", network::nft_table(settings)), "table ip kube-proxy", "table ip6 kube-proxy"] {
+    for table in [
+        &format!("table ip {}", network::nft_table(settings)),
+        "table ip kube-proxy",
+        "table ip6 kube-proxy",
+    ] {
         let foreign = table.ends_with("kube-proxy") && !proxy_is_ours;
         if tables.lines().any(|line| line.trim() == table) && !foreign {
             left.push(format!("packet filter {table}"));
         }
     }
-    let groups = network::cgroups(settings).into_iter().filter(|group| recorded && group.exists());
+    let groups = network::cgroups(settings)
+        .into_iter()
+        .filter(|group| recorded && group.exists());
     left.extend(groups.map(|group| format!("control group {}", group.display())));
     for folder in [&settings.root, &settings.run] {
-        if folder.exists() {
+        if recorded && folder.exists() {
             left.push(format!("folder {}", folder.display()));
         }
     }
@@ -105,23 +119,29 @@ pub fn leftovers(settings: &Settings, recorded: bool) -> Vec<String> {
 fn end_processes(settings: &Settings, recorded: bool) -> Result<()> {
     let begun = Instant::now();
     loop {
-        let processes = process::everything_of_ours(settings);
-        let contained = if recorded { contained(settings) } else { Vec::new() };
-        if processes.is_empty() && contained.is_empty() {
+        let mut pinned: Vec<Pinned> = process::everything_of_ours(settings)
+            .iter()
+            .filter_map(process::Process::pin)
+            .collect();
+        if recorded {
+            let contained = contained(settings);
+            pinned.extend(
+                contained
+                    .iter()
+                    .filter_map(|pid| Pinned::when(*pid, || self::contained(settings).contains(pid))),
+            );
+        }
+        if pinned.is_empty() {
             return Ok(());
         }
-        for process in &processes {
+        for process in &pinned {
             process.signal(Signal::KILL);
         }
-        for pid in &contained {
-            process::signal_if(*pid, Signal::KILL, || self::contained(settings).contains(pid));
-        }
-        if begun.elapsed() > END_LIMIT {
-            let mut pids: Vec<i32> = processes.iter().map(|process| process.pid).chain(contained).collect();
-            pids.sort_unstable();
+        pinned.retain(|process| !process.wait_gone(END_LIMIT.saturating_sub(begun.elapsed())));
+        if !pinned.is_empty() || begun.elapsed() > END_LIMIT {
+            let pids: Vec<i32> = pinned.iter().map(|process| process.pid).collect();
             bail!("processes do not end, even by SIGKILL: {pids:?}. They hang in the kernel; see `dmesg`");
         }
-        shell::pause(Duration::from_millis(50));
     }
 }
 
@@ -131,7 +151,11 @@ fn contained(settings: &Settings) -> Vec<i32> {
     for group in network::cgroups(settings) {
         for folder in descendants(&group) {
             let text = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+            pids.extend(
+                text.lines()
+                    .filter_map(|line| line.parse::<i32>().ok())
+                    .filter(|pid| *pid > 0),
+            );
         }
     }
     pids.sort_unstable();
@@ -156,7 +180,9 @@ fn descendants(folder: &Path) -> Vec<PathBuf> {
 
 /// Mount points at or below a folder, in the order of mounting.
 fn mounts_below(mountinfo: &[u8], folders: &[&Path]) -> Vec<PathBuf> {
-    let points = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    let points = mountinfo
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
     points
         .map(|point| PathBuf::from(OsString::from_vec(unescape(point))))
         .filter(|point| folders.iter().any(|folder| point.starts_with(folder)))
@@ -168,7 +194,9 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..3).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        let code = tail
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         match (first, code) {
             (b'\\', Some(code)) => {
                 plain.push(code);
@@ -200,7 +228,10 @@ fn unmount_all(settings: &Settings) -> Result<()> {
             let _ = unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
     }
-    let left: Vec<String> = mounts(settings).iter().map(|mount| mount.display().to_string()).collect();
+    let left: Vec<String> = mounts(settings)
+        .iter()
+        .map(|mount| mount.display().to_string())
+        .collect();
     bail!("failed to unmount {}", left.join(", "))
 }
 
@@ -232,7 +263,10 @@ fn remove_rules(settings: &Settings, recorded: bool) {
     }
     let present = shell::run("nft", &["list", "tables"]).unwrap_or_default();
     for (family, table) in tables {
-        if present.lines().any(|line| line.trim() == format!("table {family} {table}")) {
+        if present
+            .lines()
+            .any(|line| line.trim() == format!("table {family} {table}"))
+        {
             let _ = shell::run("nft", &["delete", "table", family, &table]);
         }
     }
@@ -267,15 +301,29 @@ fn iptables_removal(saved: &str, forward_comment: &str) -> String {
     let network = format!("name: \\\"{CNI_NETWORK}\\\"");
     let mut script = String::new();
     for table in saved.split("\nCOMMIT") {
-        let Some(name) = table.lines().find_map(|line| line.strip_prefix('*')) else { continue };
-        let rules: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("-A ")).collect();
+        let Some(name) = table.lines().find_map(|line| line.strip_prefix('*')) else {
+            continue;
+        };
+        let rules: Vec<&str> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("-A "))
+            .collect();
         let ours = |rule: &&str| rule.contains(&network) || rule.contains(forward_comment);
-        let target = |rule: &str| rule.split(" -j ").nth(1).and_then(|rest| rest.split(' ').next()).map(str::to_owned);
+        let target = |rule: &str| {
+            rule.split(" -j ")
+                .nth(1)
+                .and_then(|rest| rest.split(' ').next())
+                .map(str::to_owned)
+        };
         let mut deletions: Vec<&str> = rules.iter().copied().filter(ours).collect();
-        let mut chains: Vec<String> =
-            deletions.iter().filter_map(|rule| target(rule)).filter(|chain| chain.starts_with("CNI-DN-")).collect();
-        let others_use_it =
-            rules.iter().any(|rule| rule.starts_with("CNI-HOSTPORT-DNAT ") && !ours(rule));
+        let mut chains: Vec<String> = deletions
+            .iter()
+            .filter_map(|rule| target(rule))
+            .filter(|chain| chain.starts_with("CNI-DN-"))
+            .collect();
+        let others_use_it = rules
+            .iter()
+            .any(|rule| rule.starts_with("CNI-HOSTPORT-DNAT ") && !ours(rule));
         let shared: Vec<&str> = table
             .lines()
             .filter_map(|line| line.strip_prefix(':')?.split(' ').next())
@@ -308,11 +356,17 @@ fn iptables_removal(saved: &str, forward_comment: &str) -> String {
 fn remove_cgroups(settings: &Settings) {
     let begun = Instant::now();
     loop {
-        let folders: Vec<PathBuf> = network::cgroups(settings).iter().flat_map(|group| descendants(group)).collect();
+        let folders: Vec<PathBuf> = network::cgroups(settings)
+            .iter()
+            .flat_map(|group| descendants(group))
+            .collect();
         if folders.is_empty() || begun.elapsed() > CGROUP_LIMIT {
             return;
         }
-        let left = folders.iter().filter(|folder| std::fs::remove_dir(folder).is_err()).count();
+        let left = folders
+            .iter()
+            .filter(|folder| std::fs::remove_dir(folder).is_err())
+            .count();
         if left > 0 {
             shell::pause(Duration::from_millis(50));
         }
@@ -321,7 +375,9 @@ fn remove_cgroups(settings: &Settings) {
 
 /// Sockets of the shims of our containers, as their bundles say.
 fn shim_sockets(settings: &Settings) -> Vec<PathBuf> {
-    let tasks = settings.run.join("containerd/io.containerd.runtime.v2.task/k8s.io");
+    let tasks = settings
+        .run
+        .join("containerd/io.containerd.runtime.v2.task/k8s.io");
     let bundles = std::fs::read_dir(tasks).into_iter().flatten().flatten();
     bundles
         .filter_map(|bundle| std::fs::read_to_string(bundle.path().join("address")).ok())
@@ -333,9 +389,13 @@ fn shim_sockets(settings: &Settings) -> Vec<PathBuf> {
 /// Files of ours in folders that are not ours.
 fn remove_strays(settings: &Settings) {
     // The CNI library's file about a pod's loopback interface bears only the sandbox's id.
-    let sandboxes = settings.root.join("containerd/io.containerd.grpc.v1.cri/sandboxes");
+    let sandboxes = settings
+        .root
+        .join("containerd/io.containerd.grpc.v1.cri/sandboxes");
     let sandboxes = std::fs::read_dir(sandboxes).into_iter().flatten().flatten();
-    let sandboxes: Vec<String> = sandboxes.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let sandboxes: Vec<String> = sandboxes
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
     for link in std::fs::read_dir(LOG_LINKS).into_iter().flatten().flatten() {
         if std::fs::read_link(link.path()).is_ok_and(|target| target.starts_with(&settings.root)) {
             let _ = std::fs::remove_file(link.path());
@@ -353,7 +413,16 @@ fn remove_strays(settings: &Settings) {
         }
     }
     // Succeeds only for empty folders.
-    for folder in [DEVICE_PLUGINS, "/var/lib/kubelet", LOG_LINKS, CNI_RESULTS, "/var/lib/cni", SHIM_SOCKETS, "/run/containerd", "/run/mount"] {
+    for folder in [
+        DEVICE_PLUGINS,
+        "/var/lib/kubelet",
+        LOG_LINKS,
+        CNI_RESULTS,
+        "/var/lib/cni",
+        SHIM_SOCKETS,
+        "/run/containerd",
+        "/run/mount",
+    ] {
         let _ = std::fs::remove_dir(folder);
     }
 }
@@ -391,8 +460,20 @@ mod tests {
             2 1 0:5 / /run/flotilla-local/netns/cni-1 rw - nsfs nsfs rw\n\
             3 1 0:5 / /run/flotilla-local-2/x rw - tmpfs tmpfs rw\n\
             4 1 0:6 / /var/lib/flotilla-local/a\\040b rw - tmpfs tmpfs rw\n";
-        let found = mounts_below(text, &[Path::new("/var/lib/flotilla-local"), Path::new("/run/flotilla-local")]);
-        assert_eq!(found, [PathBuf::from("/run/flotilla-local/netns/cni-1"), PathBuf::from("/var/lib/flotilla-local/a b")]);
+        let found = mounts_below(
+            text,
+            &[
+                Path::new("/var/lib/flotilla-local"),
+                Path::new("/run/flotilla-local"),
+            ],
+        );
+        assert_eq!(
+            found,
+            [
+                PathBuf::from("/run/flotilla-local/netns/cni-1"),
+                PathBuf::from("/var/lib/flotilla-local/a b")
+            ]
+        );
     }
 
     #[test]
@@ -420,8 +501,14 @@ COMMIT
     #[test]
     fn only_our_iptables_rules_go() {
         let script = iptables_removal(SAVED, "flotilla-cluster-flot0");
-        assert!(script.contains("-D PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n"), "{script}");
-        assert!(script.contains("-X CNI-DN-aaa") && script.contains("-X CNI-HOSTPORT-MASQ"), "{script}");
+        assert!(
+            script.contains("-D PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n"),
+            "{script}"
+        );
+        assert!(
+            script.contains("-X CNI-DN-aaa") && script.contains("-X CNI-HOSTPORT-MASQ"),
+            "{script}"
+        );
         assert!(script.contains("*filter\n-D FORWARD -i flot0 "), "{script}");
         assert!(!script.contains("docker0"), "{script}");
     }
@@ -432,13 +519,20 @@ COMMIT
         let saved = SAVED.replacen("COMMIT\n*filter", other, 1);
         let script = iptables_removal(&saved, "flotilla-cluster-flot0");
         assert!(script.contains("-X CNI-DN-aaa"), "{script}");
-        assert!(!script.contains("-X CNI-HOSTPORT") && !script.contains("CNI-DN-bbb") && !script.contains("PREROUTING"), "{script}");
+        assert!(
+            !script.contains("-X CNI-HOSTPORT")
+                && !script.contains("CNI-DN-bbb")
+                && !script.contains("PREROUTING"),
+            "{script}"
+        );
     }
 
     #[test]
     fn only_a_table_without_rules_is_empty() {
         let table = |more: &str| {
-            format!("table ip nat {{\n\tchain OUTPUT {{\n\t\ttype nat hook output priority -100; policy accept;\n{more}\t}}\n}}\n")
+            format!(
+                "table ip nat {{\n\tchain OUTPUT {{\n\t\ttype nat hook output priority -100; policy accept;\n{more}\t}}\n}}\n"
+            )
         };
         assert!(is_empty_table(&table("")));
         assert!(!is_empty_table(&table("\t\tip daddr 192.0.2.1 accept\n")));
@@ -447,7 +541,30 @@ COMMIT
 
     #[test]
     fn nothing_of_ours_means_no_change() {
-        assert_eq!(iptables_removal("*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i docker0 -j ACCEPT\nCOMMIT\n", "x"), "");
+        assert_eq!(
+            iptables_removal(
+                "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i docker0 -j ACCEPT\nCOMMIT\n",
+                "x"
+            ),
+            ""
+        );
+    }
+
+    #[test]
+    fn a_strangers_folder_is_not_removed() {
+        let mut settings = crate::settings::example();
+        let folder = std::env::temp_dir().join(format!("flotilla-thesis-{}", std::process::id()));
+        settings.root = folder.join("root");
+        settings.run = folder.join("run");
+        settings.state = folder.join("state");
+        settings.bridge = "flotilla-none".into();
+        std::fs::create_dir_all(&settings.root).unwrap();
+        std::fs::create_dir_all(&settings.run).unwrap();
+        std::fs::write(settings.root.join("thesis.tex"), "x").unwrap();
+        clean(&settings).unwrap();
+        assert!(settings.root.join("thesis.tex").exists());
+        assert!(!settings.run.exists());
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

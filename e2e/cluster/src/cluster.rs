@@ -77,7 +77,9 @@ impl Record {
 
     /// The record of this clone's cluster in the given folders: any copy will do.
     pub fn of(settings: &Settings) -> Option<Self> {
-        let copies = [&settings.root, &settings.run, &settings.state].into_iter().filter_map(|folder| Self::read(folder));
+        let copies = [&settings.root, &settings.run, &settings.state]
+            .into_iter()
+            .filter_map(|folder| Self::read(folder));
         copies.into_iter().find(|record| {
             record.engine == Engine::Native
                 && record.settings.state == settings.state
@@ -117,7 +119,10 @@ impl Record {
 }
 
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// Hash over everything that decides how the cluster behaves.
@@ -131,7 +136,11 @@ fn fingerprint(settings: &Settings, machine: &Machine, programs: &Programs) -> S
     for component in Component::ALL {
         hash.update(component.command(settings, programs).join("\0"));
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn ensure_root() -> Result<()> {
@@ -161,11 +170,19 @@ fn inspect(folder: &Path) -> Folder {
     }
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     // An unfinished record is what a start killed in its first moment leaves.
-    if entries.into_iter().all(|entry| entry.file_name().to_string_lossy().starts_with(RECORD)) {
+    if entries
+        .into_iter()
+        .all(|entry| entry.file_name().to_string_lossy().starts_with(RECORD))
+    {
         Folder::Free
     } else {
         Folder::Stranger
     }
+}
+
+/// Whether a folder is absent, empty, or holds no more than an unfinished record.
+pub fn is_free(folder: &Path) -> bool {
+    inspect(folder) == Folder::Free
 }
 
 /// Makes sure that root and run folder are ours or nobody's. What a dead cluster of another clone left is removed.
@@ -180,7 +197,10 @@ fn claim_folders(settings: &Settings, progress: &Progress) -> Result<()> {
             ),
             Folder::Cluster(other) if other.state == settings.state => {}
             Folder::Cluster(other) if process::components(&other).is_empty() => {
-                progress.say(format_args!("removing what the cluster of {} left", other.state.display()));
+                progress.say(format_args!(
+                    "removing what the cluster of {} left",
+                    other.state.display()
+                ));
                 cleanup::clean(&other)?;
             }
             Folder::Cluster(other) => bail!(
@@ -211,8 +231,16 @@ pub fn up(settings: &Settings, kwok: Option<u32>, programs: &Programs) -> Result
     programs.link(settings)?;
     let cni_bin = packages::ensure(settings.cni_bin.as_deref(), &progress)?;
     let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let machine = Machine { cni_bin, name_servers: config::name_servers(&resolv_conf) };
-    let start = Start { settings, programs, machine: &machine, progress: &progress };
+    let machine = Machine {
+        cni_bin,
+        name_servers: config::name_servers(&resolv_conf),
+    };
+    let start = Start {
+        settings,
+        programs,
+        machine: &machine,
+        progress: &progress,
+    };
 
     if let Some(record) = Record::of(settings).filter(|record| start.can_go_on(record)) {
         let count = kwok.unwrap_or(record.kwok);
@@ -224,7 +252,10 @@ pub fn up(settings: &Settings, kwok: Option<u32>, programs: &Programs) -> Result
             if count != record.kwok {
                 start.set_fake_nodes(record, count)?;
             }
-            progress.say(format_args!("the cluster is running: export KUBECONFIG={}", settings.kubeconfig().display()));
+            progress.say(format_args!(
+                "the cluster is running: export KUBECONFIG={}",
+                settings.kubeconfig().display()
+            ));
             return Ok(());
         }
         if record.fingerprint == start.fingerprint() {
@@ -338,14 +369,20 @@ impl Start<'_> {
         pki::generate(settings).context("failed to make the certificates")?;
         record.configured = true;
         record.write_everywhere()?;
-        self.progress.say("network, certificates and configuration are made");
+        self.progress
+            .say("network, certificates and configuration are made");
         self.components(record, kwok)
     }
 
     /// Starts the components that do not run, in waves: each wave needs the one before, and within one they start
     /// together.
     fn components(&self, mut record: Record, kwok: u32) -> Result<()> {
-        let Self { settings, programs, progress, .. } = *self;
+        let Self {
+            settings,
+            programs,
+            progress,
+            ..
+        } = *self;
         let mut started = Vec::new();
         for component in [Component::Etcd, Component::ApiServer, Component::Containerd] {
             self.start(component, &mut started)?;
@@ -355,9 +392,12 @@ impl Start<'_> {
         progress.say("containerd is ready");
         health::wait_for_api(settings, programs, &mut started, API_LIMIT)?;
         progress.say(format_args!("the API server is ready at {}", settings.api_url()));
-        for component in
-            [Component::Kubelet, Component::ControllerManager, Component::KubeProxy, Component::Scheduler]
-        {
+        for component in [
+            Component::Kubelet,
+            Component::ControllerManager,
+            Component::KubeProxy,
+            Component::Scheduler,
+        ] {
             self.start(component, &mut started)?;
         }
         objects::apply_dns(settings, programs)?;
@@ -371,9 +411,15 @@ impl Start<'_> {
             objects::apply_fake_nodes(settings, programs, kwok)?;
         }
         health::wait_until_ready(settings, programs, &expected(kwok), &mut started, READY_LIMIT)?;
-        progress.say(format_args!("the node is ready, Services and DNS ({}) answer", settings.dns_service_ip()));
+        progress.say(format_args!(
+            "the node is ready, Services and DNS ({}) answer",
+            settings.dns_service_ip()
+        ));
         health::wait_for_fake_nodes(settings, programs, kwok, &mut started, READY_LIMIT, progress)?;
-        progress.say(format_args!("ready: export KUBECONFIG={}", settings.kubeconfig().display()));
+        progress.say(format_args!(
+            "ready: export KUBECONFIG={}",
+            settings.kubeconfig().display()
+        ));
         Ok(())
     }
 
@@ -385,7 +431,12 @@ impl Start<'_> {
     }
 
     fn set_fake_nodes(&self, mut record: Record, count: u32) -> Result<()> {
-        let Self { settings, programs, progress, .. } = *self;
+        let Self {
+            settings,
+            programs,
+            progress,
+            ..
+        } = *self;
         let mut started = Vec::new();
         if count > 0 {
             self.start(Component::Kwok, &mut started)?;
@@ -427,7 +478,10 @@ pub fn down(settings: &Settings) -> Result<()> {
         );
     }
     cleanup::clean(settings)?;
-    progress.say(format_args!("the cluster is removed; its logs stay in {}", settings.logs().display()));
+    progress.say(format_args!(
+        "the cluster is removed; its logs stay in {}",
+        settings.logs().display()
+    ));
     Ok(())
 }
 
@@ -436,12 +490,8 @@ pub fn down(settings: &Settings) -> Result<()> {
 /// # Errors
 /// The first thing that does not work.
 pub fn status(settings: &Settings, programs: &Programs) -> Result<()> {
-    let record = Record::of(settings);
-    let kwok = record.as_ref().map_or(0, |record| record.kwok);
+    let kwok = require(settings)?.kwok;
     let running = process::components(settings);
-    if running.is_empty() {
-        bail!("no cluster runs ({}); `flotilla-cluster up` starts one", settings.state.display());
-    }
     let out = std::io::stdout();
     let mut out = out.lock();
     let mut line = |text: String| {
@@ -450,12 +500,23 @@ pub fn status(settings: &Settings, programs: &Programs) -> Result<()> {
         let _ = writeln!(out, "{text}");
     };
     for component in expected(kwok) {
-        let pid = running.iter().find(|(found, _)| *found == component).map(|(_, process)| process.pid);
+        let pid = running
+            .iter()
+            .find(|(found, _)| *found == component)
+            .map(|(_, process)| process.pid);
         let pid = pid.map_or_else(|| "not running".to_owned(), |pid| format!("pid {pid}"));
-        line(format!("{:<24} {pid:<12} {}", component.program(), component.log(settings).display()));
+        line(format!(
+            "{:<24} {pid:<12} {}",
+            component.program(),
+            component.log(settings).display()
+        ));
     }
     line(format!("{:<24} {}", "API server", settings.api_url()));
-    line(format!("{:<24} {}", "kubeconfig", settings.kubeconfig().display()));
+    line(format!(
+        "{:<24} {}",
+        "kubeconfig",
+        settings.kubeconfig().display()
+    ));
     match health::first_problem(settings, programs, &expected(kwok)) {
         None => {
             line("ready".to_owned());
@@ -507,7 +568,11 @@ pub fn start(settings: &Settings, components: &[Component], programs: &Programs)
     shell::pause(SETTLE);
     for process in &mut started {
         if let Some(status) = process.ended() {
-            return Err(health::failure(settings, process.component, &format!("ended at once ({status})")));
+            return Err(health::failure(
+                settings,
+                process.component,
+                &format!("ended at once ({status})"),
+            ));
         }
         progress.say(format_args!("{} is started", process.component));
     }
@@ -517,12 +582,23 @@ pub fn start(settings: &Settings, components: &[Component], programs: &Programs)
 fn running_lock(settings: &Settings, progress: &Progress) -> Result<Lock> {
     ensure_root()?;
     let lock = lock(settings, progress)?;
-    ensure!(
-        Record::of(settings).is_some_and(|record| record.configured),
-        "there is no cluster for {}: `flotilla-cluster up` starts one",
-        settings.state.display()
-    );
+    require(settings)?;
     Ok(lock)
+}
+
+/// The record of this clone's cluster.
+///
+/// # Errors
+/// When there is no cluster, or one that was never started to its end.
+pub fn require(settings: &Settings) -> Result<Record> {
+    Record::of(settings)
+        .filter(|record| record.configured)
+        .with_context(|| {
+            format!(
+                "there is no cluster for {}: `flotilla-cluster up` starts one",
+                settings.state.display()
+            )
+        })
 }
 
 #[cfg(test)]
@@ -556,8 +632,13 @@ mod tests {
         let mut settings = example();
         settings.root = temporary("stranger");
         std::fs::write(settings.root.join("thesis.tex"), "x").unwrap();
-        let error = claim_folders(&settings, &Progress::default()).unwrap_err().to_string();
-        assert!(error.contains("--root") && error.contains("thesis").eq(&false), "{error}");
+        let error = claim_folders(&settings, &Progress::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("--root") && error.contains("thesis").eq(&false),
+            "{error}"
+        );
         assert!(settings.root.join("thesis.tex").exists());
         std::fs::remove_dir_all(&settings.root).unwrap();
     }
@@ -574,13 +655,19 @@ mod tests {
     #[test]
     fn the_fingerprint_follows_settings_and_machine() {
         let programs = Programs::at("/cache".into());
-        let machine = Machine { cni_bin: "/usr/lib/cni".into(), name_servers: Vec::new() };
+        let machine = Machine {
+            cni_bin: "/usr/lib/cni".into(),
+            name_servers: Vec::new(),
+        };
         let base = fingerprint(&example(), &machine, &programs);
         assert_eq!(base, fingerprint(&example(), &machine, &programs));
         let mut other = example();
         other.ports.api_port = 7443;
         assert_ne!(base, fingerprint(&other, &machine, &programs));
-        let moved = Machine { cni_bin: "/opt/cni/bin".into(), ..machine };
+        let moved = Machine {
+            cni_bin: "/opt/cni/bin".into(),
+            ..machine
+        };
         assert_ne!(base, fingerprint(&example(), &moved, &programs));
     }
 }

@@ -82,8 +82,12 @@ impl Component {
     pub fn of(arguments: &[String], settings: &Settings) -> Option<Self> {
         let (program, rest) = arguments.split_first()?;
         let name = Path::new(program).file_name()?.to_str()?;
-        let component = Self::ALL.into_iter().find(|component| component.program() == name)?;
-        rest.iter().any(|argument| settings.owns_path_in(argument)).then_some(component)
+        let component = Self::ALL
+            .into_iter()
+            .find(|component| component.program() == name)?;
+        rest.iter()
+            .any(|argument| settings.owns_path_in(argument))
+            .then_some(component)
     }
 
     /// The log file.
@@ -99,12 +103,18 @@ impl Component {
     /// What usually is wrong when the component does not come up.
     pub fn advice(self) -> &'static str {
         match self {
-            Self::Etcd => "is the disk of the root folder full? `flotilla-cluster down` and `up` start with empty data",
-            Self::ApiServer => "a port or address in use is named in the log; change --api-port or --pod-cidr",
+            Self::Etcd => {
+                "is the disk of the root folder full? `flotilla-cluster down` and `up` start with empty data"
+            }
+            Self::ApiServer => {
+                "a port or address in use is named in the log; change --api-port or --pod-cidr"
+            }
             Self::Containerd => "are containerd and runc installed, and does the kernel have overlayfs?",
             Self::ControllerManager | Self::Scheduler => "does the API server run? `flotilla-cluster status`",
             Self::Kubelet => "the log names what the node lacks (cgroups, mounts, containerd)",
-            Self::KubeProxy => "does `nft list tables` work, and does no other kube-proxy run on this machine?",
+            Self::KubeProxy => {
+                "does `nft list tables` work, and does no other kube-proxy run on this machine?"
+            }
             Self::CoreDns => "is --dns-port in use on all addresses?",
             Self::Kwok => "does the API server run? `flotilla-cluster status`",
         }
@@ -174,14 +184,26 @@ fn api_server(settings: &Settings) -> Vec<String> {
         flag("--tls-cert-file", settings.pki("apiserver.crt")),
         flag("--tls-private-key-file", settings.pki("apiserver.key")),
         flag("--kubelet-certificate-authority", settings.pki("ca.crt")),
-        flag("--kubelet-client-certificate", settings.pki("apiserver-kubelet-client.crt")),
-        flag("--kubelet-client-key", settings.pki("apiserver-kubelet-client.key")),
+        flag(
+            "--kubelet-client-certificate",
+            settings.pki("apiserver-kubelet-client.crt"),
+        ),
+        flag(
+            "--kubelet-client-key",
+            settings.pki("apiserver-kubelet-client.key"),
+        ),
         // The node's name resolves nowhere.
         "--kubelet-preferred-address-types=InternalIP".into(),
-        format!("--service-account-issuer=https://kubernetes.default.svc.{}", Settings::DOMAIN),
+        format!(
+            "--service-account-issuer=https://kubernetes.default.svc.{}",
+            Settings::DOMAIN
+        ),
         flag("--service-account-key-file", settings.pki("sa.pub")),
         flag("--service-account-signing-key-file", settings.pki("sa.key")),
-        flag("--requestheader-client-ca-file", settings.pki("front-proxy-ca.crt")),
+        flag(
+            "--requestheader-client-ca-file",
+            settings.pki("front-proxy-ca.crt"),
+        ),
         "--requestheader-allowed-names=front-proxy-client".into(),
         "--requestheader-extra-headers-prefix=X-Remote-Extra-".into(),
         "--requestheader-group-headers=X-Remote-Group".into(),
@@ -259,7 +281,11 @@ fn kwok(settings: &Settings) -> Vec<String> {
         "--manage-nodes-with-annotation-selector=".into(),
         format!("--cidr={}", settings.kwok_cidr),
         format!("--node-ip={}", settings.node_ip()),
-        format!("--server-address={}:{}", settings.node_ip(), settings.ports.kwok_port),
+        format!(
+            "--server-address={}:{}",
+            settings.node_ip(),
+            settings.ports.kwok_port
+        ),
         "--node-lease-duration-seconds=40".into(),
     ]
 }
@@ -305,7 +331,10 @@ mod tests {
         let programs = Programs::at("/cache".into());
         for component in Component::ALL {
             for argument in component.command(&settings, &programs) {
-                assert!(!argument.contains("0.0.0.0") && !argument.contains("127.0.0.1"), "{argument}");
+                assert!(
+                    !argument.contains("0.0.0.0") && !argument.contains("127.0.0.1"),
+                    "{argument}"
+                );
             }
         }
     }

@@ -45,11 +45,23 @@ pub fn render(settings: &Settings, machine: &Machine) -> Vec<(PathBuf, String)> 
         file("kube-scheduler.json", scheduler(settings)),
         file("kubelet.json", kubelet(settings)),
         file("kube-proxy.json", kube_proxy(settings)),
-        (cni_folder(settings).join("10-flotilla.conflist"), format!("{:#}\n", cni(settings))),
-        (settings.config("containerd.toml"), containerd(settings, &machine.cni_bin)),
-        (settings.config("Corefile"), corefile(settings, &machine.name_servers)),
+        (
+            cni_folder(settings).join("10-flotilla.conflist"),
+            format!("{:#}\n", cni(settings)),
+        ),
+        (
+            settings.config("containerd.toml"),
+            containerd(settings, &machine.cni_bin),
+        ),
+        (
+            settings.config("Corefile"),
+            corefile(settings, &machine.name_servers),
+        ),
         (settings.config("resolv.conf"), resolv_conf(&machine.name_servers)),
-        (settings.config("kwok.yaml"), include_str!("files/kwok.yaml").to_owned()),
+        (
+            settings.config("kwok.yaml"),
+            include_str!("files/kwok.yaml").to_owned(),
+        ),
     ]
 }
 
@@ -258,8 +270,11 @@ disabled_plugins = [
 
 /// Short times to live: tests make Services and ask for them at once.
 fn corefile(settings: &Settings, name_servers: &[String]) -> String {
-    let forward =
-        if name_servers.is_empty() { String::new() } else { format!("    forward . {}\n", name_servers.join(" ")) };
+    let forward = if name_servers.is_empty() {
+        String::new()
+    } else {
+        format!("    forward . {}\n", name_servers.join(" "))
+    };
     format!(
         r"{domain}:{port} in-addr.arpa:{port} ip6.arpa:{port} .:{port} {{
     bind {ip}
@@ -284,7 +299,10 @@ fn corefile(settings: &Settings, name_servers: &[String]) -> String {
 }
 
 fn resolv_conf(name_servers: &[String]) -> String {
-    name_servers.iter().map(|server| format!("nameserver {server}\n")).collect()
+    name_servers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -293,7 +311,10 @@ mod tests {
     use crate::settings::example;
 
     fn machine() -> Machine {
-        Machine { cni_bin: "/usr/lib/cni".into(), name_servers: vec!["192.0.2.53".into()] }
+        Machine {
+            cni_bin: "/usr/lib/cni".into(),
+            name_servers: vec!["192.0.2.53".into()],
+        }
     }
 
     #[test]
@@ -314,8 +335,19 @@ mod tests {
         settings.ports.dns_port = 9053;
         for (path, content) in render(&settings, &machine()) {
             assert!(path.starts_with("/srv/other/data"), "{}", path.display());
-            for default in ["flotilla-local/", "/flotilla-local\"", "flot0", "10.244.", "10.96.", "1053"] {
-                assert!(!content.contains(default), "{default} in {}:\n{content}", path.display());
+            for default in [
+                "flotilla-local/",
+                "/flotilla-local\"",
+                "flot0",
+                "10.244.",
+                "10.96.",
+                "1053",
+            ] {
+                assert!(
+                    !content.contains(default),
+                    "{default} in {}:\n{content}",
+                    path.display()
+                );
             }
         }
     }
@@ -323,7 +355,14 @@ mod tests {
     #[test]
     fn nothing_outside_our_folders_is_named() {
         for (path, content) in render(&example(), &machine()) {
-            for folder in ["/var/lib/kubelet", "/var/lib/containerd", "/run/containerd", "/etc/", "/opt/", "/var/log/"] {
+            for folder in [
+                "/var/lib/kubelet",
+                "/var/lib/containerd",
+                "/run/containerd",
+                "/etc/",
+                "/opt/",
+                "/var/log/",
+            ] {
                 assert!(!content.contains(folder), "{folder} in {}", path.display());
             }
         }
@@ -331,9 +370,16 @@ mod tests {
 
     #[test]
     fn a_machine_without_name_servers_forwards_nothing() {
-        let machine = Machine { name_servers: Vec::new(), ..machine() };
+        let machine = Machine {
+            name_servers: Vec::new(),
+            ..machine()
+        };
         let files = render(&example(), &machine);
-        let corefile = &files.iter().find(|(path, _)| path.ends_with("Corefile")).unwrap().1;
+        let corefile = &files
+            .iter()
+            .find(|(path, _)| path.ends_with("Corefile"))
+            .unwrap()
+            .1;
         assert!(!corefile.contains("forward"));
         assert!(corefile.contains("bind 10.244.0.1"));
     }

@@ -31,7 +31,10 @@ pub struct Problem {
 }
 
 fn problem(component: Component, text: impl Into<String>) -> Problem {
-    Problem { component, text: text.into() }
+    Problem {
+        component,
+        text: text.into(),
+    }
 }
 
 /// The first thing that does not work, from the ground up; none when the cluster is ready.
@@ -42,18 +45,26 @@ pub fn first_problem(settings: &Settings, programs: &Programs, expected: &[Compo
             return Some(problem(*component, "does not run"));
         }
     }
-    api(settings, programs).or_else(|| node(settings, programs)).or_else(|| services(settings))
+    api(settings, programs)
+        .or_else(|| node(settings, programs))
+        .or_else(|| services(settings))
 }
 
 /// Whether the API server says it is ready.
 fn api(settings: &Settings, programs: &Programs) -> Option<Problem> {
     let address = SocketAddr::new(IpAddr::V4(settings.node_ip()), settings.ports.api_port);
     if TcpStream::connect_timeout(&address, ANSWER).is_err() {
-        return Some(problem(Component::ApiServer, format!("does not listen on {address}")));
+        return Some(problem(
+            Component::ApiServer,
+            format!("does not listen on {address}"),
+        ));
     }
     match kubectl(settings, programs, &["get", "--raw", "/readyz"], None) {
         Ok(_) => None,
-        Err(error) => Some(problem(Component::ApiServer, format!("is not ready: {}", first_line(&error)))),
+        Err(error) => Some(problem(
+            Component::ApiServer,
+            format!("is not ready: {}", first_line(&error)),
+        )),
     }
 }
 
@@ -72,26 +83,43 @@ fn node(settings: &Settings, programs: &Programs) -> Option<Problem> {
     }
     let path = "/api/v1/namespaces/default/serviceaccounts/default";
     if kubectl(settings, programs, &["get", "--raw", path], None).is_err() {
-        return Some(problem(Component::ControllerManager, "has not made the ServiceAccount `default`"));
+        return Some(problem(
+            Component::ControllerManager,
+            "has not made the ServiceAccount `default`",
+        ));
     }
     None
 }
 
 /// Whether pods can be scheduled on a node: its condition, and the taint that is removed some time later.
 fn node_is_ready(text: &str) -> Result<(), String> {
-    let node: Value = serde_json::from_str(text).map_err(|error| format!("node object not understood: {error}"))?;
+    let node: Value =
+        serde_json::from_str(text).map_err(|error| format!("node object not understood: {error}"))?;
     let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
-    let ready = conditions.into_iter().flatten().find(|condition| condition["type"] == "Ready");
+    let ready = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == "Ready");
     match ready {
         None => return Err("the node has no Ready condition yet".to_owned()),
         Some(condition) if condition["status"] != "True" => {
-            return Err(format!("the node is not ready: {}", condition["message"].as_str().unwrap_or("no message")));
+            return Err(format!(
+                "the node is not ready: {}",
+                condition["message"].as_str().unwrap_or("no message")
+            ));
         }
         Some(_) => {}
     }
     let taints = node.pointer("/spec/taints").and_then(Value::as_array);
-    match taints.into_iter().flatten().find(|taint| taint["effect"] == "NoSchedule") {
-        Some(taint) => Err(format!("the node still has the taint {}", taint["key"].as_str().unwrap_or("?"))),
+    match taints
+        .into_iter()
+        .flatten()
+        .find(|taint| taint["effect"] == "NoSchedule")
+    {
+        Some(taint) => Err(format!(
+            "the node still has the taint {}",
+            taint["key"].as_str().unwrap_or("?")
+        )),
         None => Ok(()),
     }
 }
@@ -100,7 +128,10 @@ fn node_is_ready(text: &str) -> Result<(), String> {
 fn services(settings: &Settings) -> Option<Problem> {
     let address = SocketAddr::new(IpAddr::V4(settings.api_service_ip()), 443);
     if TcpStream::connect_timeout(&address, ANSWER).is_err() {
-        return Some(problem(Component::KubeProxy, format!("the API server's Service {address} does not answer")));
+        return Some(problem(
+            Component::KubeProxy,
+            format!("the API server's Service {address} does not answer"),
+        ));
     }
     let name = format!("kubernetes.default.svc.{}", Settings::DOMAIN);
     let server = SocketAddr::new(IpAddr::V4(settings.dns_service_ip()), 53);
@@ -109,7 +140,10 @@ fn services(settings: &Settings) -> Option<Problem> {
     }
     let direct = SocketAddr::new(IpAddr::V4(settings.node_ip()), settings.ports.dns_port);
     Some(if resolves(direct, &name) {
-        problem(Component::KubeProxy, format!("the DNS answers at {direct}, but not through its Service {server}"))
+        problem(
+            Component::KubeProxy,
+            format!("the DNS answers at {direct}, but not through its Service {server}"),
+        )
     } else {
         problem(Component::CoreDns, format!("no answer for {name} at {direct}"))
     })
@@ -155,7 +189,12 @@ fn dns_has_answer(packet: &[u8]) -> bool {
 ///
 /// # Errors
 /// When it ends or takes longer than `limit`.
-pub fn wait_for_api(settings: &Settings, programs: &Programs, started: &mut [Started], limit: Duration) -> Result<()> {
+pub fn wait_for_api(
+    settings: &Settings,
+    programs: &Programs,
+    started: &mut [Started],
+    limit: Duration,
+) -> Result<()> {
     wait(settings, started, limit, || api(settings, programs))
 }
 
@@ -170,7 +209,9 @@ pub fn wait_until_ready(
     started: &mut [Started],
     limit: Duration,
 ) -> Result<()> {
-    wait(settings, started, limit, || first_problem(settings, programs, expected))
+    wait(settings, started, limit, || {
+        first_problem(settings, programs, expected)
+    })
 }
 
 /// Waits for a TCP port or a unix socket to be there.
@@ -181,7 +222,12 @@ pub fn wait_for_containerd(settings: &Settings, started: &mut [Started], limit: 
     let socket = settings.containerd_socket();
     wait(settings, started, limit, || {
         let there = std::os::unix::net::UnixStream::connect(&socket).is_ok();
-        (!there).then(|| problem(Component::Containerd, format!("{} does not answer", socket.display())))
+        (!there).then(|| {
+            problem(
+                Component::Containerd,
+                format!("{} does not answer", socket.display()),
+            )
+        })
     })
 }
 
@@ -195,7 +241,11 @@ fn wait(
     loop {
         for process in started.iter_mut() {
             if let Some(status) = process.ended() {
-                return Err(failure(settings, process.component, &format!("ended at once ({status})")));
+                return Err(failure(
+                    settings,
+                    process.component,
+                    &format!("ended at once ({status})"),
+                ));
             }
         }
         let Some(problem) = look() else { return Ok(()) };
@@ -233,23 +283,38 @@ pub fn wait_for_fake_nodes(
     if count == 0 {
         return Ok(());
     }
-    wait(settings, started, limit, || match ready_fake_nodes(settings, programs) {
-        Ok(ready) if ready >= count => None,
-        Ok(ready) => Some(problem(Component::Kwok, format!("{ready} of {count} fake nodes are ready"))),
-        Err(error) => Some(problem(Component::ApiServer, first_line(&error))),
+    wait(settings, started, limit, || {
+        match ready_fake_nodes(settings, programs) {
+            Ok(ready) if ready >= count => None,
+            Ok(ready) => Some(problem(
+                Component::Kwok,
+                format!("{ready} of {count} fake nodes are ready"),
+            )),
+            Err(error) => Some(problem(Component::ApiServer, first_line(&error))),
+        }
     })?;
     progress.say(format_args!("{count} fake nodes are ready"));
     Ok(())
 }
 
 fn ready_fake_nodes(settings: &Settings, programs: &Programs) -> Result<u32> {
-    let text = kubectl(settings, programs, &["get", "--raw", "/api/v1/nodes?labelSelector=type%3Dkwok"], None)?;
+    let text = kubectl(
+        settings,
+        programs,
+        &["get", "--raw", "/api/v1/nodes?labelSelector=type%3Dkwok"],
+        None,
+    )?;
     let list: Value = serde_json::from_str(&text).context("the list of nodes is no JSON")?;
-    let Some(nodes) = list["items"].as_array() else { bail!("the list of nodes has no items") };
+    let Some(nodes) = list["items"].as_array() else {
+        bail!("the list of nodes has no items")
+    };
     ensure!(!text.is_empty(), "empty answer");
     let ready = |node: &&Value| {
         let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
-        conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
     };
     Ok(u32::try_from(nodes.iter().filter(ready).count())?)
 }
@@ -269,7 +334,10 @@ mod tests {
         };
         assert_eq!(node_is_ready(&node("True", "[]")), Ok(()));
         assert!(node_is_ready(&node("False", "[]")).unwrap_err().contains("cni"));
-        let tainted = node("True", r#"[{"key":"node.kubernetes.io/not-ready","effect":"NoSchedule"}]"#);
+        let tainted = node(
+            "True",
+            r#"[{"key":"node.kubernetes.io/not-ready","effect":"NoSchedule"}]"#,
+        );
         assert!(node_is_ready(&tainted).unwrap_err().contains("not-ready"));
         assert!(node_is_ready("{}").is_err());
         assert!(node_is_ready("").is_err());
@@ -278,7 +346,10 @@ mod tests {
     #[test]
     fn dns_packets() {
         let question = dns_question("a.bc");
-        assert_eq!(question.get(12..), Some(&[1, b'a', 2, b'b', b'c', 0, 0, 1, 0, 1][..]));
+        assert_eq!(
+            question.get(12..),
+            Some(&[1, b'a', 2, b'b', b'c', 0, 0, 1, 0, 1][..])
+        );
         let answer = |code: u8, records: u8| [0x46, 0x4c, 0x81, 0x80 | code, 0, 1, 0, records, 0, 0, 0, 0];
         assert!(dns_has_answer(&answer(0, 1)));
         assert!(!dns_has_answer(&answer(3, 0)));

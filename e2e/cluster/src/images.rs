@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::binaries::{PAUSE, Programs};
+use crate::cluster;
 use crate::config::PAUSE_IMAGE;
 use crate::objects::kubernetes_arch;
 use crate::progress::Progress;
@@ -52,7 +53,11 @@ fn pause_archive(program: &[u8]) -> Result<Vec<u8>> {
     let config_name = format!("{}.json", hex_digest(&config));
     let manifest = json!([{ "Config": config_name, "RepoTags": [PAUSE_IMAGE], "Layers": ["layer.tar"] }]);
     let manifest = serde_json::to_vec(&manifest)?;
-    tar_of(&[(&config_name, &config, 0o644), ("layer.tar", &layer, 0o644), ("manifest.json", &manifest, 0o644)])
+    tar_of(&[
+        (&config_name, &config, 0o644),
+        ("layer.tar", &layer, 0o644),
+        ("manifest.json", &manifest, 0o644),
+    ])
 }
 
 fn tar_of(files: &[(&str, &[u8], u32)]) -> Result<Vec<u8>> {
@@ -68,7 +73,10 @@ fn tar_of(files: &[(&str, &[u8], u32)]) -> Result<Vec<u8>> {
 }
 
 fn hex_digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Writes and imports the pause image.
@@ -84,7 +92,14 @@ pub fn import_pause(settings: &Settings, programs: &Programs) -> Result<()> {
 
 fn ctr(settings: &Settings, arguments: &[&str]) -> Result<String> {
     let socket = settings.containerd_socket().display().to_string();
-    shell::run("ctr", &[&["--address", socket.as_str(), "--namespace", NAMESPACE], arguments].concat())
+    shell::run(
+        "ctr",
+        &[
+            &["--address", socket.as_str(), "--namespace", NAMESPACE],
+            arguments,
+        ]
+        .concat(),
+    )
 }
 
 fn import(settings: &Settings, file: &Path) -> Result<()> {
@@ -96,10 +111,17 @@ fn import(settings: &Settings, file: &Path) -> Result<()> {
 /// # Errors
 /// When an archive cannot be read or containerd refuses it.
 pub fn load(settings: &Settings, files: &[PathBuf], progress: &Progress) -> Result<()> {
+    cluster::require(settings)?;
     for file in files {
         let file = std::path::absolute(file)?;
-        let entries = read_manifest(&file).with_context(|| format!("{} is not an image archive", file.display()))?;
-        let names = entries.iter().flat_map(|entry| entry.repo_tags.iter().flatten()).cloned().collect::<Vec<_>>().join(", ");
+        let entries =
+            read_manifest(&file).with_context(|| format!("{} is not an image archive", file.display()))?;
+        let names = entries
+            .iter()
+            .flat_map(|entry| entry.repo_tags.iter().flatten())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
         let listed = ctr(settings, &["images", "list"])?;
         if !entries.is_empty() && entries.iter().all(|entry| is_present(entry, &listed)) {
             progress.say(format_args!("{names}: already there"));
@@ -119,7 +141,9 @@ fn is_present(entry: &Entry, listed: &str) -> bool {
             (words.next() == Some(name)).then(|| words.find(|word| word.starts_with("sha256:")))?
         })
     };
-    let Some(own) = entry.id().and_then(|id| digest_of(&id)) else { return false };
+    let Some(own) = entry.id().and_then(|id| digest_of(&id)) else {
+        return false;
+    };
     let tags = entry.repo_tags.as_deref().unwrap_or_default();
     !tags.is_empty() && tags.iter().all(|tag| digest_of(&full_name(tag)) == Some(own))
 }
@@ -136,15 +160,19 @@ fn full_name(tag: &str) -> String {
 fn read_manifest(file: &Path) -> Result<Vec<Entry>> {
     let mut archive = tar::Archive::new(File::open(file)?);
     for entry in archive.entries_with_seek()? {
-        let entry = entry?;
+        let entry = entry.map_err(|_| anyhow!("it is not a plain, uncompressed tar"))?;
         if entry.path()?.as_ref() == Path::new("manifest.json") {
-            ensure!(entry.size() <= MANIFEST_LIMIT, "its manifest.json has {} bytes", entry.size());
+            ensure!(
+                entry.size() <= MANIFEST_LIMIT,
+                "its manifest.json has {} bytes",
+                entry.size()
+            );
             let mut text = String::new();
             entry.take(MANIFEST_LIMIT).read_to_string(&mut text)?;
             return Ok(serde_json::from_str(&text)?);
         }
     }
-    bail!("it has no manifest.json (a plain, uncompressed tar in Docker's layout is wanted)")
+    bail!("it has no manifest.json, as an archive in Docker's layout has")
 }
 
 #[cfg(test)]
@@ -159,23 +187,38 @@ mod tests {
         let entries = read_manifest(&file).unwrap();
         std::fs::remove_file(&file).unwrap();
         assert_eq!(entries.len(), 1);
-        assert_eq!(entries[0].repo_tags.as_deref(), Some(&[PAUSE_IMAGE.to_owned()][..]));
+        assert_eq!(
+            entries[0].repo_tags.as_deref(),
+            Some(&[PAUSE_IMAGE.to_owned()][..])
+        );
         assert!(entries[0].id().unwrap().starts_with("sha256:"));
-        assert_eq!(archive, pause_archive(b"program").unwrap(), "archives of the same program differ");
+        assert_eq!(
+            archive,
+            pause_archive(b"program").unwrap(),
+            "archives of the same program differ"
+        );
     }
 
     #[test]
     fn an_archive_without_a_manifest_is_refused() {
         let file = std::env::temp_dir().join(format!("flotilla-none-{}.tar", std::process::id()));
         std::fs::write(&file, tar_of(&[("x", b"y", 0o644)]).unwrap()).unwrap();
-        assert!(read_manifest(&file).unwrap_err().to_string().contains("manifest.json"));
+        assert!(
+            read_manifest(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("manifest.json")
+        );
         std::fs::remove_file(&file).unwrap();
     }
 
     #[test]
     fn an_image_is_present_when_its_name_and_its_id_agree() {
         let id = "a".repeat(64);
-        let entry = |tag: &str| Entry { config: format!("blobs/sha256/{id}"), repo_tags: Some(vec![tag.to_owned()]) };
+        let entry = |tag: &str| Entry {
+            config: format!("blobs/sha256/{id}"),
+            repo_tags: Some(vec![tag.to_owned()]),
+        };
         let listed = format!(
             "REF TYPE DIGEST SIZE PLATFORMS LABELS\n\
              flotilla.dev/agent:dev application/x sha256:111 9.1 MiB linux/amd64 io.cri\n\
@@ -187,7 +230,10 @@ mod tests {
         assert!(is_present(&entry("busybox:1"), &listed));
         assert!(!is_present(&entry("flotilla.dev/old:dev"), &listed));
         assert!(!is_present(&entry("flotilla.dev/new:dev"), &listed));
-        let unnamed = Entry { config: format!("{id}.json"), repo_tags: None };
+        let unnamed = Entry {
+            config: format!("{id}.json"),
+            repo_tags: None,
+        };
         assert!(!is_present(&unnamed, &listed));
     }
 }

@@ -18,7 +18,9 @@ const ENGINES: [&str; 3] = ["docker", "podman", "nerdctl"];
 
 fn kind() -> Result<PathBuf> {
     let kind = shell::find("kind").context("CLUSTER=kind, but `kind` is not on the search path")?;
-    let running = ENGINES.iter().any(|engine| shell::find(engine).is_some_and(|path| shell::run(path, &["info"]).is_ok()));
+    let running = ENGINES
+        .iter()
+        .any(|engine| shell::find(engine).is_some_and(|path| shell::run(path, &["info"]).is_ok()));
     if !running {
         bail!(
             "CLUSTER=kind, but no container engine answers ({}): start one, or leave CLUSTER away for processes on this machine",
@@ -29,7 +31,9 @@ fn kind() -> Result<PathBuf> {
 }
 
 fn exists(kind: &PathBuf) -> Result<bool> {
-    Ok(shell::run(kind, &["get", "clusters"])?.lines().any(|line| line.trim() == NAME))
+    Ok(shell::run(kind, &["get", "clusters"])?
+        .lines()
+        .any(|line| line.trim() == NAME))
 }
 
 /// Makes the cluster and writes its kubeconfig, without touching the user's own.
@@ -52,7 +56,16 @@ pub fn up(settings: &Settings, kwok: Option<u32>, programs: &Programs) -> Result
         shell::write_atomically(&settings.kubeconfig(), text.as_bytes(), 0o600)?;
         progress.say("the kind cluster is there already");
     } else {
-        let arguments = ["create", "cluster", "--name", NAME, "--kubeconfig", &kubeconfig, "--wait", "180s"];
+        let arguments = [
+            "create",
+            "cluster",
+            "--name",
+            NAME,
+            "--kubeconfig",
+            &kubeconfig,
+            "--wait",
+            "180s",
+        ];
         progress.long("making a kind cluster", || shell::run(&kind, &arguments))?;
     }
     progress.say(format_args!("ready: export KUBECONFIG={kubeconfig}"));
@@ -65,7 +78,17 @@ pub fn up(settings: &Settings, kwok: Option<u32>, programs: &Programs) -> Result
 /// What kind said.
 pub fn down(settings: &Settings) -> Result<()> {
     let kubeconfig = settings.kubeconfig();
-    shell::run(kind()?, &["delete", "cluster", "--name", NAME, "--kubeconfig", &kubeconfig.display().to_string()])?;
+    shell::run(
+        kind()?,
+        &[
+            "delete",
+            "cluster",
+            "--name",
+            NAME,
+            "--kubeconfig",
+            &kubeconfig.display().to_string(),
+        ],
+    )?;
     for file in [kubeconfig, settings.state.join(RECORD)] {
         let _ = std::fs::remove_file(file);
     }
@@ -81,7 +104,16 @@ pub fn load(files: &[PathBuf]) -> Result<()> {
     let kind = kind()?;
     let progress = Progress::default();
     for file in files {
-        shell::run(&kind, &["load", "image-archive", "--name", NAME, &file.display().to_string()])?;
+        shell::run(
+            &kind,
+            &[
+                "load",
+                "image-archive",
+                "--name",
+                NAME,
+                &file.display().to_string(),
+            ],
+        )?;
         progress.say(format_args!("loaded {}", file.display()));
     }
     Ok(())

@@ -37,13 +37,19 @@ impl Lock {
                 .open(path)
                 .with_context(failed)?;
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                progress.say(format_args!("waiting for another flotilla-cluster (lock {})", path.display()));
+                progress.say(format_args!(
+                    "waiting for another flotilla-cluster (lock {})",
+                    path.display()
+                ));
                 flock(&file, FlockOperation::LockExclusive).with_context(failed)?;
             }
             let held = file.metadata().with_context(failed)?;
             let current = std::fs::metadata(path);
             if current.is_ok_and(|now| now.ino() == held.ino() && now.dev() == held.dev()) {
-                return Ok(Self { path: path.to_owned(), _file: file });
+                return Ok(Self {
+                    path: path.to_owned(),
+                    _file: file,
+                });
             }
         }
     }

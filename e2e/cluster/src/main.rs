@@ -100,7 +100,11 @@ struct How {
 
 impl How {
     fn grace(&self) -> Duration {
-        if self.kill { Duration::ZERO } else { Duration::from_secs(self.grace) }
+        if self.kill {
+            Duration::ZERO
+        } else {
+            Duration::from_secs(self.grace)
+        }
     }
 }
 
@@ -154,7 +158,9 @@ fn existing(command: Command, engine: Engine, settings: Settings, programs: &Pro
         (Command::Down, Engine::Kind) => kind::down(&settings),
         (Command::Status, Engine::Native) => cluster::status(&settings, programs),
         (Command::Status, Engine::Kind) => kind::status(),
-        (Command::Load { archives }, Engine::Native) => images::load(&settings, &archives, &Progress::default()),
+        (Command::Load { archives }, Engine::Native) => {
+            images::load(&settings, &archives, &Progress::default())
+        }
         (Command::Load { archives }, Engine::Kind) => kind::load(&archives),
         (Command::Start { components }, Engine::Native) => cluster::start(&settings, &components, programs),
         (Command::Stop { how }, Engine::Native) => cluster::stop(&settings, &how.components, how.grace()),
@@ -162,26 +168,45 @@ fn existing(command: Command, engine: Engine, settings: Settings, programs: &Pro
             cluster::stop(&settings, &how.components, how.grace())?;
             cluster::start(&settings, &how.components, programs)
         }
-        (Command::Logs { component, lines, follow }, Engine::Native) => {
+        (
+            Command::Logs {
+                component,
+                lines,
+                follow,
+            },
+            Engine::Native,
+        ) => {
             let file = component.log(&settings);
             let follow = if follow { &["-F"][..] } else { &[] };
-            let status = Process::new("tail").args(["-n", &lines.to_string()]).args(follow).arg(&file).status();
+            let status = Process::new("tail")
+                .args(["-n", &lines.to_string()])
+                .args(follow)
+                .arg(&file)
+                .status();
             let status = status.with_context(|| format!("failed to show {}", file.display()))?;
             if !status.success() {
                 bail!("failed to show {}", file.display());
             }
             Ok(())
         }
-        (Command::Start { .. } | Command::Stop { .. } | Command::Restart { .. } | Command::Logs { .. }, Engine::Kind) => {
+        (
+            Command::Start { .. } | Command::Stop { .. } | Command::Restart { .. } | Command::Logs { .. },
+            Engine::Kind,
+        ) => {
             bail!("single components cannot be reached on kind: they run in its node's container")
         }
-        (Command::Up { .. } | Command::Build | Command::Become { .. }, _) => bail!("not a command for a running cluster"),
+        (Command::Up { .. } | Command::Build | Command::Become { .. }, _) => {
+            bail!("not a command for a running cluster")
+        }
     }
 }
 
 fn count(text: Option<&str>) -> Result<Option<u32>> {
     match text {
         None | Some("") => Ok(None),
-        Some(text) => text.parse().map(Some).with_context(|| format!("--kwok {text:?} is not a number of nodes")),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .with_context(|| format!("--kwok {text:?} is not a number of nodes")),
     }
 }

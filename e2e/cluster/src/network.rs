@@ -9,7 +9,10 @@ use crate::settings::Settings;
 use crate::shell;
 
 /// Kernel settings without which no pod is reached. They stay after `down`: something else may rely on them by then.
-const NEEDED: [(&str, &str); 2] = [("net/ipv4/ip_forward", "1"), ("net/bridge/bridge-nf-call-iptables", "1")];
+const NEEDED: [(&str, &str); 2] = [
+    ("net/ipv4/ip_forward", "1"),
+    ("net/bridge/bridge-nf-call-iptables", "1"),
+];
 
 /// Kernel settings the kubelet changes by itself; `down` puts the old values back.
 const CHANGED_BY_KUBELET: [&str; 6] = [
@@ -53,8 +56,15 @@ pub fn forward_comment(settings: &Settings) -> String {
 
 /// The present values of the settings the kubelet changes.
 pub fn kernel_settings() -> BTreeMap<String, String> {
-    let value = |name: &str| std::fs::read_to_string(sysctl(name)).ok().map(|text| text.trim().to_owned());
-    CHANGED_BY_KUBELET.iter().filter_map(|name| Some(((*name).to_owned(), value(name)?))).collect()
+    let value = |name: &str| {
+        std::fs::read_to_string(sysctl(name))
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
+    CHANGED_BY_KUBELET
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), value(name)?)))
+        .collect()
 }
 
 /// Puts kernel settings back. Those that cannot be written are left: it is the last thing `down` should fail on.
@@ -84,7 +94,10 @@ pub fn create(settings: &Settings) -> Result<()> {
         shell::run("ip", &["link", "add", "name", bridge, "type", "bridge"])
             .context("failed to make the bridge: does the kernel have bridges?")?;
     }
-    shell::run("ip", &["link", "set", "dev", bridge, "alias", &bridge_alias(settings)])?;
+    shell::run(
+        "ip",
+        &["link", "set", "dev", bridge, "alias", &bridge_alias(settings)],
+    )?;
     let address = format!("{}/{}", settings.node_ip(), settings.pod_cidr.prefix());
     shell::run("ip", &["address", "replace", &address, "dev", bridge])?;
     shell::run("ip", &["link", "set", bridge, "up"])?;
@@ -93,7 +106,8 @@ pub fn create(settings: &Settings) -> Result<()> {
         let now = std::fs::read_to_string(&file)
             .with_context(|| format!("the kernel lacks {}: load br_netfilter", file.display()))?;
         if now.trim() != value {
-            std::fs::write(&file, value).with_context(|| format!("failed to set {} to {value}", file.display()))?;
+            std::fs::write(&file, value)
+                .with_context(|| format!("failed to set {} to {value}", file.display()))?;
         }
     }
     shell::run_with_input("nft", &["-f", "-"], Some(&rules(settings)))
@@ -129,7 +143,18 @@ fn allow_forwarding(settings: &Settings) -> Result<()> {
         return Ok(());
     }
     for direction in ["-i", "-o"] {
-        let rule = ["-I", "FORWARD", direction, &settings.bridge, "-m", "comment", "--comment", &comment, "-j", "ACCEPT"];
+        let rule = [
+            "-I",
+            "FORWARD",
+            direction,
+            &settings.bridge,
+            "-m",
+            "comment",
+            "--comment",
+            &comment,
+            "-j",
+            "ACCEPT",
+        ];
         shell::run("iptables", &rule)?;
     }
     Ok(())
@@ -139,7 +164,9 @@ fn allow_forwarding(settings: &Settings) -> Result<()> {
 pub fn cgroup_mounts(mountinfo: &str) -> Vec<(PathBuf, bool)> {
     let mut mounts = Vec::new();
     for line in mountinfo.lines() {
-        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
         let kind = after.split(' ').next().unwrap_or_default();
         if let ("cgroup" | "cgroup2", Some(point)) = (kind, before.split(' ').nth(4)) {
             mounts.push((PathBuf::from(point), kind == "cgroup2"));
@@ -151,14 +178,20 @@ pub fn cgroup_mounts(mountinfo: &str) -> Vec<(PathBuf, bool)> {
 /// Our control group in every hierarchy.
 pub fn cgroups(settings: &Settings) -> Vec<PathBuf> {
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    cgroup_mounts(&mountinfo).into_iter().map(|(mount, _)| mount.join(&settings.cgroup)).collect()
+    cgroup_mounts(&mountinfo)
+        .into_iter()
+        .map(|(mount, _)| mount.join(&settings.cgroup))
+        .collect()
 }
 
 /// The kubelet wants its root group to exist in every hierarchy.
 fn create_cgroup(settings: &Settings) -> Result<()> {
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
     let mounts = cgroup_mounts(&mountinfo);
-    ensure!(!mounts.is_empty(), "no control groups are mounted at /sys/fs/cgroup");
+    ensure!(
+        !mounts.is_empty(),
+        "no control groups are mounted at /sys/fs/cgroup"
+    );
     let unified = mounts.len() == 1;
     for (mount, version2) in mounts {
         let group = mount.join(&settings.cgroup);
@@ -194,7 +227,10 @@ mod tests {
                     24 1 8:1 / / rw - ext4 /dev/vda rw\n";
         assert_eq!(
             cgroup_mounts(text),
-            [("/sys/fs/cgroup/cpu".into(), false), ("/sys/fs/cgroup/unified".into(), true)]
+            [
+                ("/sys/fs/cgroup/cpu".into(), false),
+                ("/sys/fs/cgroup/unified".into(), true)
+            ]
         );
     }
 

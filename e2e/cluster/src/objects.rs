@@ -123,14 +123,26 @@ pub fn apply_fake_nodes(settings: &Settings, programs: &Programs, count: u32) ->
     let failed = "failed to make the fake nodes";
     let wanted: Vec<String> = (0..count).map(fake_node_name).collect();
     let present = fake_nodes(settings, programs)?;
-    let new: Vec<Value> =
-        (0..count).filter(|number| !present.contains(&fake_node_name(*number))).map(fake_node).collect();
+    let new: Vec<Value> = (0..count)
+        .filter(|number| !present.contains(&fake_node_name(*number)))
+        .map(fake_node)
+        .collect();
     if !new.is_empty() {
         apply(settings, programs, new).context(failed)?;
     }
-    let surplus: Vec<&str> = present.iter().filter(|name| !wanted.contains(name)).map(String::as_str).collect();
+    let surplus: Vec<&str> = present
+        .iter()
+        .filter(|name| !wanted.contains(name))
+        .map(String::as_str)
+        .collect();
     if !surplus.is_empty() {
-        kubectl(settings, programs, &[&["delete", "node", "--wait=false"], &surplus[..]].concat(), None).context(failed)?;
+        kubectl(
+            settings,
+            programs,
+            &[&["delete", "node", "--wait=false"], &surplus[..]].concat(),
+            None,
+        )
+        .context(failed)?;
     }
     Ok(())
 }
@@ -140,14 +152,30 @@ pub fn apply_fake_nodes(settings: &Settings, programs: &Programs, count: u32) ->
 /// # Errors
 /// What the API server said.
 pub fn fake_nodes(settings: &Settings, programs: &Programs) -> Result<Vec<String>> {
-    let text = kubectl(settings, programs, &["get", "nodes", "--selector=type=kwok", "--output=name"], None)?;
-    Ok(text.lines().filter_map(|line| line.strip_prefix("node/")).map(str::to_owned).collect())
+    let text = kubectl(
+        settings,
+        programs,
+        &["get", "nodes", "--selector=type=kwok", "--output=name"],
+        None,
+    )?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.strip_prefix("node/"))
+        .map(str::to_owned)
+        .collect())
 }
 
 fn apply(settings: &Settings, programs: &Programs, items: Vec<Value>) -> Result<()> {
     let list = json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string();
-    let arguments =
-        ["apply", "--server-side", "--force-conflicts", "--validate=false", "--field-manager=flotilla-cluster", "-f", "-"];
+    let arguments = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--validate=false",
+        "--field-manager=flotilla-cluster",
+        "-f",
+        "-",
+    ];
     kubectl(settings, programs, &arguments, Some(&list)).map(drop)
 }
 
@@ -155,10 +183,19 @@ fn apply(settings: &Settings, programs: &Programs, items: Vec<Value>) -> Result<
 ///
 /// # Errors
 /// What kubectl said.
-pub fn kubectl(settings: &Settings, programs: &Programs, arguments: &[&str], input: Option<&str>) -> Result<String> {
+pub fn kubectl(
+    settings: &Settings,
+    programs: &Programs,
+    arguments: &[&str],
+    input: Option<&str>,
+) -> Result<String> {
     let kubeconfig = format!("--kubeconfig={}", settings.kubeconfig().display());
     let cache = format!("--cache-dir={}", settings.root.join("kubectl").display());
-    let all = [&[kubeconfig.as_str(), cache.as_str(), "--request-timeout=10s"], arguments].concat();
+    let all = [
+        &[kubeconfig.as_str(), cache.as_str(), "--request-timeout=10s"],
+        arguments,
+    ]
+    .concat();
     shell::run_with_input(programs.path("kubectl"), &all, input)
 }
 

@@ -33,14 +33,20 @@ pub fn cni_folder(chosen: Option<&Path>) -> Option<PathBuf> {
     let complete = |folder: &Path| CNI_PLUGINS.iter().all(|plugin| folder.join(plugin).is_file());
     match chosen {
         Some(folder) => complete(folder).then(|| folder.to_owned()),
-        None => CNI_FOLDERS.into_iter().map(PathBuf::from).find(|folder| complete(folder)),
+        None => CNI_FOLDERS
+            .into_iter()
+            .map(PathBuf::from)
+            .find(|folder| complete(folder)),
     }
 }
 
 /// Debian packages of what is missing, each once.
 fn missing(find: impl Fn(&str) -> bool, cni: bool) -> Vec<&'static str> {
     let mut packages: Vec<&str> = Vec::new();
-    let needed = PROGRAMS.iter().filter(|(program, _)| !find(program)).map(|(_, package)| *package);
+    let needed = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !find(program))
+        .map(|(_, package)| *package);
     for package in needed.chain((!cni).then_some(CNI_PACKAGE)) {
         if !packages.contains(&package) {
             packages.push(package);
@@ -54,18 +60,30 @@ fn missing(find: impl Fn(&str) -> bool, cni: bool) -> Vec<&'static str> {
 /// # Errors
 /// When it cannot be installed here; the message names the packages.
 pub fn ensure(chosen_cni: Option<&Path>, progress: &Progress) -> Result<PathBuf> {
-    let look = || missing(|program| shell::find(program).is_some(), cni_folder(chosen_cni).is_some());
+    let look = || {
+        missing(
+            |program| shell::find(program).is_some(),
+            cni_folder(chosen_cni).is_some(),
+        )
+    };
     if let Some(folder) = chosen_cni
         && cni_folder(chosen_cni).is_none()
     {
-        bail!("--cni-bin {} does not hold the CNI plugins {}", folder.display(), CNI_PLUGINS.join(", "));
+        bail!(
+            "--cni-bin {} does not hold the CNI plugins {}",
+            folder.display(),
+            CNI_PLUGINS.join(", ")
+        );
     }
     let packages = look();
     if !packages.is_empty() {
         install(&packages, progress)?;
         let still = look();
         if !still.is_empty() {
-            bail!("after installing them, programs of these packages are still missing: {}", still.join(" "));
+            bail!(
+                "after installing them, programs of these packages are still missing: {}",
+                still.join(" ")
+            );
         }
     }
     cni_folder(chosen_cni).context("the CNI plugins are missing")
@@ -81,7 +99,14 @@ fn install(packages: &[&str], progress: &Progress) -> Result<()> {
     }
     progress.long(&format!("installing packages: {list}"), || {
         let advice = || format!("failed to install {list}; install them by hand, then run this again");
-        let apt = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300", "-y", "-qq"];
+        let apt = [
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            "-y",
+            "-qq",
+        ];
         shell::run("env", &[&apt[..], &["update"]].concat()).with_context(advice)?;
         let install = [&apt[..], &["install", "--no-install-recommends"], packages].concat();
         shell::run("env", &install).with_context(advice)?;
@@ -97,7 +122,10 @@ mod tests {
     fn each_missing_package_is_named_once() {
         assert!(missing(|_| true, true).is_empty());
         assert_eq!(missing(|_| true, false), [CNI_PACKAGE]);
-        assert_eq!(missing(|program| !["ctr", "containerd"].contains(&program), true), ["containerd"]);
+        assert_eq!(
+            missing(|program| !["ctr", "containerd"].contains(&program), true),
+            ["containerd"]
+        );
     }
 
     #[test]

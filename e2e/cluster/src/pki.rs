@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
@@ -52,10 +52,34 @@ pub fn generate(settings: &Settings) -> Result<()> {
         "kubernetes.default.svc".to_owned(),
         format!("kubernetes.default.svc.{}", Settings::DOMAIN),
     ];
-    let api_addresses = [node, IpAddr::V4(settings.api_service_ip()), IpAddr::V4(Ipv4Addr::LOCALHOST)];
-    server(&authority, &folder, "apiserver", "kube-apiserver", &api_names, &api_addresses)?;
-    server(&authority, &folder, "kubelet-server", "local", &[Settings::NODE.to_owned()], &[node])?;
-    client(&authority, &folder, "apiserver-kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?;
+    let api_addresses = [
+        node,
+        IpAddr::V4(settings.api_service_ip()),
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+    ];
+    server(
+        &authority,
+        &folder,
+        "apiserver",
+        "kube-apiserver",
+        &api_names,
+        &api_addresses,
+    )?;
+    server(
+        &authority,
+        &folder,
+        "kubelet-server",
+        "local",
+        &[Settings::NODE.to_owned()],
+        &[node],
+    )?;
+    client(
+        &authority,
+        &folder,
+        "apiserver-kubelet-client",
+        "kube-apiserver-kubelet-client",
+        Some("system:masters"),
+    )?;
 
     let front = self::authority(&folder, "front-proxy-ca", "flotilla-local-front-proxy")?;
     client(&front, &folder, "front-proxy-client", "front-proxy-client", None)?;
@@ -66,8 +90,15 @@ pub fn generate(settings: &Settings) -> Result<()> {
 
     for (name, user, group) in CLIENTS {
         let (certificate, key) = client(&authority, &folder, name, user, group)?;
-        let text = format!("{:#}\n", kubeconfig(settings, &authority.certificate, user, &certificate, &key));
-        let file = if name == "admin" { settings.kubeconfig() } else { settings.component_kubeconfig(name) };
+        let text = format!(
+            "{:#}\n",
+            kubeconfig(settings, &authority.certificate, user, &certificate, &key)
+        );
+        let file = if name == "admin" {
+            settings.kubeconfig()
+        } else {
+            settings.component_kubeconfig(name)
+        };
         shell::write_atomically(&file, text.as_bytes(), 0o600)?;
     }
     Ok(())
@@ -78,9 +109,15 @@ fn authority(folder: &Path, file: &str, name: &str) -> Result<Authority> {
     let mut params = params(name, None);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    let certificate = params.self_signed(&key).with_context(|| format!("failed to sign {file}"))?.pem();
+    let certificate = params
+        .self_signed(&key)
+        .with_context(|| format!("failed to sign {file}"))?
+        .pem();
     write_pair(folder, file, &certificate, &key)?;
-    Ok(Authority { issuer: Issuer::new(params, key), certificate })
+    Ok(Authority {
+        issuer: Issuer::new(params, key),
+        certificate,
+    })
 }
 
 fn server(
@@ -94,25 +131,42 @@ fn server(
     let mut params = params(name, None);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     for name in names {
-        params.subject_alt_names.push(SanType::DnsName(name.clone().try_into()?));
+        params
+            .subject_alt_names
+            .push(SanType::DnsName(name.clone().try_into()?));
     }
-    params.subject_alt_names.extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
+    params
+        .subject_alt_names
+        .extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
     issue(authority, folder, file, params)?;
     Ok(())
 }
 
-fn client(authority: &Authority, folder: &Path, file: &str, user: &str, group: Option<&str>) -> Result<(String, String)> {
+fn client(
+    authority: &Authority,
+    folder: &Path,
+    file: &str,
+    user: &str,
+    group: Option<&str>,
+) -> Result<(String, String)> {
     let mut params = params(user, group);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     issue(authority, folder, file, params)
 }
 
-fn issue(authority: &Authority, folder: &Path, file: &str, mut params: CertificateParams) -> Result<(String, String)> {
+fn issue(
+    authority: &Authority,
+    folder: &Path,
+    file: &str,
+    mut params: CertificateParams,
+) -> Result<(String, String)> {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate()?;
-    let certificate =
-        params.signed_by(&key, &authority.issuer).with_context(|| format!("failed to sign {file}"))?.pem();
+    let certificate = params
+        .signed_by(&key, &authority.issuer)
+        .with_context(|| format!("failed to sign {file}"))?
+        .pem();
     write_pair(folder, file, &certificate, &key)?;
     Ok((certificate, key.serialize_pem()))
 }
@@ -132,7 +186,11 @@ fn params(name: &str, group: Option<&str>) -> CertificateParams {
 }
 
 fn write_pair(folder: &Path, file: &str, certificate: &str, key: &KeyPair) -> Result<()> {
-    shell::write_atomically(&folder.join(format!("{file}.key")), key.serialize_pem().as_bytes(), 0o600)?;
+    shell::write_atomically(
+        &folder.join(format!("{file}.key")),
+        key.serialize_pem().as_bytes(),
+        0o600,
+    )?;
     shell::write_atomically(&folder.join(format!("{file}.crt")), certificate.as_bytes(), 0o644)
 }
 
@@ -182,7 +240,9 @@ mod tests {
         let mut seen = 0;
         for component in Component::ALL {
             for argument in component.command(&settings, &programs) {
-                let Some((_, value)) = argument.split_once('=') else { continue };
+                let Some((_, value)) = argument.split_once('=') else {
+                    continue;
+                };
                 if Path::new(value).starts_with(&pki) {
                     assert!(Path::new(value).is_file(), "{argument}");
                     seen += 1;
@@ -192,7 +252,10 @@ mod tests {
         assert!(seen > 15, "{seen}");
         let text = std::fs::read_to_string(settings.kubeconfig()).unwrap();
         let config: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(config["clusters"][0]["cluster"]["server"], "https://10.244.0.1:6443");
+        assert_eq!(
+            config["clusters"][0]["cluster"]["server"],
+            "https://10.244.0.1:6443"
+        );
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -4,12 +4,14 @@
 //! looked at again, and signalled through the pidfd.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::binaries::Programs;
@@ -35,7 +37,9 @@ fn command_line(bytes: &[u8]) -> Vec<String> {
     if text.is_empty() {
         return Vec::new();
     }
-    text.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+    text.split(|byte| *byte == 0)
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .collect()
 }
 
 fn read(pid: i32) -> Option<Process> {
@@ -47,7 +51,9 @@ fn read(pid: i32) -> Option<Process> {
 /// Every process of the machine that has a command line.
 pub fn all() -> Vec<Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?)).collect()
+    entries
+        .filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?))
+        .collect()
 }
 
 /// Our components that run, with their processes.
@@ -58,55 +64,75 @@ pub fn components(settings: &Settings) -> Vec<(Component, Process)> {
 
 /// The process of one component, if it runs.
 pub fn find(component: Component, settings: &Settings) -> Option<Process> {
-    components(settings).into_iter().find(|(found, _)| *found == component).map(|(_, process)| process)
+    components(settings)
+        .into_iter()
+        .find(|(found, _)| *found == component)
+        .map(|(_, process)| process)
 }
 
 /// Everything that must be gone when the cluster is: components, container shims, and tools at work in our folders.
 pub fn everything_of_ours(settings: &Settings) -> Vec<Process> {
-    all().into_iter().filter(|process| is_ours(&process.arguments, settings)).collect()
+    all()
+        .into_iter()
+        .filter(|process| is_ours(&process.arguments, settings))
+        .collect()
 }
 
 fn is_ours(arguments: &[String], settings: &Settings) -> bool {
     if Component::of(arguments, settings).is_some() {
         return true;
     }
-    let Some((program, rest)) = arguments.split_first() else { return false };
-    let name = Path::new(program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let Some((program, rest)) = arguments.split_first() else {
+        return false;
+    };
+    let name = Path::new(program)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let becoming = rest.first().is_some_and(|first| first == "become");
     (becoming || HELPERS.contains(&name)) && rest.iter().any(|argument| settings.owns_path_in(argument))
 }
 
-/// Sends a signal to a pid, if `is_right` says so after the pid was pinned.
-pub fn signal_if(pid: i32, signal: Signal, is_right: impl FnOnce() -> bool) {
-    let Some(pid) = Pid::from_raw(pid) else { return };
-    let Ok(pinned) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-    if is_right() {
-        // It may end in this moment, which is what is wanted.
-        let _ = pidfd_send_signal(&pinned, signal);
-    }
-}
-
 impl Process {
-    /// Sends a signal, if the pid still is this process.
-    pub fn signal(&self, signal: Signal) {
-        signal_if(self.pid, signal, || self.is_alive());
-    }
-
     /// Whether the pid still is this process. A zombie is not alive.
     pub fn is_alive(&self) -> bool {
         read(self.pid).is_some_and(|now| now.arguments == self.arguments)
     }
 
-    /// Waits until the process is gone; false when it is still there after `limit`.
+    /// Takes hold of the process, if the pid still is this process.
+    pub fn pin(&self) -> Option<Pinned> {
+        Pinned::when(self.pid, || self.is_alive())
+    }
+}
+
+/// A process that is held by a pidfd: whatever becomes of the pid, signals reach this process or none.
+#[derive(Debug)]
+pub struct Pinned {
+    /// The pid it had.
+    pub pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Pinned {
+    /// Takes hold of a pid, if `is_right` says so once it is held.
+    pub fn when(pid: i32, is_right: impl FnOnce() -> bool) -> Option<Self> {
+        let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        is_right().then_some(Self { pid, pidfd })
+    }
+
+    /// Sends a signal. The process may end in this moment, which is what is wanted.
+    pub fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Waits until the process and all its threads have ended; false when they have not after `limit`.
+    ///
+    /// Looking into `/proc` would not do: an ending process loses its command line before it closes its sockets.
     pub fn wait_gone(&self, limit: Duration) -> bool {
-        let begun = Instant::now();
-        while self.is_alive() {
-            if begun.elapsed() > limit {
-                return false;
-            }
-            shell::pause(Duration::from_millis(20));
-        }
-        true
+        let timeout = Timespec::try_from(limit).ok();
+        let mut events = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        // An interrupted wait counts as not gone: the caller goes on to the next step, which is harsher.
+        poll(&mut events, timeout.as_ref()).is_ok_and(|ready| ready > 0)
     }
 }
 
@@ -115,14 +141,19 @@ impl Process {
 /// # Errors
 /// When the process is still there 10 s after SIGKILL.
 pub fn stop(component: Component, settings: &Settings, grace: Duration) -> Result<Option<i32>> {
-    let Some(process) = find(component, settings) else { return Ok(None) };
+    let Some(process) = find(component, settings).and_then(|process| process.pin()) else {
+        return Ok(None);
+    };
     if !grace.is_zero() {
         process.signal(Signal::TERM);
     }
     if grace.is_zero() || !process.wait_gone(grace) {
         process.signal(Signal::KILL);
         if !process.wait_gone(Duration::from_secs(10)) {
-            bail!("{component} (pid {}) does not end, even by SIGKILL: it hangs in the kernel", process.pid);
+            bail!(
+                "{component} (pid {}) does not end, even by SIGKILL: it hangs in the kernel",
+                process.pid
+            );
         }
     }
     let _ = std::fs::remove_file(component.pid_file(settings));
@@ -154,13 +185,20 @@ impl Started {
 pub fn start(component: Component, settings: &Settings, programs: &Programs) -> Result<Started> {
     let log = component.log(settings);
     let failed = || format!("failed to start {component}");
+    wait_for_predecessor(&component.pid_file(settings));
     std::fs::create_dir_all(settings.logs()).with_context(failed)?;
     std::fs::create_dir_all(settings.pids()).with_context(failed)?;
-    let output: File =
-        OpenOptions::new().create(true).append(true).open(&log).with_context(|| format!("failed to open {}", log.display()))?;
+    let output: File = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("failed to open {}", log.display()))?;
     // The path in /proc stays good when this program is rebuilt while it runs.
     let mut command = Command::new("/proc/self/exe");
-    command.arg("become").arg(component.pid_file(settings)).args(component.command(settings, programs));
+    command
+        .arg("become")
+        .arg(component.pid_file(settings))
+        .args(component.command(settings, programs));
     // Nothing of the caller's environment: a proxy variable would send the cluster's own traffic elsewhere.
     command
         .env_clear()
@@ -172,7 +210,22 @@ pub fn start(component: Component, settings: &Settings, programs: &Programs) -> 
         .stdin(Stdio::null())
         .stdout(output.try_clone().with_context(failed)?)
         .stderr(output);
-    Ok(Started { component, child: command.spawn().with_context(failed)? })
+    Ok(Started {
+        component,
+        child: command.spawn().with_context(failed)?,
+    })
+}
+
+/// Somebody may just have killed the component: while it ends it has no command line any more, but still its sockets.
+fn wait_for_predecessor(pid_file: &Path) {
+    /// Far more than the kernel needs; the pid may have been given to a kernel thread, which has no command line either.
+    const LIMIT: Duration = Duration::from_secs(3);
+    let pid = std::fs::read_to_string(pid_file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    if let Some(ending) = pid.and_then(|pid| Pinned::when(pid, || read(pid).is_none())) {
+        ending.wait_gone(LIMIT);
+    }
 }
 
 /// Leaves the caller's session, writes the pid file and becomes the given command. Returns only on failure.
@@ -206,8 +259,14 @@ mod tests {
         let settings = example();
         let line = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         for (text, ours) in [
-            ("/usr/bin/containerd-shim-runc-v2 -namespace k8s.io -id x -address /run/flotilla-local/containerd.sock", true),
-            ("/usr/bin/containerd-shim-runc-v2 -namespace moby -id x -address /run/containerd/containerd.sock", false),
+            (
+                "/usr/bin/containerd-shim-runc-v2 -namespace k8s.io -id x -address /run/flotilla-local/containerd.sock",
+                true,
+            ),
+            (
+                "/usr/bin/containerd-shim-runc-v2 -namespace moby -id x -address /run/containerd/containerd.sock",
+                false,
+            ),
             ("runc --root /run/flotilla-local/runc/k8s.io kill x", true),
             ("tail -f /var/lib/flotilla-local/pod-logs/x", false),
         ] {
@@ -216,18 +275,29 @@ mod tests {
     }
 
     #[test]
-    fn a_reused_pid_is_not_signalled() {
+    fn a_reused_pid_is_not_taken_for_ours() {
         let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = i32::try_from(sleeper.id()).unwrap();
-        let stale = Process { pid, arguments: vec!["etcd".into(), "--data-dir=/var/lib/flotilla-local/etcd".into()] };
+        let stale = Process {
+            pid,
+            arguments: vec!["etcd".into(), "--data-dir=/var/lib/flotilla-local/etcd".into()],
+        };
         assert!(!stale.is_alive());
-        stale.signal(Signal::KILL);
-        assert!(sleeper.try_wait().unwrap().is_none(), "a stranger was killed");
-        // `spawn` returns when the child has become `sleep`.
-        let real = Process { pid, arguments: vec!["sleep".into(), "60".into()] };
-        assert!(real.is_alive());
-        real.signal(Signal::KILL);
+        assert!(stale.pin().is_none());
+        let real = Process {
+            pid,
+            arguments: vec!["sleep".into(), "60".into()],
+        };
+        // `spawn` may return a moment before the kernel shows the new command line.
+        while !real.is_alive() {
+            std::thread::yield_now();
+        }
+        let pinned = real.pin().unwrap();
+        assert!(!pinned.wait_gone(Duration::ZERO));
+        pinned.signal(Signal::KILL);
+        assert!(pinned.wait_gone(Duration::from_secs(10)));
         sleeper.wait().unwrap();
         assert!(!real.is_alive());
+        pinned.signal(Signal::KILL);
     }
 }

@@ -15,7 +15,9 @@ pub struct Progress {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 }
 
@@ -51,7 +53,10 @@ impl Progress {
             result
         });
         if result.is_ok() {
-            self.say(format_args!("{what}: done in {:.1} s", begun.elapsed().as_secs_f64()));
+            self.say(format_args!(
+                "{what}: done in {:.1} s",
+                begun.elapsed().as_secs_f64()
+            ));
         }
         result
     }

@@ -24,31 +24,84 @@ const LONGEST_ROOT_SOCKET: &str = "kubelet/pod-resources/kubelet.sock";
 #[serde(rename_all = "camelCase")]
 pub struct Settings {
     /// Folder for what people use: kubeconfig, bin/, logs/, audit.log, pids/.
-    #[arg(long, global = true, env = "FLOTILLA_STATE", default_value = ".local", help_heading = "Places")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_STATE",
+        default_value = ".local",
+        help_heading = "Places"
+    )]
     pub state: PathBuf,
     /// Folder for data: etcd, containerd's images, the kubelet's pods, certificates, configuration.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_ROOT", default_value = "/var/lib/flotilla-local", help_heading = "Places")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_ROOT",
+        default_value = "/var/lib/flotilla-local",
+        help_heading = "Places"
+    )]
     pub root: PathBuf,
     /// Folder for sockets and containerd's run-time state; short, because socket paths have at most 107 bytes.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_RUN", default_value = "/run/flotilla-local", help_heading = "Places")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_RUN",
+        default_value = "/run/flotilla-local",
+        help_heading = "Places"
+    )]
     pub run: PathBuf,
     /// Folder with the CNI plugins; found in /usr/lib/cni, /opt/cni/bin or /usr/libexec/cni when not given.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_CNI_BIN", help_heading = "Places")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_CNI_BIN",
+        help_heading = "Places"
+    )]
     pub cni_bin: Option<PathBuf>,
     /// Name of the node's bridge.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_BRIDGE", default_value = "flot0", help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_BRIDGE",
+        default_value = "flot0",
+        help_heading = "Network"
+    )]
     pub bridge: String,
     /// Name of the control group that holds all pods.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_CGROUP", default_value = "flotilla-local", help_heading = "Places")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_CGROUP",
+        default_value = "flotilla-local",
+        help_heading = "Places"
+    )]
     pub cgroup: String,
     /// Address range of the pods; its first address is the node's.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_POD_CIDR", default_value = "10.244.0.0/24", help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_POD_CIDR",
+        default_value = "10.244.0.0/24",
+        help_heading = "Network"
+    )]
     pub pod_cidr: Cidr,
     /// Address range of the Services; the API server is its first address, the DNS its tenth.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_SERVICE_CIDR", default_value = "10.96.0.0/16", help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_SERVICE_CIDR",
+        default_value = "10.96.0.0/16",
+        help_heading = "Network"
+    )]
     pub service_cidr: Cidr,
     /// Address range of pods on fake nodes. Nothing answers there.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_KWOK_CIDR", default_value = "198.18.0.0/15", help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_KWOK_CIDR",
+        default_value = "198.18.0.0/15",
+        help_heading = "Network"
+    )]
     pub kwok_cidr: Cidr,
     /// Ports.
     #[command(flatten)]
@@ -60,31 +113,85 @@ pub struct Settings {
 #[serde(rename_all = "camelCase")]
 pub struct Ports {
     /// Port of the API server.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_API_PORT", default_value_t = 6443, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_API_PORT",
+        default_value_t = 6443,
+        help_heading = "Network"
+    )]
     pub api_port: u16,
     /// Port of the kubelet (logs, exec, port-forward).
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_KUBELET_PORT", default_value_t = 10250, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_KUBELET_PORT",
+        default_value_t = 10250,
+        help_heading = "Network"
+    )]
     pub kubelet_port: u16,
     /// Port of the kubelet's health check.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_KUBELET_HEALTH_PORT", default_value_t = 10248, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_KUBELET_HEALTH_PORT",
+        default_value_t = 10248,
+        help_heading = "Network"
+    )]
     pub kubelet_health_port: u16,
     /// Port of the controller manager (metrics, health).
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_CONTROLLER_PORT", default_value_t = 10257, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_CONTROLLER_PORT",
+        default_value_t = 10257,
+        help_heading = "Network"
+    )]
     pub controller_port: u16,
     /// Port of the scheduler (metrics, health).
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_SCHEDULER_PORT", default_value_t = 10259, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_SCHEDULER_PORT",
+        default_value_t = 10259,
+        help_heading = "Network"
+    )]
     pub scheduler_port: u16,
     /// Port of kube-proxy's health check.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_PROXY_HEALTH_PORT", default_value_t = 10256, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_PROXY_HEALTH_PORT",
+        default_value_t = 10256,
+        help_heading = "Network"
+    )]
     pub proxy_health_port: u16,
     /// Port of kube-proxy's metrics.
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_PROXY_METRICS_PORT", default_value_t = 10249, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_PROXY_METRICS_PORT",
+        default_value_t = 10249,
+        help_heading = "Network"
+    )]
     pub proxy_metrics_port: u16,
     /// Port of CoreDNS behind the DNS Service (TCP and UDP).
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_DNS_PORT", default_value_t = 1053, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_DNS_PORT",
+        default_value_t = 1053,
+        help_heading = "Network"
+    )]
     pub dns_port: u16,
     /// Port of the fake nodes' controller (metrics, health).
-    #[arg(long, global = true, env = "FLOTILLA_CLUSTER_KWOK_PORT", default_value_t = 10247, help_heading = "Network")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CLUSTER_KWOK_PORT",
+        default_value_t = 10247,
+        help_heading = "Network"
+    )]
     pub kwok_port: u16,
 }
 
@@ -118,14 +225,18 @@ impl Settings {
 
     fn validate(&self) -> Result<()> {
         for (flag, path) in [("--root", &self.root), ("--run", &self.run)] {
-            let normal = path.components().skip(1).all(|part| matches!(part, std::path::Component::Normal(_)));
+            let normal = path
+                .components()
+                .skip(1)
+                .all(|part| matches!(part, std::path::Component::Normal(_)));
             ensure!(
                 path.is_absolute() && normal && path.components().count() >= 3,
                 "{flag} {} must be an absolute path at least two folders deep, without `..`: everything in it is removed by `down`",
                 path.display()
             );
             ensure!(
-                path.to_str().is_some_and(|text| !text.contains([' ', '"', '\\', '\n'])),
+                path.to_str()
+                    .is_some_and(|text| !text.contains([' ', '"', '\\', '\n'])),
                 "{flag} {} must not contain spaces, quotes or backslashes",
                 path.display()
             );
@@ -136,9 +247,10 @@ impl Settings {
             self.root.display(),
             self.run.display()
         );
-        for (flag, folder, socket) in
-            [("--run", &self.run, LONGEST_RUN_SOCKET), ("--root", &self.root, LONGEST_ROOT_SOCKET)]
-        {
+        for (flag, folder, socket) in [
+            ("--run", &self.run, LONGEST_RUN_SOCKET),
+            ("--root", &self.root, LONGEST_ROOT_SOCKET),
+        ] {
             let length = folder.join(socket).as_os_str().len();
             ensure!(
                 length <= SOCKET_PATH_MAX,
@@ -147,14 +259,21 @@ impl Settings {
             );
         }
         let plain = |text: &str| {
-            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            !text.is_empty()
+                && text
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
         };
         ensure!(
             plain(&self.bridge) && self.bridge.len() <= INTERFACE_NAME_MAX,
             "--bridge {:?} must be 1 to {INTERFACE_NAME_MAX} letters, digits, `-` or `_`",
             self.bridge
         );
-        ensure!(plain(&self.cgroup), "--cgroup {:?} must be letters, digits, `-` or `_`", self.cgroup);
+        ensure!(
+            plain(&self.cgroup),
+            "--cgroup {:?} must be letters, digits, `-` or `_`",
+            self.cgroup
+        );
         ensure!(
             (16..=27).contains(&self.pod_cidr.prefix),
             "--pod-cidr {} must be a /16 to /27: a node runs up to 200 pods",
@@ -172,7 +291,10 @@ impl Settings {
         ];
         for (at, (flag, range)) in ranges.iter().enumerate() {
             for (other_flag, other) in ranges.iter().skip(at + 1) {
-                ensure!(!range.overlaps(*other), "{flag} {range} and {other_flag} {other} overlap");
+                ensure!(
+                    !range.overlaps(*other),
+                    "{flag} {range} and {other_flag} {other} overlap"
+                );
             }
         }
         let ports = self.ports.named();
@@ -257,13 +379,17 @@ impl Settings {
 
     /// Whether `text`, an argument of some process or a mount point, lies in our root or run folder.
     pub fn owns_path_in(&self, text: &str) -> bool {
-        [&self.root, &self.run].into_iter().any(|folder| contains_path(text, folder))
+        [&self.root, &self.run]
+            .into_iter()
+            .any(|folder| contains_path(text, folder))
     }
 }
 
 /// Whether `text` contains `folder` as a whole path or as a path's beginning, also after `--flag=` or `unix://`.
 fn contains_path(text: &str, folder: &Path) -> bool {
-    let Some(folder) = folder.to_str() else { return false };
+    let Some(folder) = folder.to_str() else {
+        return false;
+    };
     text.match_indices(folder).any(|(at, found)| {
         let before = text.get(..at).unwrap_or_default();
         let after = text.get(at + found.len()..).unwrap_or_default();
@@ -283,7 +409,10 @@ impl Cidr {
     /// The range of `prefix` leading bits that holds `address`.
     pub fn of(address: Ipv4Addr, prefix: u8) -> Self {
         let prefix = prefix.min(32);
-        Self { base: Ipv4Addr::from_bits(address.to_bits() & Self::mask(prefix)), prefix }
+        Self {
+            base: Ipv4Addr::from_bits(address.to_bits() & Self::mask(prefix)),
+            prefix,
+        }
     }
 
     fn mask(prefix: u8) -> u32 {
@@ -318,11 +447,22 @@ impl FromStr for Cidr {
 
     fn from_str(text: &str) -> Result<Self> {
         let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
-        let address: Ipv4Addr = address.parse().with_context(|| format!("{text:?} is not an IPv4 range"))?;
-        let prefix: u8 = prefix.parse().with_context(|| format!("{text:?} is not an IPv4 range"))?;
-        ensure!(prefix <= 32, "{text:?} is not an IPv4 range: the prefix has at most 32 bits");
+        let address: Ipv4Addr = address
+            .parse()
+            .with_context(|| format!("{text:?} is not an IPv4 range"))?;
+        let prefix: u8 = prefix
+            .parse()
+            .with_context(|| format!("{text:?} is not an IPv4 range"))?;
+        ensure!(
+            prefix <= 32,
+            "{text:?} is not an IPv4 range: the prefix has at most 32 bits"
+        );
         let range = Self::of(address, prefix);
-        ensure!(range.base == address, "{text:?} is not a range: its first address is {}", range.base);
+        ensure!(
+            range.base == address,
+            "{text:?} is not a range: its first address is {}",
+            range.base
+        );
         Ok(range)
     }
 }
@@ -335,7 +475,9 @@ impl Serialize for Cidr {
 
 impl<'de> Deserialize<'de> for Cidr {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 

@@ -8,7 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 /// Folders looked through after `PATH`: a user's `PATH` often lacks the administrator's.
-const MORE_FOLDERS: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const MORE_FOLDERS: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
 
 /// The search path for our own look-ups and for every component.
 pub fn search_path() -> String {
@@ -27,9 +34,13 @@ pub fn search_path() -> String {
 /// The first executable file called `program` on the search path.
 pub fn find(program: &str) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt;
-    search_path().split(':').map(|folder| Path::new(folder).join(program)).find(|file| {
-        file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    })
+    search_path()
+        .split(':')
+        .map(|folder| Path::new(folder).join(program))
+        .find(|file| {
+            file.metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        })
 }
 
 /// Runs a program to its end and gives its standard output.
@@ -49,7 +60,13 @@ pub fn run_with_input(program: impl AsRef<Path>, arguments: &[&str], input: Opti
     let output = output(program, arguments, input)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`{} {}` failed ({}): {}", program.display(), arguments.join(" "), output.status, said.trim());
+        bail!(
+            "`{} {}` failed ({}): {}",
+            program.display(),
+            arguments.join(" "),
+            output.status,
+            said.trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -60,7 +77,11 @@ fn output(program: &Path, arguments: &[&str], input: Option<&str>) -> Result<Out
         .args(arguments)
         .env("PATH", search_path())
         .env("LC_ALL", "C")
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -94,7 +115,11 @@ pub fn tail(file: &Path, count: usize) -> Vec<String> {
     let bytes = read().unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
-    lines.iter().skip(lines.len().saturating_sub(count)).map(|line| (*line).to_owned()).collect()
+    lines
+        .iter()
+        .skip(lines.len().saturating_sub(count))
+        .map(|line| (*line).to_owned())
+        .collect()
 }
 
 /// Writes a file that is either whole or absent, with the given permission bits.
@@ -112,7 +137,10 @@ pub fn write_atomically(file: &Path, content: &[u8], mode: u32) -> Result<()> {
     let temporary = file.with_file_name(name);
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(mode);
-    options.open(&temporary).and_then(|mut handle| handle.write_all(content)).with_context(failed)?;
+    options
+        .open(&temporary)
+        .and_then(|mut handle| handle.write_all(content))
+        .with_context(failed)?;
     std::fs::rename(&temporary, file).with_context(failed)
 }
 
