@@ -90,6 +90,28 @@ pub struct RunArgs {
     )]
     pub loadgen_image: String,
 
+    /// Gateway pods in each namespace with a pool.
+    #[arg(
+        long,
+        env = "FLOTILLA_GATEWAY_REPLICAS",
+        value_name = "PODS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(i32).range(1..=100),
+        help_heading = "Gateways"
+    )]
+    pub gateway_replicas: i32,
+
+    /// Namespaces whose gateways are replaced at the same time after an upgrade.
+    #[arg(
+        long,
+        env = "FLOTILLA_UPGRADE_PARALLELISM",
+        value_name = "NAMESPACES",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+        help_heading = "Gateways"
+    )]
+    pub upgrade_parallelism: u32,
+
     /// Name of the Lease that elects the leader.
     #[arg(
         long,

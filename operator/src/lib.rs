@@ -6,11 +6,17 @@
 
 pub mod args;
 pub mod caches;
+pub mod gateway;
+pub mod loadtest;
 pub mod metrics;
+pub mod provider;
 pub mod runtime;
+pub mod scrape;
 pub mod server;
 pub mod telemetry;
+pub mod waiting;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +25,7 @@ use tracing::info;
 
 use args::{Cli, Command, RunArgs};
 use caches::Caches;
+use gateway::GatewayHealth;
 use metrics::Metrics;
 use runtime::manager::{Election, Options, TaskEnded};
 use runtime::readiness::Readiness;
@@ -31,6 +38,10 @@ pub struct Settings {
     pub gateway_image: String,
     /// Image of the load generator.
     pub loadgen_image: String,
+    /// Gateway pods per namespace.
+    pub gateway_replicas: i32,
+    /// Namespaces whose gateways are replaced at the same time after an upgrade.
+    pub upgrade_parallelism: usize,
 }
 
 /// Why the program ended.
@@ -106,6 +117,8 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
     let settings = Settings {
         gateway_image: args.gateway_image,
         loadgen_image: args.loadgen_image,
+        gateway_replicas: args.gateway_replicas,
+        upgrade_parallelism: usize::try_from(args.upgrade_parallelism).unwrap_or(usize::MAX),
     };
     register(&mut manager, &settings);
 
@@ -122,7 +135,17 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
 /// Makes every cache and controller of the operator; also how a simulated cluster gets the real thing.
 pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
     let caches = Caches::new(manager);
-    let _ = settings;
+    let scraper = scrape::register(manager, &caches.pods, Arc::new(scrape::HttpFetch::default()));
+    let health = GatewayHealth::default();
+    let gateways = gateway::Settings {
+        image: settings.gateway_image.clone(),
+        replicas: settings.gateway_replicas,
+        upgrade_parallelism: settings.upgrade_parallelism,
+    };
+    gateway::register(manager, &caches, gateways, health.clone());
+    provider::register(manager, &caches, scraper, health);
+    let load_generators = loadtest::Settings { image: settings.loadgen_image.clone() };
+    loadtest::register(manager, &caches, load_generators);
     caches
 }
 
