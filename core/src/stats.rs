@@ -96,7 +96,10 @@ pub struct WindowStats {
     pub ended: u64,
     /// Requests of these that failed: status 500 and above, a reset, a cut stream, a timeout.
     pub failed: u64,
-    /// Time from arrival to the response's last byte, in microseconds, of those that have ended.
+    /// Requests of those ended that the client gave up: neither failed nor in `latency`.
+    #[serde(default)]
+    pub cancelled: u64,
+    /// Time from arrival to the response's last byte, in microseconds, of those that have ended and were not cancelled.
     pub latency: Histogram,
     /// Time to the response's first body byte, in microseconds.
     #[serde(default)]
@@ -156,15 +159,30 @@ mod tests {
 
     #[test]
     fn windows_start_at_multiples_also_before_the_epoch() {
-        for (second, start) in [(0, 0), (14, 0), (15, 15), (29, 15), (-1, -15), (1_700_000_003, 1_699_999_995)] {
+        for (second, start) in [
+            (0, 0),
+            (14, 0),
+            (15, 15),
+            (29, 15),
+            (-1, -15),
+            (1_700_000_003, 1_699_999_995),
+        ] {
             assert_eq!(window_start(second), start, "second {second}");
         }
     }
 
     #[test]
     fn a_report_survives_json_and_keeps_its_names() {
-        let mut stats = Stats { version: VERSION, instance: "i".into(), ..Stats::default() };
-        stats.pools.entry("support".into()).or_default().traffic_generation = 3;
+        let mut stats = Stats {
+            version: VERSION,
+            instance: "i".into(),
+            ..Stats::default()
+        };
+        stats
+            .pools
+            .entry("support".into())
+            .or_default()
+            .traffic_generation = 3;
         let text = serde_json::to_string(&stats).unwrap();
         assert!(text.contains("\"trafficGeneration\":3"), "{text}");
         assert_eq!(serde_json::from_str::<Stats>(&text).unwrap(), stats);

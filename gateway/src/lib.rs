@@ -1,1 +1,292 @@
-//! Placeholder.
+//! The data plane: between clients and agents (ingress), and between agents and model providers (egress).
+//!
+//! ```text
+//!            config (watches, or a test)
+//!                     │ whole configurations
+//!                     ▼
+//!  client ─► server ─► ingress: pool → revision → slot ─► upstream ─► agent
+//!  agent  ─► server ─► egress: identity, key, usage    ─► upstream ─► provider
+//!                     ▲
+//!  operator ─► admin: report (/stats), metrics, readiness, drain
+//! ```
+//!
+//! A request reads snapshots and atomics; locks are taken only where it waits, where connections are kept, and once in 15
+//! seconds. What is decided (weights, replicas) is in [`balance`], without I/O. The library runs in a process of its own
+//! ([`run`]) and, fed by hand, inside tests ([`Gateway::start`]).
+
+pub mod admin;
+pub mod args;
+pub mod balance;
+pub mod config;
+pub mod drain;
+pub mod egress;
+pub mod ingress;
+pub mod metrics;
+pub mod reply;
+pub mod report;
+pub mod server;
+pub mod upstream;
+
+mod telemetry;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use admin::Admin;
+use args::Args;
+use config::Source;
+use config::watch::Freshness;
+use drain::Drain;
+use egress::Egress;
+use ingress::Ingress;
+use ingress::listeners::{Listeners, RETRY, SharedPort};
+use metrics::{Metrics, Sources};
+use server::{ConnectionLimits, Serving};
+use upstream::Limits;
+
+/// How often idle connections are looked through and keys are read again.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// Connections to the admin port, apart from the others so that `/stats` answers when clients use up theirs.
+const ADMIN_CONNECTIONS: usize = 256;
+
+/// What the data plane needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespace that is served.
+    pub namespace: String,
+    /// Name of this pod.
+    pub pod: String,
+    /// Domain of the cluster.
+    pub cluster_domain: String,
+    /// Address to listen on.
+    pub listen: IpAddr,
+    /// Fixed ports; 0 lets the system choose.
+    pub ports: Ports,
+    /// Folder with one folder per provider.
+    pub credentials: PathBuf,
+    /// Open connections of clients and agents.
+    pub max_connections: usize,
+    /// Bounds of clients' connections.
+    pub clients: ConnectionLimits,
+    /// Connections to agents.
+    pub agents: Limits,
+    /// Connections to providers.
+    pub providers: Limits,
+    /// For a whole request to a provider.
+    pub provider_timeout: Duration,
+    /// Idle connections are left open this long after the drain's beginning.
+    pub drain_idle: Duration,
+    /// What still runs is cut this long after the drain's beginning.
+    pub drain_deadline: Duration,
+}
+
+/// The fixed ports.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// Shared ingress.
+    pub ingress: u16,
+    /// Egress.
+    pub egress: u16,
+    /// Admin.
+    pub admin: u16,
+}
+
+/// A running data plane.
+pub struct Gateway {
+    /// Shared ingress.
+    pub ingress: SocketAddr,
+    /// Egress.
+    pub egress: SocketAddr,
+    /// Admin.
+    pub admin: SocketAddr,
+    drain: Arc<Drain>,
+    settings: Settings,
+    stop: CancellationToken,
+}
+
+impl Gateway {
+    /// Binds the fixed ports and follows `source` from then on. `freshness` is told by whoever fills `source`.
+    ///
+    /// Fails only if a fixed port cannot be bound.
+    pub async fn start(settings: Settings, source: Source, freshness: Arc<Freshness>) -> io::Result<Self> {
+        let drain = Arc::new(Drain::default());
+        let stop = CancellationToken::new();
+        let serving = |connections| {
+            let permits = Arc::new(Semaphore::new(connections));
+            Arc::new(Serving {
+                drain: drain.clone(),
+                permits,
+                limits: settings.clients,
+            })
+        };
+        let shared = serving(settings.max_connections);
+        let ingress = Arc::new(Ingress::new(
+            &settings.namespace,
+            &settings.cluster_domain,
+            settings.agents,
+        ));
+        let egress = Arc::new(Egress::new(
+            settings.credentials.clone(),
+            egress::tls::client_config(),
+            settings.providers,
+            settings.provider_timeout,
+        ));
+        let listeners = Listeners::new(settings.listen, shared.clone());
+        let admin = Arc::new(Admin {
+            identity: report::Identity {
+                instance: uuid::Uuid::new_v4().to_string(),
+                pod: settings.pod.clone(),
+            },
+            ingress: ingress.clone(),
+            egress: egress.clone(),
+            drain: drain.clone(),
+            source: source.clone(),
+            failures: listeners.failures(),
+            metrics: Metrics::new(Sources {
+                ingress: ingress.clone(),
+                egress: egress.clone(),
+                drain: drain.clone(),
+                freshness,
+            }),
+            started: Instant::now(),
+        });
+
+        let bind = |port| TcpListener::bind(SocketAddr::new(settings.listen, port));
+        let (ingress_port, egress_port, admin_port) = (
+            bind(settings.ports.ingress).await?,
+            bind(settings.ports.egress).await?,
+            bind(settings.ports.admin).await?,
+        );
+        let gateway = Self {
+            ingress: ingress_port.local_addr()?,
+            egress: egress_port.local_addr()?,
+            admin: admin_port.local_addr()?,
+            drain: drain.clone(),
+            settings,
+            stop: stop.clone(),
+        };
+        let port = Arc::new(SharedPort(ingress.clone()));
+        tokio::spawn(server::serve(ingress_port, port, shared.clone(), stop.clone()));
+        tokio::spawn(server::serve(egress_port, egress.clone(), shared, stop.clone()));
+        // Apart from the drain: it reports until the end, and does not hold it up.
+        let admin_serving = Arc::new(Serving {
+            drain: Arc::default(),
+            permits: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
+            limits: gateway.settings.clients,
+        });
+        tokio::spawn(server::serve(admin_port, admin, admin_serving, stop.clone()));
+        tokio::spawn(follow(
+            source,
+            ingress.clone(),
+            egress.clone(),
+            listeners,
+            drain,
+            stop.clone(),
+        ));
+        tokio::spawn(keep_house(ingress, egress, stop));
+        info!(ingress = %gateway.ingress, egress = %gateway.egress, admin = %gateway.admin, "serving");
+        Ok(gateway)
+    }
+
+    /// Starts draining and keeps serving; [`stop`](Self::stop) goes on from here.
+    pub fn drain(&self, reason: &str) {
+        self.drain.begin(reason);
+    }
+
+    /// Drains, waits until what runs has ended or the deadline is over, and stops. Gives the number of requests cut.
+    pub async fn stop(self) -> usize {
+        let cut = self
+            .drain
+            .finish(self.settings.drain_idle, self.settings.drain_deadline)
+            .await;
+        self.stop.cancel();
+        cut
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Puts each configuration in force as it comes.
+async fn follow(
+    mut source: Source,
+    ingress: Arc<Ingress>,
+    egress: Arc<Egress>,
+    mut listeners: Listeners,
+    drain: Arc<Drain>,
+    stop: CancellationToken,
+) {
+    let mut done = true;
+    loop {
+        let config = source.borrow_and_update().clone();
+        if let Some(config) = config {
+            ingress.apply(&config);
+            done = listeners.follow(&ingress).await;
+            egress.apply(&config).await;
+            if config.terminating {
+                drain.begin("the pod is being terminated");
+            }
+        }
+        tokio::select! {
+            changed = source.changed() => if changed.is_err() {
+                // Whoever told us has gone: what is known stays in force.
+                stop.cancelled().await;
+                return;
+            },
+            () = tokio::time::sleep(RETRY), if !done => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn keep_house(ingress: Arc<Ingress>, egress: Arc<Egress>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(HOUSEKEEPING);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        ingress.trim();
+        egress.refresh().await;
+    }
+}
+
+/// The whole process: follows the API server until SIGTERM or SIGINT, then drains. A second signal ends it at once.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    telemetry::start(&args.log, args.log_format)?;
+    let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
+    let freshness = Arc::new(Freshness::default());
+    let client = config::watch::client(freshness.clone())
+        .await
+        .context("failed to set up the Kubernetes client")?;
+    let source = config::watch::start(client, &args.namespace, &args.pod_uid);
+    let gateway = Gateway::start(args.settings(), source, freshness)
+        .await
+        .context("failed to bind the gateway's ports")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tokio::select! {
+        _ = gateway.stop() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

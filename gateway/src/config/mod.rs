@@ -1,0 +1,86 @@
+//! What the gateway is told: pools, providers, endpoints, as plain values.
+//!
+//! The data plane knows nothing of Kubernetes. It follows a [`tokio::sync::watch`] channel of whole configurations:
+//! [`watch`] fills it from the API server, tests fill it by hand. `None` means that nothing has been seen yet.
+
+pub mod translate;
+pub mod watch;
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use flotilla_crds::agent_pool::Balancing;
+
+/// Where configurations come from; the newest wins, older ones may be skipped.
+pub type Source = tokio::sync::watch::Receiver<Option<Arc<Config>>>;
+
+/// Everything the data plane follows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// By pool name.
+    pub pools: BTreeMap<String, PoolConfig>,
+    /// By ModelProvider name.
+    pub providers: BTreeMap<String, ProviderConfig>,
+    /// Addresses of all agent pods of the namespace, ready or not: who may use the egress.
+    pub agents: HashSet<IpAddr>,
+    /// True once this gateway's own endpoint is being terminated.
+    pub terminating: bool,
+}
+
+/// One pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolConfig {
+    /// `metadata.uid`: a pool of the same name with another one is another pool.
+    pub uid: String,
+    /// Name of the front Service.
+    pub service: String,
+    /// The pool's own port.
+    pub port: Option<u16>,
+    /// `status.trafficGeneration`; -1 before the operator has set one.
+    pub generation: i64,
+    /// `status.traffic`: revision and weight in percent.
+    pub weights: Vec<(String, u32)>,
+    /// How replicas are chosen.
+    pub balancing: Balancing,
+    /// From arrival to the last byte of the response.
+    pub request_timeout: Duration,
+    /// Requests that may wait at once.
+    pub queue_requests: usize,
+    /// How long one may wait.
+    pub queue_wait: Duration,
+    /// The kill switch.
+    pub stopped: bool,
+    /// By revision name: those with weight and those with endpoints.
+    pub revisions: BTreeMap<String, RevisionConfig>,
+}
+
+/// One revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RevisionConfig {
+    /// Requests that this gateway may have in flight at one replica.
+    pub slots: u32,
+    /// By address.
+    pub endpoints: BTreeMap<SocketAddr, EndpointConfig>,
+}
+
+/// One agent pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// UID of the pod, empty where unknown. A new pod at an old address is another endpoint.
+    pub uid: String,
+    /// Takes new requests.
+    pub ready: bool,
+}
+
+/// One ModelProvider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderConfig {
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// Base address, ending in the version.
+    pub endpoint: String,
+    /// The Secret's name and key where the provider wants a key, for messages.
+    pub secret: Option<(String, String)>,
+}

@@ -1,0 +1,293 @@
+//! `/metrics`, for Prometheus.
+//!
+//! Nothing is counted twice: values are read at the time of the scrape from what `/stats` and the request path keep anyway.
+//! So a request pays nothing for them, and the series of an object that is gone are gone.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::config::watch::Freshness;
+use crate::drain::Drain;
+use crate::egress::Egress;
+use crate::ingress::Ingress;
+use crate::ingress::pool::Pool;
+use crate::ingress::revision::{DURATION_BUCKETS, Revision};
+
+/// Media type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics.
+pub struct Metrics(Registry);
+
+/// Where values come from.
+pub struct Sources {
+    /// Pools and revisions.
+    pub ingress: Arc<Ingress>,
+    /// Providers.
+    pub egress: Arc<Egress>,
+    /// Connections and requests.
+    pub drain: Arc<Drain>,
+    /// Ages of the watches.
+    pub freshness: Arc<Freshness>,
+}
+
+impl Metrics {
+    /// Metrics that read `sources` when they are scraped.
+    pub fn new(sources: Sources) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Scrape(sources)));
+        Self(registry)
+    }
+
+    /// Everything, as OpenMetrics text.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.0);
+        text
+    }
+}
+
+struct Scrape(Sources);
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+/// Names and values of labels.
+type Labels<'a, const N: usize> = [(&'a str, &'a str); N];
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// One family under construction.
+struct Family<'a>(MetricEncoder<'a>);
+
+impl Family<'_> {
+    fn counter<const N: usize>(&mut self, labels: Labels<'_, N>, value: u64) -> fmt::Result {
+        self.0
+            .encode_family(&labels)?
+            .encode_counter::<NoLabelSet, u64, u64>(&value, None)
+    }
+
+    fn gauge<const N: usize>(&mut self, labels: Labels<'_, N>, value: i64) -> fmt::Result {
+        self.0.encode_family(&labels)?.encode_gauge(&value)
+    }
+}
+
+fn family<'a>(
+    encoder: &'a mut DescriptorEncoder<'_>,
+    name: &'a str,
+    help: &'a str,
+    kind: MetricType,
+) -> Result<Family<'a>, fmt::Error> {
+    Ok(Family(encoder.encode_descriptor(name, help, None, kind)?))
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let pools = self.0.ingress.pools();
+        let mut pools: Vec<&Arc<Pool>> = pools.by_name.values().collect();
+        pools.sort_by_key(|pool| pool.name().to_owned());
+        let revisions: Vec<(&str, Arc<Revision>)> = pools
+            .iter()
+            .flat_map(|pool| {
+                pool.revisions()
+                    .into_iter()
+                    .map(|revision| (pool.name(), revision))
+            })
+            .collect();
+        process(&mut encoder, &self.0)?;
+        of_pools(&mut encoder, &pools)?;
+        of_revisions(&mut encoder, &revisions)?;
+        of_providers(&mut encoder, &self.0.egress)
+    }
+}
+
+fn process(encoder: &mut DescriptorEncoder<'_>, sources: &Sources) -> fmt::Result {
+    let labels = [("version", env!("CARGO_PKG_VERSION"))];
+    family(
+        encoder,
+        "flotilla_build_info",
+        "Version of the running gateway.",
+        MetricType::Gauge,
+    )?
+    .gauge(labels, 1)?;
+    let connections = gauge(sources.drain.connections() as u64);
+    family(
+        encoder,
+        "flotilla_gateway_connections",
+        "Open connections of clients and agents.",
+        MetricType::Gauge,
+    )?
+    .0
+    .encode_gauge(&connections)?;
+    let help = "Seconds since the API server last answered for a kind; a watch is renewed every 25 s.";
+    let mut ages = family(
+        encoder,
+        "flotilla_gateway_watch_age_seconds",
+        help,
+        MetricType::Gauge,
+    )?;
+    for (kind, age) in sources.freshness.ages() {
+        ages.gauge([("kind", kind)], gauge(age.as_secs()))?;
+    }
+    Ok(())
+}
+
+fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]) -> fmt::Result {
+    let help = "Requests that wait for a slot.";
+    let mut depth = family(encoder, "flotilla_gateway_queue_depth", help, MetricType::Gauge)?;
+    for pool in pools {
+        depth.gauge([("pool", pool.name())], gauge(pool.waiting() as u64))?;
+    }
+    let help = "Requests answered with 503 by the gateway, by reason.";
+    let mut refused = family(encoder, "flotilla_gateway_refused", help, MetricType::Counter)?;
+    for pool in pools {
+        let reasons: [(&str, &AtomicU64); 3] = [
+            ("queue_full", &pool.counts.queue_full),
+            ("waited_too_long", &pool.counts.waited_too_long),
+            ("stopped", &pool.counts.stopped),
+        ];
+        for (reason, count) in reasons {
+            refused.counter([("pool", pool.name()), ("reason", reason)], count.load(Relaxed))?;
+        }
+    }
+    let help = "Requests that went to another revision than the weights named, because that one had no endpoint here.";
+    let mut diverted = family(encoder, "flotilla_gateway_diverted", help, MetricType::Counter)?;
+    for pool in pools {
+        diverted.counter([("pool", pool.name())], pool.counts.diverted.load(Relaxed))?;
+    }
+    let help = "trafficGeneration of the weights in force.";
+    let mut generation = family(
+        encoder,
+        "flotilla_gateway_traffic_generation",
+        help,
+        MetricType::Gauge,
+    )?;
+    for pool in pools {
+        generation.gauge([("pool", pool.name())], pool.traffic().generation)?;
+    }
+    Ok(())
+}
+
+fn of_revisions(encoder: &mut DescriptorEncoder<'_>, revisions: &[(&str, Arc<Revision>)]) -> fmt::Result {
+    const CLASSES: [(usize, &str); 4] = [(2, "2xx"), (3, "3xx"), (4, "4xx"), (5, "5xx")];
+    let help = "Requests that a revision was given, by class of status, or by how they ended without a whole response.";
+    let mut requests = family(encoder, "flotilla_gateway_requests", help, MetricType::Counter)?;
+    for (pool, revision) in revisions {
+        let totals = &revision.totals;
+        let classes = CLASSES
+            .iter()
+            .filter_map(|(class, code)| Some((*code, totals.status.get(*class)?)));
+        let others = [
+            ("broken", &totals.broken),
+            ("timeout", &totals.timed_out),
+            ("cancelled", &totals.cancelled),
+        ];
+        for (code, count) in classes.chain(others) {
+            requests.counter(
+                [("pool", pool), ("revision", &revision.name), ("code", code)],
+                count.load(Relaxed),
+            )?;
+        }
+    }
+    let help =
+        "Time from arrival to the last byte of the response; without requests that the client gave up.";
+    let mut durations = family(
+        encoder,
+        "flotilla_gateway_request_duration_seconds",
+        help,
+        MetricType::Histogram,
+    )?;
+    for (pool, revision) in revisions {
+        let totals = &revision.totals;
+        let bounds = DURATION_BUCKETS.iter().copied().chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds
+            .zip(totals.duration.iter().map(|count| count.load(Relaxed)))
+            .collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = totals.duration_sum.load(Relaxed) as f64 / 1e6;
+        let labels: Labels<'_, 2> = [("pool", pool), ("revision", &revision.name)];
+        durations
+            .0
+            .encode_family(&labels)?
+            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+    }
+    let help = "Requests in flight at replicas.";
+    let mut in_flight = family(encoder, "flotilla_gateway_in_flight", help, MetricType::Gauge)?;
+    for (pool, revision) in revisions {
+        let count = revision.in_flight().values().sum();
+        in_flight.gauge([("pool", pool), ("revision", &revision.name)], gauge(count))?;
+    }
+    let help = "Endpoints that take new requests.";
+    let mut endpoints = family(encoder, "flotilla_gateway_endpoints", help, MetricType::Gauge)?;
+    for (pool, revision) in revisions {
+        let count = revision.addresses().len() as u64;
+        endpoints.gauge([("pool", pool), ("revision", &revision.name)], gauge(count))?;
+    }
+    Ok(())
+}
+
+fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Result {
+    let providers = egress.providers();
+    let mut providers: Vec<_> = providers
+        .iter()
+        .map(|(name, provider)| (name.as_str(), provider.usage.models(), provider.usage.in_flight()))
+        .collect();
+    providers.sort_by_key(|(name, ..)| *name);
+    let help = "Requests sent to a provider that have ended; failed: without a response or with a status of 400 and above.";
+    let mut requests = family(
+        encoder,
+        "flotilla_gateway_egress_requests",
+        help,
+        MetricType::Counter,
+    )?;
+    for (provider, models, _) in &providers {
+        for (model, used) in models {
+            for (result, count) in [("ok", used.requests - used.failed), ("failed", used.failed)] {
+                requests.counter(
+                    [("provider", provider), ("model", model), ("result", result)],
+                    count,
+                )?;
+            }
+        }
+    }
+    let help = "Tokens as the provider reported them.";
+    let mut tokens = family(
+        encoder,
+        "flotilla_gateway_egress_tokens",
+        help,
+        MetricType::Counter,
+    )?;
+    for (provider, models, _) in &providers {
+        for (model, used) in models {
+            for (direction, count) in [("input", used.input_tokens), ("output", used.output_tokens)] {
+                tokens.counter(
+                    [("provider", provider), ("model", model), ("direction", direction)],
+                    count,
+                )?;
+            }
+        }
+    }
+    let help = "Requests in flight at providers.";
+    let mut in_flight = family(
+        encoder,
+        "flotilla_gateway_egress_in_flight",
+        help,
+        MetricType::Gauge,
+    )?;
+    for (provider, _, count) in &providers {
+        in_flight.gauge([("provider", provider)], gauge(*count))?;
+    }
+    Ok(())
+}

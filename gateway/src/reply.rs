@@ -1,0 +1,231 @@
+//! What clients get: a peer's response on its way through, or one of the gateway's own.
+//!
+//! The gateway's own errors have the shape that OpenAI's SDKs and most others read:
+//! `{"error": {"message": "a sentence", "type": "flotilla_gateway", "code": "QueueFull", "limit": "…"}}`.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use crate::egress::Meter;
+use crate::ingress::proxy::Exchange;
+
+/// How a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its last byte has come.
+    Complete,
+    /// The peer broke off.
+    Cut,
+    /// The time was over.
+    TimedOut,
+    /// The client has gone.
+    Cancelled,
+}
+
+/// Follows a response on its way through. `end` is called exactly once.
+pub trait Observer {
+    /// Body bytes, in order.
+    fn data(&mut self, bytes: &Bytes);
+    /// After the last byte, or instead of it.
+    fn end(&mut self, end: End);
+}
+
+/// A peer's body, passed on frame by frame until the deadline.
+pub struct Passing<O: Observer> {
+    incoming: Incoming,
+    deadline: Pin<Box<Sleep>>,
+    observer: O,
+    ended: bool,
+}
+
+/// The body of any response.
+pub enum Outgoing {
+    /// From memory.
+    Held(Option<Bytes>),
+    /// From an agent.
+    Agent(Passing<Exchange>),
+    /// From a provider.
+    Provider(Passing<Meter>),
+}
+
+/// Why a response was cut off on our side; hyper then closes the connection (HTTP/1.1) or resets the stream (HTTP/2).
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// The peer broke off.
+    #[error("the response was cut off: {0}")]
+    Peer(#[from] hyper::Error),
+    /// The request's time was over.
+    #[error("the response took longer than the request may")]
+    TimedOut,
+}
+
+// === impl Passing ===
+
+impl<O: Observer> Passing<O> {
+    /// Passes `incoming` on until `deadline`.
+    pub fn new(incoming: Incoming, deadline: Pin<Box<Sleep>>, observer: O) -> Self {
+        let mut passing = Self {
+            incoming,
+            deadline,
+            observer,
+            ended: false,
+        };
+        if passing.incoming.is_end_stream() {
+            passing.end(End::Complete);
+        }
+        passing
+    }
+
+    fn end(&mut self, end: End) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.observer.end(end);
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    self.observer.data(data);
+                }
+                // With a known length nobody asks for what comes after the last byte.
+                if self.incoming.is_end_stream() {
+                    self.end(End::Complete);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.end(End::Cut);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                self.end(End::Complete);
+                Poll::Ready(None)
+            }
+            Poll::Pending if self.ended => Poll::Pending,
+            Poll::Pending => match self.deadline.as_mut().poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(()) => {
+                    self.end(End::TimedOut);
+                    Poll::Ready(Some(Err(Broken::TimedOut)))
+                }
+            },
+        }
+    }
+}
+
+impl<O: Observer> Drop for Passing<O> {
+    fn drop(&mut self) {
+        let late = self.deadline.deadline() <= tokio::time::Instant::now();
+        self.end(if late { End::TimedOut } else { End::Cancelled });
+    }
+}
+
+// === impl Outgoing ===
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Agent(passing) => passing.poll(cx),
+            Self::Provider(passing) => passing.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Held(bytes) => bytes.is_none(),
+            Self::Agent(passing) => passing.incoming.is_end_stream(),
+            Self::Provider(passing) => passing.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Agent(passing) => passing.incoming.size_hint(),
+            Self::Provider(passing) => passing.incoming.size_hint(),
+        }
+    }
+}
+
+/// One of the gateway's own errors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// One word, stable.
+    pub code: &'static str,
+    /// A sentence for a person.
+    pub message: String,
+    /// The field whose limit was reached.
+    pub limit: Option<&'static str>,
+    /// Seconds after which another try makes sense.
+    pub retry_after: Option<u16>,
+}
+
+impl Refusal {
+    /// A refusal that names no limit and invites no retry.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            limit: None,
+            retry_after: None,
+        }
+    }
+
+    /// Invites another try.
+    pub fn retry_after(mut self, seconds: u16) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Names the field whose limit was reached.
+    pub fn limit(mut self, field: &'static str) -> Self {
+        self.limit = Some(field);
+        self
+    }
+
+    /// As a response.
+    pub fn into_response(self) -> Response<Outgoing> {
+        let mut error = serde_json::json!({
+            "message": self.message, "type": "flotilla_gateway", "code": self.code,
+        });
+        if let Some(limit) = self.limit {
+            error["limit"] = limit.into();
+        }
+        let body = serde_json::json!({ "error": error }).to_string();
+        let mut response = held(self.status, "application/json", body);
+        if let Some(seconds) = self.retry_after {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// A response from memory.
+pub fn held(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Outgoing> {
+    let mut response = Response::new(Outgoing::Held(Some(body.into()).filter(|body| !body.is_empty())));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,425 @@
+//! Listening, and the life of a client's connection.
+//!
+//! HTTP/1.1 and HTTP/2 with prior knowledge (h2c) come in on every port. hyper refuses ambiguous framing; what it does not
+//! bound is bounded here: the time for a head (from its first byte, so that an idle keep-alive connection is not cut just
+//! when its client sends again), idle time, the time a client may take to read a response, headers and connections.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Request, Response, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::drain::{Drain, Phase};
+use crate::reply::{Broken, Outgoing};
+
+/// Header fields of one request; more is answered with 431.
+const MAX_HEADERS: usize = 128;
+/// Bytes of one HTTP/1.1 head, and of what is read ahead of a body.
+const MAX_BUFFER: usize = 128 * 1024;
+/// Bytes of one HTTP/2 header list.
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// Streams of one HTTP/2 connection.
+const MAX_STREAMS: u32 = 1000;
+/// An HTTP/2 client is asked this often whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// And has this long to answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause after a failed accept: without a free file descriptor the next one fails at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bounds of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// From the first byte of a head to its last.
+    pub head: Duration,
+    /// Without a request.
+    pub idle: Duration,
+    /// Without a byte taken by the client while a response waits for it.
+    pub stall: Duration,
+}
+
+/// What all listeners share.
+pub struct Serving {
+    /// The way out.
+    pub drain: Arc<Drain>,
+    /// Connections that may be open at once; further ones wait in the kernel.
+    pub permits: Arc<Semaphore>,
+    /// Bounds of each.
+    pub limits: ConnectionLimits,
+}
+
+/// Answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request from `client`.
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+        client: SocketAddr,
+    ) -> impl Future<Output = Response<Outgoing>> + Send;
+}
+
+/// Accepts until `stop` or until the drain closes.
+pub async fn serve<H: Handler>(
+    listener: TcpListener,
+    handler: Arc<H>,
+    serving: Arc<Serving>,
+    stop: CancellationToken,
+) {
+    let mut phase = serving.drain.watch();
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER)
+        .header_read_timeout(None);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(MAX_STREAMS);
+    let builder = Arc::new(builder);
+    let mut closing = pin!(async move {
+        // The sender lives as long as the drain, which this task holds.
+        let _ = phase.wait_for(|phase| *phase >= Phase::Closing).await;
+    });
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut closing => break,
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &serving.permits) => accepted,
+        };
+        match accepted {
+            Ok((stream, client, permit)) => {
+                let (handler, serving, builder) = (handler.clone(), serving.clone(), builder.clone());
+                tokio::spawn(async move {
+                    connection(stream, client, handler, &serving, &builder).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "failed to accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, client) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, client, permit))
+}
+
+async fn connection<H: Handler>(
+    stream: TcpStream,
+    client: SocketAddr,
+    handler: Arc<H>,
+    serving: &Serving,
+    builder: &auto::Builder<TokioExecutor>,
+) {
+    let _guard = serving.drain.connection();
+    let state = Arc::new(State::new());
+    let io = TokioIo::new(ClientIo::new(stream, state.clone(), serving.limits));
+    let service = service_fn(|request: Request<Incoming>| {
+        let guard = RequestGuard::new(state.clone(), serving.drain.clone(), request.version());
+        let handler = handler.clone();
+        async move {
+            let mut response = handler.handle(request, client).await;
+            if guard.drain.is_leaving() && !guard.state.is_http2() {
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response.map(|body| Guarded { body, _guard: guard }))
+        }
+    });
+    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut phase = serving.drain.watch();
+    let mut asked_to_leave = false;
+    loop {
+        let now = *phase.borrow_and_update();
+        if now == Phase::Aborted {
+            return;
+        }
+        let leave = now == Phase::Closing || (now == Phase::Draining && state.is_http2());
+        if leave && !std::mem::replace(&mut asked_to_leave, true) {
+            connection.as_mut().graceful_shutdown();
+        }
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    debug!(%client, error, "connection ended");
+                }
+                return;
+            }
+            _ = phase.changed() => {}
+            () = state.became_http2.notified(), if now == Phase::Draining && !asked_to_leave => {}
+        }
+    }
+}
+
+// === one connection's state ===
+
+const FRESH: u8 = 0;
+const READING_HEAD: u8 = 1;
+const BUSY: u8 = 2;
+const HTTP2: u8 = 3;
+
+/// What the socket must know of the requests on it.
+#[derive(Debug)]
+struct State {
+    stage: AtomicU8,
+    became_http2: Notify,
+    opened: Instant,
+    /// End of the last request, in milliseconds after `opened`.
+    idle_since: AtomicU64,
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            stage: AtomicU8::new(FRESH),
+            became_http2: Notify::new(),
+            opened: Instant::now(),
+            idle_since: AtomicU64::new(0),
+        }
+    }
+
+    fn idle_since(&self) -> Instant {
+        self.opened + Duration::from_millis(self.idle_since.load(Ordering::Relaxed))
+    }
+
+    fn stage(&self) -> u8 {
+        self.stage.load(Ordering::Relaxed)
+    }
+
+    fn is_http2(&self) -> bool {
+        self.stage() == HTTP2
+    }
+
+    fn bytes_came(&self) {
+        // Bytes of a body come while busy.
+        let _ = self
+            .stage
+            .compare_exchange(FRESH, READING_HEAD, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn request_started(&self, version: Version) {
+        if version == Version::HTTP_2 {
+            if self.stage.swap(HTTP2, Ordering::Relaxed) != HTTP2 {
+                self.became_http2.notify_one();
+            }
+        } else {
+            self.stage.store(BUSY, Ordering::Relaxed);
+        }
+    }
+
+    fn request_ended(&self) {
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.idle_since.store(now, Ordering::Relaxed);
+        let _ = self
+            .stage
+            .compare_exchange(BUSY, FRESH, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// A request from its head to the last byte of its response, or to its end by other means.
+struct RequestGuard {
+    state: Arc<State>,
+    drain: Arc<Drain>,
+}
+
+impl RequestGuard {
+    fn new(state: Arc<State>, drain: Arc<Drain>, version: Version) -> Self {
+        state.request_started(version);
+        drain.request_started();
+        Self { state, drain }
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.state.request_ended();
+        self.drain.request_ended();
+    }
+}
+
+struct Guarded {
+    body: Outgoing,
+    _guard: RequestGuard,
+}
+
+impl Body for Guarded {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === ClientIo ===
+
+/// A client's socket with its time limits. The timer is touched only where the socket has nothing to give or take.
+struct ClientIo {
+    tcp: TcpStream,
+    state: Arc<State>,
+    limits: ConnectionLimits,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What the timer was set for.
+    waiting: Waiting,
+    /// First byte of the head that is being read.
+    head_since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    Nothing,
+    Head,
+    Idle,
+    Write,
+}
+
+impl ClientIo {
+    fn new(tcp: TcpStream, state: Arc<State>, limits: ConnectionLimits) -> Self {
+        Self {
+            tcp,
+            state,
+            limits,
+            timer: None,
+            waiting: Waiting::Nothing,
+            head_since: Instant::now(),
+        }
+    }
+
+    /// Pending until `deadline`, then an error.
+    fn poll_deadline(
+        &mut self,
+        cx: &mut Context<'_>,
+        waiting: Waiting,
+        deadline: Instant,
+    ) -> Poll<io::Error> {
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if self.waiting != waiting {
+            self.waiting = waiting;
+            timer.as_mut().reset(deadline);
+        }
+        ready!(timer.as_mut().poll(cx));
+        if deadline > Instant::now() {
+            // The timer was set before the last byte came.
+            timer.as_mut().reset(deadline);
+            ready!(timer.as_mut().poll(cx));
+        }
+        Poll::Ready(io::ErrorKind::TimedOut.into())
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Poll::Ready(result) = Pin::new(&mut this.tcp).poll_read(cx, buf) {
+            if this.state.stage() == FRESH {
+                this.head_since = Instant::now();
+                this.state.bytes_came();
+            }
+            return Poll::Ready(result);
+        }
+        let (waiting, deadline) = match this.state.stage() {
+            FRESH => (Waiting::Idle, this.state.idle_since() + this.limits.idle),
+            READING_HEAD => (Waiting::Head, this.head_since + this.limits.head),
+            _ => return Poll::Pending,
+        };
+        this.poll_deadline(cx, waiting, deadline).map(Err)
+    }
+}
+
+impl ClientIo {
+    fn after_write<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            if self.waiting == Waiting::Write {
+                self.waiting = Waiting::Nothing;
+            }
+            return polled;
+        }
+        let limit = match self.waiting {
+            // The deadline of a wait that has begun does not move.
+            Waiting::Write => self
+                .timer
+                .as_ref()
+                .map_or_else(Instant::now, |timer| timer.deadline()),
+            _ => Instant::now() + self.limits.stall,
+        };
+        self.poll_deadline(cx, Waiting::Write, limit).map(Err)
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.tcp).poll_write(cx, buf);
+        this.after_write(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs);
+        this.after_write(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,242 @@
+//! One HTTP/1.1 connection to a peer, and what its socket says about how it ended.
+//!
+//! The task that drives the connection outlives it by a moment: when it ended in the middle of an exchange, the task asks
+//! the socket whether the peer answered our data with a reset. After a FIN the reset needs one more round trip, so the
+//! question is repeated for [`RESET_WAIT`]; Linux keeps the answer in `SO_ERROR` (`EPIPE` when the FIN came first, else
+//! `ECONNRESET`).
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::body::RequestBody;
+use super::{Failure, FailureKind, Target};
+
+/// How long a reset may come after a FIN: several round trips inside a cluster, short for a client that waits.
+const RESET_WAIT: Duration = Duration::from_millis(50);
+/// Pause between two questions to the socket.
+const RESET_POLL: Duration = Duration::from_millis(5);
+
+/// A connection that has no exchange in progress, or exactly one.
+#[derive(Debug)]
+pub struct Connection {
+    sender: SendRequest<RequestBody>,
+    /// `Some(unread)` after the end.
+    end: watch::Receiver<Option<bool>>,
+    reused: bool,
+}
+
+impl Connection {
+    /// Starts HTTP over `io`, driven by a task of its own.
+    pub(super) async fn new(io: Io) -> io::Result<Self> {
+        let (sender, connection) = http1::handshake(TokioIo::new(io))
+            .await
+            .map_err(io::Error::other)?;
+        let (report, end) = watch::channel(None);
+        tokio::spawn(drive(connection, report));
+        Ok(Self {
+            sender,
+            end,
+            reused: false,
+        })
+    }
+
+    /// Takes another request at once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Will never take another request.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    pub(super) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let reused = std::mem::replace(&mut self.reused, true);
+        let mut error = match self.sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(error) => error,
+        };
+        if let Some(request) = error.take_message() {
+            let kind = FailureKind::NotSent(io::Error::other(error.into_error()));
+            return Err(Failure {
+                kind,
+                request: Some(request),
+            });
+        }
+        let error = error.into_error();
+        let kind = if is_end(&error) {
+            FailureKind::Closed {
+                unread: is_refusal(&error) || self.ended_unread().await,
+                reused,
+            }
+        } else {
+            FailureKind::Broken(error)
+        };
+        Err(Failure { kind, request: None })
+    }
+
+    async fn ended_unread(&mut self) -> bool {
+        match self.end.wait_for(Option::is_some).await {
+            Ok(unread) => *unread == Some(true),
+            Err(_) => false,
+        }
+    }
+}
+
+/// The connection ended, as opposed to: it carried nonsense.
+fn is_end(error: &hyper::Error) -> bool {
+    error.is_incomplete_message() || error.is_closed() || error.is_canceled() || io_error(error).is_some()
+}
+
+fn is_refusal(error: &hyper::Error) -> bool {
+    io_error(error).is_some_and(is_reset)
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}
+
+fn io_error(error: &hyper::Error) -> Option<&io::Error> {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref() {
+            return Some(error);
+        }
+        source = error.source();
+    }
+    None
+}
+
+async fn drive(
+    mut connection: http1::Connection<TokioIo<Io>, RequestBody>,
+    report: watch::Sender<Option<bool>>,
+) {
+    let result = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+    let mut io = connection.into_parts().io.into_inner();
+    let unread = match &result {
+        Ok(()) => false,
+        Err(error) => is_refusal(error) || io.was_reset().await,
+    };
+    report.send_replace(Some(unread));
+    // A courtesy: the peer learns of the end also when this fails.
+    let _ = io.shutdown().await;
+}
+
+/// The bytes under a connection.
+#[derive(Debug)]
+pub(super) enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Io {
+    pub(super) async fn connect(target: &Target) -> io::Result<Self> {
+        let (tcp, tls) = match target {
+            Target::Address(address) => (TcpStream::connect(address).await?, None),
+            Target::Name { host, port, tls } => {
+                (TcpStream::connect((host.as_str(), *port)).await?, tls.as_ref())
+            }
+        };
+        tcp.set_nodelay(true)?;
+        match tls {
+            None => Ok(Self::Plain(tcp)),
+            Some((config, name)) => {
+                let stream = TlsConnector::from(config.clone())
+                    .connect(name.clone(), tcp)
+                    .await?;
+                Ok(Self::Tls(Box::new(stream)))
+            }
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Whether the peer has reset the connection, or does so within [`RESET_WAIT`].
+    async fn was_reset(&self) -> bool {
+        let mut left = RESET_WAIT;
+        loop {
+            match self.tcp().take_error() {
+                Ok(Some(error)) => return is_reset(&error),
+                Ok(None) if !left.is_zero() => {
+                    tokio::time::sleep(RESET_POLL).await;
+                    left = left.saturating_sub(RESET_POLL);
+                }
+                _ => return false,
+            }
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Requests to agents and providers over HTTP/1.1 connections that are kept alive.
+//!
+//! # When a request may be sent again
+//!
+//! A client of an agent must not see that a pod is being replaced, and an agent must not act twice. So a request is
+//! repeated exactly when it is known that nobody has worked on it:
+//!
+//! 1. *Not connected*, or the connection ended before the request was written ([`FailureKind::NotSent`]): always.
+//! 2. *Closed without one byte of response, and the kernel says that the request was not read*
+//!    ([`FailureKind::Closed`] with `unread`): the peer's TCP answered our data with a reset, which it does when the
+//!    socket was closed before the data came, or closed with data still in its receive buffer. A process that had read
+//!    the request and then died closes with a plain FIN and acknowledges our data: no reset, no repetition. This needs a
+//!    body that can be sent again, so one held in memory.
+//! 3. *Closed without one byte of response on a reused connection*: idempotent methods only, as RFC 9110 section 9.2.2 and
+//!    RFC 9112 section 9.3.1 allow, because here the request may have been read.
+//!
+//! Everything else is the client's to know. hyper says only "connection closed before message completed" for 2 and 3 alike;
+//! the difference is read from the socket after the connection has ended ([`connection`]).
+//!
+//! Such races are made rare: an endpoint that leaves gets no new requests and loses its idle connections at once, idle
+//! connections are dropped after a few seconds, below the keep-alive timeout of common agent servers (uvicorn and Node
+//! close after 5 s), and a request whose body is streamed always gets a new connection.
+
+pub mod body;
+pub mod connection;
+pub mod forward;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
+use tokio::time::Instant;
+
+use body::RequestBody;
+use connection::{Connection, Io};
+
+/// Idle connections kept per peer; more than any sensible `concurrency` would only hold sockets.
+const MAX_IDLE: usize = 256;
+
+/// Where a peer is.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// An agent: plain TCP to an address.
+    Address(SocketAddr),
+    /// A provider: a name to resolve, with TLS where given.
+    Name {
+        /// Host name or address, without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// Client configuration and the name that the certificate must carry.
+        tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
+    },
+}
+
+/// How connections to a peer are handled.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For name resolution, TCP and TLS together.
+    pub connect: Duration,
+    /// An idle connection older than this is not used again.
+    pub idle: Duration,
+}
+
+/// One place with its keep-alive connections.
+pub struct Peer {
+    target: Target,
+    limits: Limits,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    closed: bool,
+    connections: Vec<(Connection, Instant)>,
+}
+
+/// A response, with the connection it comes over: to be given back by [`Peer::keep`] after the last byte.
+pub struct Answer {
+    /// Head and body as they arrive.
+    pub response: Response<Incoming>,
+    /// Usable again after the body's end.
+    pub connection: Connection,
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub struct Failure {
+    /// What is known about the request's fate.
+    pub kind: FailureKind,
+    /// The request where it was not consumed.
+    pub request: Option<Request<RequestBody>>,
+}
+
+/// What is known about the fate of a request without a response.
+#[derive(Debug)]
+pub enum FailureKind {
+    /// Nothing was written.
+    NotSent(std::io::Error),
+    /// Sent, and the connection ended before a byte of the response.
+    Closed {
+        /// The peer's kernel refused the data: nobody has read all of it.
+        unread: bool,
+        /// The connection had carried a request before.
+        reused: bool,
+    },
+    /// A response that is no HTTP, or a request body that failed.
+    Broken(hyper::Error),
+}
+
+impl std::fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotSent(error) => write!(f, "failed to connect: {error}"),
+            Self::Closed { .. } => f.write_str("the connection was closed before a response"),
+            Self::Broken(error) => write!(f, "the response could not be understood: {error}"),
+        }
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// A peer without connections yet.
+    pub fn new(target: Target, limits: Limits) -> Self {
+        Self {
+            target,
+            limits,
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Sends `request` over an idle connection if `reuse` allows and one is there, else over a new one.
+    pub async fn send(&self, mut request: Request<RequestBody>, reuse: bool) -> Result<Answer, Failure> {
+        while reuse && let Some(mut connection) = self.take() {
+            match connection.send(request).await {
+                Ok(response) => return Ok(Answer { response, connection }),
+                Err(Failure {
+                    kind: FailureKind::NotSent(_),
+                    request: Some(back),
+                }) => request = back,
+                Err(failure) => return Err(failure),
+            }
+        }
+        let mut connection = match tokio::time::timeout(self.limits.connect, self.connect()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => {
+                return Err(Failure {
+                    kind: FailureKind::NotSent(error),
+                    request: Some(request),
+                });
+            }
+            Err(_) => {
+                let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "connecting took too long");
+                return Err(Failure {
+                    kind: FailureKind::NotSent(error),
+                    request: Some(request),
+                });
+            }
+        };
+        let response = connection.send(request).await?;
+        Ok(Answer { response, connection })
+    }
+
+    async fn connect(&self) -> std::io::Result<Connection> {
+        Connection::new(Io::connect(&self.target).await?).await
+    }
+
+    /// The youngest idle connection that is ready.
+    fn take(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock();
+        let now = Instant::now();
+        let mut settling = Vec::new();
+        let mut found = None;
+        while let Some((connection, since)) = idle.connections.pop() {
+            if now.saturating_duration_since(since) > self.limits.idle {
+                // The others are older still.
+                idle.connections.clear();
+                break;
+            }
+            if connection.is_ready() {
+                found = Some(connection);
+                break;
+            }
+            // Its last byte has just come through, and its task has not yet said so: it stays for the next request.
+            if !connection.is_closed() {
+                settling.push((connection, since));
+            }
+        }
+        idle.connections.extend(settling.into_iter().rev());
+        found
+    }
+
+    /// Takes back a connection whose response has been read to the end.
+    pub fn keep(&self, connection: Connection) {
+        if connection.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if !idle.closed && idle.connections.len() < MAX_IDLE {
+            idle.connections.push((connection, Instant::now()));
+        }
+    }
+
+    /// Drops idle connections and keeps none from now on.
+    pub fn close(&self) {
+        let mut idle = self.idle.lock();
+        idle.closed = true;
+        idle.connections.clear();
+    }
+
+    /// Drops connections that have been idle for too long.
+    pub fn trim(&self) {
+        let now = Instant::now();
+        let keep = |since: &Instant| now.saturating_duration_since(*since) <= self.limits.idle;
+        self.idle
+            .lock()
+            .connections
+            .retain(|(connection, since)| keep(since) && !connection.is_closed());
+    }
+}
