@@ -23,6 +23,12 @@ use crate::sse;
 /// The largest unstreamed answer that is read; a larger one is malformed.
 const MAX_BODY_BYTES: usize = 16 << 20;
 
+/// The longest `Retry-After` that is believed; no timeout is longer.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// How much of an error's body is kept for the log.
+const MAX_DETAIL_BYTES: usize = 300;
+
 /// The wait before a second attempt; it doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(100);
 
@@ -43,6 +49,8 @@ pub struct Outcome {
     pub usage: Option<Usage>,
     /// Attempts, 1 at least.
     pub attempts: u32,
+    /// Of a failure: what can be said beyond its category, for the log.
+    pub detail: String,
 }
 
 /// Sends requests to the target of a plan.
@@ -65,6 +73,7 @@ struct Attempt {
     retry_after: Option<Duration>,
     unavailable: bool,
     connection: Option<Connection>,
+    detail: String,
 }
 
 impl Client {
@@ -144,10 +153,10 @@ impl Client {
         let (connection, response) = loop {
             let (mut connection, idle) = match self.pool.take_idle() {
                 Some(connection) => (connection, true),
-                None => (
-                    self.pool.connect().await.map_err(|_| ErrorCategory::Connect)?,
-                    false,
-                ),
+                None => match self.pool.connect().await {
+                    Ok(connection) => (connection, false),
+                    Err(error) => return Err(attempt.fail(ErrorCategory::Connect, &error)),
+                },
             };
             attempt.sent.get_or_insert_with(Instant::now);
             match connection.try_send_request(request).await {
@@ -155,8 +164,8 @@ impl Client {
                 Err(mut error) => match error.take_message() {
                     // Closed while idle, and nothing was written.
                     Some(unsent) if idle => request = unsent,
-                    Some(_) => return Err(ErrorCategory::Connect),
-                    None => return Err(ErrorCategory::Reset),
+                    Some(_) => return Err(attempt.fail(ErrorCategory::Connect, error.error())),
+                    None => return Err(attempt.fail(ErrorCategory::Reset, error.error())),
                 },
             }
         };
@@ -176,10 +185,16 @@ impl Client {
         if !status.is_success() {
             attempt.unavailable = status == StatusCode::SERVICE_UNAVAILABLE;
             attempt.retry_after = retry_after(&response);
+            attempt.detail = format!("status {status}: ");
             // To its end, so that the connection can be used again.
             let mut body = response.into_body();
             while let Some(frame) = body.frame().await {
-                frame.map_err(|_| ErrorCategory::StreamCut)?;
+                let frame = frame.map_err(|error| attempt.fail(ErrorCategory::StreamCut, &error))?;
+                let room = MAX_DETAIL_BYTES.saturating_sub(attempt.detail.len());
+                let chunk = frame
+                    .data_ref()
+                    .map_or(&[][..], |data| &data[..data.len().min(room)]);
+                attempt.detail.push_str(&String::from_utf8_lossy(chunk));
             }
             return Err(match status {
                 StatusCode::TOO_MANY_REQUESTS => ErrorCategory::Throttled,
@@ -217,8 +232,10 @@ impl Outcome {
             retry_after: _,
             unavailable: _,
             connection: _,
+            detail,
         } = attempt;
         self.failure = failure;
+        self.detail = detail;
         self.sent = self.sent.or(sent);
         self.first_token = first_token;
         self.gaps = gaps;
@@ -227,6 +244,16 @@ impl Outcome {
 }
 
 impl Attempt {
+    fn fail(&mut self, category: ErrorCategory, error: &dyn std::error::Error) -> ErrorCategory {
+        self.detail.push_str(&error.to_string());
+        let mut source = error.source();
+        while let Some(error) = source {
+            self.detail.push_str(&format!(": {error}"));
+            source = error.source();
+        }
+        category
+    }
+
     /// Whether the target did not work on it, as far as can be known: no connection, 429 or 503.
     fn may_repeat(&self, category: ErrorCategory) -> bool {
         match category {
@@ -260,7 +287,7 @@ fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
         .trim()
         .parse()
         .ok()?;
-    Some(Duration::from_secs(seconds))
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
 }
 
 async fn read_stream(

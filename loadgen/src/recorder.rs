@@ -123,6 +123,15 @@ impl Recorder {
             counts.failed += u64::from(outcome.failure.is_some());
         }
         if let Some(category) = outcome.failure {
+            if state.errors.get(category) == 0 {
+                let (index, category, detail) = (start.index, category.as_str(), outcome.detail.as_str());
+                tracing::warn!(
+                    index,
+                    category,
+                    detail,
+                    "a request failed; others of this category are only counted"
+                );
+            }
             state.errors.add(category, 1);
         }
         state.retries += u64::from(outcome.attempts.saturating_sub(1));

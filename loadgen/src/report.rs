@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use flotilla_core::load::plan::LoadPlan;
-use flotilla_core::load::result::{LatencySummary, RunResult};
+use flotilla_core::load::result::RunResult;
 
 /// The summary as JSON, in the shape of a LoadTest's `status.summary`, with the coverage beside it.
 pub fn json(plan: &LoadPlan, run: &RunResult) -> String {
@@ -39,27 +39,21 @@ pub fn text(plan: &LoadPlan, run: &RunResult) -> String {
         "\n{:<14} {:>8} {:>8} {:>8} {:>8} {:>8}",
         "milliseconds", "p50", "p90", "p95", "p99", "max"
     );
+    let series = &run.series;
     for (name, series) in [
-        ("latency", summary.latency),
-        ("first token", summary.first_token),
-        ("token gap", summary.inter_token_gap),
-        ("service time", summary.service_time),
-        ("queue delay", summary.queue_delay),
-        ("lateness", summary.lateness),
+        ("latency", &series.latency),
+        ("first token", &series.first_token),
+        ("token gap", &series.inter_token_gap),
+        ("service time", &series.service),
+        ("queue delay", &series.queue_delay),
+        ("lateness", &series.lateness),
     ] {
-        if let Some(series) = series {
-            let LatencySummary {
-                p50_milliseconds,
-                p90_milliseconds,
-                p95_milliseconds,
-                p99_milliseconds,
-                max_milliseconds,
-            } = series;
-            let _ = writeln!(
-                out,
-                "{name:<14} {p50_milliseconds:>8} {p90_milliseconds:>8} {p95_milliseconds:>8} {p99_milliseconds:>8} \
-                 {max_milliseconds:>8}"
-            );
+        if !series.is_empty() {
+            let _ = write!(out, "{name:<14}");
+            for q in [0.5, 0.9, 0.95, 0.99, 1.0] {
+                let _ = write!(out, " {:>8.1}", series.quantile(q).unwrap_or(0.0) / 1000.0);
+            }
+            out.push('\n');
         }
     }
     if let Some(tokens) = summary.tokens {

@@ -72,6 +72,7 @@ impl Worker {
                     tracing::warn!(
                         index = start.index,
                         category = category.as_str(),
+                        detail = outcome.detail,
                         "a warm-up request failed"
                     );
                 }
