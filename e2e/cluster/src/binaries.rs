@@ -267,7 +267,8 @@ impl Programs {
         shell::write_atomically(&source.join("go.mod"), module.go_mod.as_bytes(), 0o644)?;
         shell::write_atomically(&source.join("go.sum"), module.go_sum.as_bytes(), 0o644)?;
         remove_unfinished(&folder);
-        let unfinished = folder.join(format!(".{name}.unfinished"));
+        // With the pid: a compiler whose caller was killed goes on, and must not write into ours.
+        let unfinished = folder.join(format!(".{name}.{}.unfinished", std::process::id()));
         let mut go = Command::new(shell::find("go").context("`go` is not on the search path")?);
         go.current_dir(&source)
             .args([
@@ -295,7 +296,7 @@ impl Programs {
         let folder = self.folder.join(pause_key());
         let source = folder.join("pause.c");
         shell::write_atomically(&source, PAUSE_SOURCE.as_bytes(), 0o644)?;
-        let unfinished = folder.join(".pause.unfinished");
+        let unfinished = folder.join(format!(".{PAUSE}.{}.unfinished", std::process::id()));
         let compiler = shell::find("cc").context(
             "no C compiler (`cc`) for the pause program: install gcc and libc6-dev, which Rust's linker needs too",
         )?;
