@@ -282,7 +282,7 @@ fn replace(previous: &Record, wanted: &Settings, progress: &Progress) -> Result<
     }
     if !process::components(&previous.settings).is_empty() {
         bail!(
-            "the cluster runs with other settings ({}): `flotilla-cluster down` first",
+            "the cluster runs with other settings ({}): repeat the flags it was started with, or `flotilla-cluster down` first",
             differences(&previous.settings, wanted).join(", ")
         );
     }
