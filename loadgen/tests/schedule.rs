@@ -187,8 +187,8 @@ fn a_stalled_target_is_reported_as_stalled() {
         assert!((p95 / 500.0 - 1.0).abs() <= 0.05, "p95 {p95} ms, 500 ms expected");
         assert!((p99 / 900.0 - 1.0).abs() <= 0.05, "p99 {p99} ms, 900 ms expected");
     } else {
-        // On a busy machine every figure may only grow, and by no more than the machine's own delays, which the
-        // target's view of its fast answers shows.
+        // Requests that a stalled target delays must show: no less than the target itself saw. A busy machine adds
+        // its own delays to that, which the generator's lateness shows in part.
         let mut waits: Vec<f64> = target
             .received()
             .iter()
@@ -196,17 +196,15 @@ fn a_stalled_target_is_reported_as_stalled() {
             .collect();
         waits.sort_by(f64::total_cmp);
         let seen = |q: f64| waits[(q * waits.len() as f64).ceil() as usize - 1];
-        let slack = stall_ms * 0.25 + 10.0;
-        assert!(
-            p95 >= seen(0.95) * 0.95 && p95 <= seen(0.95).max(stall_ms * 0.5) + slack,
-            "p95 {p95} ms, {} seen",
-            seen(0.95)
-        );
-        assert!(
-            p99 >= seen(0.99) * 0.95 && p99 <= seen(0.99).max(stall_ms * 0.9) + slack,
-            "p99 {p99} ms, {} seen",
-            seen(0.99)
-        );
+        let slack = result.series.lateness.quantile(0.99).unwrap() / 1000.0 + stall_ms / 2.0;
+        for (name, reported, truth, ideal) in [("p95", p95, seen(0.95), 0.5), ("p99", p99, seen(0.99), 0.9)] {
+            let highest = truth.max(ideal * stall_ms) + slack;
+            assert!(
+                reported >= truth * 0.95 && reported <= highest,
+                "{name} {reported} ms, {truth} ms seen"
+            );
+        }
+        assert!(reported(0.5) < stall_ms / 4.0, "p50 {} ms", reported(0.5));
     }
 }
 
