@@ -4,11 +4,15 @@
 //! writes; one module per kind does `dereference → validate → plan → apply → status`; [`caches`] lists everything that
 //! is watched. [`execute`] is the whole program.
 
+pub mod action;
 pub mod args;
 pub mod caches;
+#[cfg(test)]
+pub(crate) mod fakecluster;
 pub mod gateway;
 pub mod loadtest;
 pub mod metrics;
+pub mod pool;
 pub mod provider;
 pub mod runtime;
 pub mod scrape;
@@ -143,6 +147,9 @@ pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
         upgrade_parallelism: settings.upgrade_parallelism,
     };
     gateway::register(manager, &caches, gateways, health.clone());
+    let standpoints = pool::memory::Standpoints::default();
+    pool::register(manager, &caches, &scraper, standpoints.clone());
+    action::register(manager, &caches, standpoints);
     provider::register(manager, &caches, scraper, health);
     let load_generators = loadtest::Settings { image: settings.loadgen_image.clone() };
     loadtest::register(manager, &caches, load_generators);

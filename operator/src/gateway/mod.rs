@@ -274,3 +274,6 @@ impl Desired {
         self.others
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -578,3 +578,6 @@ fn started_note(plan: &LoadPlan) -> String {
     let workers = if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") };
     format!("{workers} will send {} requests in {} s to {}", plan.requests(), plan.seconds(), plan.target.url)
 }
+
+#[cfg(test)]
+mod tests;

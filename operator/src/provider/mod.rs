@@ -230,7 +230,10 @@ fn note_transition(visit: &Visit, status: &ModelProviderStatus, assessment: &Ass
 }
 
 #[cfg(test)]
-mod tests {
+mod tests;
+
+#[cfg(test)]
+mod condition_tests {
     use flotilla_crds::common::{find, is_true};
     use jiff::Timestamp;
     use serde_json::json;
