@@ -72,7 +72,7 @@ impl Caches {
                     action.spec.pool_ref.name
                 )]
             })),
-            replica_sets: manager.cache(ours().index(BY_POOL, by_label(names::POOL))),
+            replica_sets: manager.cache(ours().index(BY_POOL, by_label(names::POOL)).trim(trim_replica_set)),
             controller_revisions: manager.cache(ours().index(BY_POOL, by_label(names::POOL))),
             services: manager.cache(
                 ours()
@@ -134,5 +134,12 @@ fn trim_pod(pod: &mut Pod) {
         container.startup_probe = None;
         container.args = None;
         container.command = None;
+    }
+}
+
+/// A ReplicaSet's template is written once and never compared.
+fn trim_replica_set(set: &mut ReplicaSet) {
+    if let Some(spec) = &mut set.spec {
+        spec.template = None;
     }
 }

@@ -1,0 +1,165 @@
+//! The record of a revision: its content, its standing, and what was commanded about it.
+//!
+//! `data` can never change. The standing is a label and `revision` the order in which revisions became candidates:
+//! together they are the truth about a pool's releases, of which status is a copy.
+
+use flotilla_core::revision::Content;
+use flotilla_core::rollout::{Reason, Standing};
+use flotilla_crds::{AgentPool, names};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use super::child_meta;
+
+/// Annotation: how often this revision was released; a Retry makes it one more.
+pub const ATTEMPT: &str = "flotilla.dev/attempt";
+/// Annotation: when it was rejected.
+pub const REJECTED_AT: &str = "flotilla.dev/rejected-at";
+/// Annotation: UID of the last RolloutAction that changed it, so that none is carried out twice.
+pub const LAST_ACTION: &str = "flotilla.dev/last-action";
+/// Annotation: pods made before this time are replaced.
+pub const RESTARTED_AT: &str = "flotilla.dev/restarted-at";
+
+/// A revision as recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Its name.
+    pub revision: String,
+    /// Its content; none when this version of Flotilla cannot read it.
+    pub content: Option<Content>,
+    /// Its standing.
+    pub standing: Standing,
+    /// Its place in the order.
+    pub order: i64,
+    /// How often it was released, from 1.
+    pub attempt: i32,
+    /// Why it was rejected, and when.
+    pub rejected: Option<(Reason, Option<Timestamp>)>,
+    /// Pods made before this are to be replaced.
+    pub restarted_at: Option<Timestamp>,
+}
+
+/// A new record.
+pub fn build(
+    pool: &AgentPool,
+    revision: &str,
+    content: &Content,
+    standing: Standing,
+    order: i64,
+) -> ControllerRevision {
+    let mut metadata = child_meta(pool, revision, Some(revision));
+    let label = standing
+        .label()
+        .map(|label| (names::REVISION_STATE.to_owned(), label.to_owned()));
+    metadata.labels.get_or_insert_default().extend(label);
+    ControllerRevision {
+        metadata,
+        data: Some(RawExtension(serde_json::to_value(content).unwrap_or_default())),
+        revision: order,
+    }
+}
+
+/// What a record says. Anything that is missing or malformed has its default.
+pub fn read(record: &ControllerRevision) -> Record {
+    let content = record
+        .data
+        .as_ref()
+        .and_then(|data| serde_json::from_value(data.0.clone()).ok());
+    let standing = Standing::from_label(record.labels().get(names::REVISION_STATE).map(String::as_str));
+    let annotation = |name| record.annotations().get(name).map(String::as_str);
+    let time = |name| annotation(name).and_then(|text| text.parse::<Timestamp>().ok());
+    let rejected = (standing == Standing::Rejected).then(|| {
+        let text = annotation(names::REJECTED_REASON).unwrap_or("Rejected: it was rejected");
+        let (word, message) = text.split_once(": ").unwrap_or((text, ""));
+        (Reason::new(word, message), time(REJECTED_AT))
+    });
+    Record {
+        revision: record.name_any(),
+        content,
+        standing,
+        order: record.revision,
+        attempt: annotation(ATTEMPT)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(1)
+            .max(1),
+        rejected,
+        restarted_at: time(RESTARTED_AT),
+    }
+}
+
+/// The merge patch that gives a record another standing. `order` is for one that becomes candidate or stable.
+pub fn change(standing: Standing, reason: Option<&Reason>, order: Option<i64>, now: Timestamp) -> Value {
+    let text = reason.map(|reason| format!("{}: {}", reason.word, reason.message));
+    let mut patch = json!({"metadata": {
+        "labels": {names::REVISION_STATE: standing.label()},
+        "annotations": {
+            names::REJECTED_REASON: text,
+            REJECTED_AT: reason.map(|_| now.to_string()),
+        },
+    }});
+    if let Some(order) = order {
+        patch["revision"] = json!(order);
+    }
+    patch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{content, pool};
+    use super::*;
+
+    #[test]
+    fn a_record_keeps_the_content_and_reads_back() {
+        let pool = pool(json!({"agent": {"concurrency": 3}}));
+        let content = content(&pool, &[("prompt", "ab")]);
+        let record = build(&pool, "support-1", &content, Standing::Candidate, 4);
+        let read = read(&record);
+        assert_eq!(
+            (read.content, read.standing, read.order, read.attempt),
+            (Some(content), Standing::Candidate, 4, 1)
+        );
+    }
+
+    #[test]
+    fn a_rejection_survives_in_annotations() {
+        let pool = pool(json!({}));
+        let mut record = build(&pool, "support-1", &content(&pool, &[]), Standing::Rejected, 2);
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let patch = change(
+            Standing::Rejected,
+            Some(&Reason::new("CrashLoop", "exit code 1: no")),
+            None,
+            now,
+        );
+        let annotations = serde_json::from_value(patch["metadata"]["annotations"].clone()).unwrap();
+        record.metadata.annotations = Some(annotations);
+        assert_eq!(
+            read(&record).rejected,
+            Some((Reason::new("CrashLoop", "exit code 1: no"), Some(now)))
+        );
+    }
+
+    #[test]
+    fn nonsense_has_defaults() {
+        let mut record = ControllerRevision {
+            data: Some(RawExtension(json!({"agent": 7}))),
+            ..Default::default()
+        };
+        record.metadata.annotations = Some([(ATTEMPT.to_owned(), "-3".to_owned())].into());
+        let read = read(&record);
+        assert_eq!(
+            (read.content, read.standing, read.attempt),
+            (None, Standing::Unproved, 1)
+        );
+    }
+
+    #[test]
+    fn another_standing_clears_the_reason() {
+        let patch = change(Standing::Candidate, None, Some(9), Timestamp::UNIX_EPOCH);
+        assert!(patch["metadata"]["annotations"][names::REJECTED_REASON].is_null());
+        assert_eq!(patch["revision"], 9);
+    }
+}

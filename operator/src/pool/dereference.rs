@@ -1,0 +1,189 @@
+//! What there is: the pool's children, what it refers to, and what its gateways say. Caches only, but for ConfigMaps
+//! whose bytes have changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use flotilla_crds::{AgentPool, AgentPoolStatus, ModelProvider, RolloutAction, names};
+use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{Resource, ResourceExt as _};
+
+use super::build::controller_revision::{Record, read};
+use super::build::service;
+use super::ports::Ports;
+use super::sources::{SourceReader, Sources};
+use crate::caches::{BY_POOL, Caches, ConfigMapMeta};
+use crate::runtime::{Error, Key, Visit, uid_of};
+use crate::scrape::{Scraper, View};
+
+/// A revision and the object it was read from.
+#[derive(Clone, Debug)]
+pub struct Revision {
+    /// What it says.
+    pub record: Record,
+    /// The object.
+    pub object: Arc<ControllerRevision>,
+}
+
+/// Everything a plan is made from, but for memory and time.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The pool.
+    pub pool: Arc<AgentPool>,
+    /// Its status; the default when it has none.
+    pub status: AgentPoolStatus,
+    /// Its recorded revisions.
+    pub revisions: Vec<Revision>,
+    /// Its ReplicaSets by revision.
+    pub sets: BTreeMap<String, Arc<ReplicaSet>>,
+    /// Pods of these sets by revision, ordered by name, without those that have ended or are being deleted.
+    pub pods: BTreeMap<String, Vec<Arc<Pod>>>,
+    /// Its Services, of revisions and the front one.
+    pub services: Vec<Arc<Service>>,
+    /// Its snapshots.
+    pub snapshots: Vec<Arc<ConfigMapMeta>>,
+    /// The ModelProviders of the namespace that it names, by name.
+    pub providers: BTreeMap<String, Arc<ModelProvider>>,
+    /// The commands given to it.
+    pub actions: Vec<Arc<RolloutAction>>,
+    /// The gateways of the namespace.
+    pub gateways: Vec<View>,
+    /// What its agent refers to.
+    pub sources: Sources,
+    /// Its port on the gateways; none when all are taken.
+    pub port: Option<i32>,
+}
+
+/// Gathers what there is.
+///
+/// # Errors
+/// When a changed ConfigMap cannot be read.
+pub async fn dereference(
+    pool: Arc<AgentPool>,
+    visit: &Visit,
+    caches: &Caches,
+    scraper: &Scraper,
+    reader: &SourceReader,
+    ports: &Ports,
+) -> Result<Observed, Error> {
+    let key = visit.key();
+    let uid = uid_of(&*pool);
+    let sources = reader.read(visit, &pool.spec.agent, &caches.config_maps).await?;
+
+    let revisions = caches.controller_revisions.owned_by(&uid);
+    let revisions = revisions
+        .into_iter()
+        .map(|object| Revision {
+            record: read(&object),
+            object,
+        })
+        .collect();
+    let sets: BTreeMap<_, _> = caches
+        .replica_sets
+        .owned_by(&uid)
+        .into_iter()
+        .filter(is_there)
+        .map(|set| (set.name_any(), set))
+        .collect();
+    let mut pods: BTreeMap<String, Vec<Arc<Pod>>> = BTreeMap::new();
+    for pod in caches
+        .pods
+        .by_index(BY_POOL, &format!("{}/{}", key.namespace, key.name))
+    {
+        let revision = pod.labels().get(names::REVISION);
+        if let Some((revision, set)) = revision.and_then(|revision| sets.get_key_value(revision))
+            && pod
+                .owner_references()
+                .iter()
+                .any(|owner| owner.uid == uid_of(&**set))
+            && is_there(&pod)
+            && !has_ended(&pod)
+        {
+            pods.entry(revision.clone()).or_default().push(pod);
+        }
+    }
+    let services: Vec<_> = caches
+        .services
+        .owned_by(&uid)
+        .into_iter()
+        .filter(is_there)
+        .collect();
+    let snapshots = caches.config_maps.owned_by(&uid);
+    let snapshots = snapshots
+        .into_iter()
+        .filter(|meta| meta.labels().contains_key(names::CONTENT_HASH))
+        .collect();
+    let providers = pool.spec.agent.models.iter().filter_map(|model| {
+        let name = &model.provider_ref.name;
+        caches
+            .providers
+            .get(&Key::new(&key.namespace, name))
+            .map(|provider| (name.clone(), provider))
+    });
+    let recovered = services.iter().find_map(|service| service::gateway_port(service));
+    let neighbours = caches.pools.in_namespace(&key.namespace);
+    let port = ports.assign(&pool, recovered, neighbours.iter().map(|pool| &**pool));
+    Ok(Observed {
+        status: pool.status.clone().unwrap_or_default(),
+        providers: providers.collect(),
+        actions: caches
+            .actions
+            .by_index(BY_POOL, &format!("{}/{}", key.namespace, key.name)),
+        gateways: scraper.views(&key.namespace),
+        pool,
+        revisions,
+        sets,
+        pods,
+        services,
+        snapshots,
+        sources,
+        port,
+    })
+}
+
+impl Observed {
+    /// The pool's name.
+    pub fn name(&self) -> String {
+        self.pool.name_any()
+    }
+
+    /// What is recorded of a revision.
+    pub fn record(&self, revision: &str) -> Option<&Record> {
+        self.revisions
+            .iter()
+            .map(|known| &known.record)
+            .find(|record| record.revision == revision)
+    }
+
+    /// The pods of a revision.
+    pub fn pods_of(&self, revision: &str) -> &[Arc<Pod>] {
+        self.pods.get(revision).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// Whether a pod is ready for requests.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    conditions
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// The address of a pod.
+pub fn address(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.pod_ip.as_deref()
+}
+
+fn is_there<K: Resource>(object: &Arc<K>) -> bool {
+    object.meta().deletion_timestamp.is_none()
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}

@@ -1,0 +1,104 @@
+//! What is not needed any more: revisions beyond `revisionHistoryLimit`, their snapshots, a front Service under a
+//! former name. Pure.
+
+use std::collections::BTreeSet;
+
+use flotilla_core::rollout::Decision;
+use kube::ResourceExt as _;
+
+use super::build::{service, snapshot};
+use super::dereference::{Observed, Revision};
+use super::validate::Wanted;
+use crate::runtime::Action;
+
+/// The deletions. A revision's record goes last, so that a crash in between forgets nothing that is still there.
+pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) -> Vec<Action> {
+    if decision.stable.is_none() {
+        return Vec::new();
+    }
+    let spec = &observed.pool.spec;
+    let named = decision
+        .stable
+        .iter()
+        .chain(&decision.candidate)
+        .map(String::as_str);
+    let named = named
+        .chain(wanted.map(|wanted| wanted.revision.as_str()))
+        .chain(spec.pinned_revision());
+    let with_traffic = observed
+        .status
+        .traffic
+        .iter()
+        .map(|share| share.revision.as_str());
+    let in_use: BTreeSet<&str> = named.chain(with_traffic).collect();
+    let has_pods = |revision: &str| {
+        let set = observed.sets.get(revision).and_then(|set| set.spec.as_ref());
+        set.and_then(|spec| spec.replicas).unwrap_or_default() > 0 || !observed.pods_of(revision).is_empty()
+    };
+    let is_kept = |revision: &str| in_use.contains(revision) || has_pods(revision);
+
+    let mut history: Vec<&Revision> = observed
+        .revisions
+        .iter()
+        .filter(|known| !is_kept(&known.record.revision))
+        .collect();
+    history.sort_by_key(|known| std::cmp::Reverse((known.record.order, known.object.creation_timestamp())));
+    let limit = usize::try_from(spec.revision_history_limit).unwrap_or_default();
+    let surplus: Vec<&Revision> = history.into_iter().skip(limit).collect();
+    let is_surplus = |revision: &str| surplus.iter().any(|known| known.record.revision == revision);
+    // Pods' parents without a record: it was deleted by hand.
+    let is_orphan = |revision: &str| observed.record(revision).is_none() && !is_kept(revision);
+    let goes = |revision: &str| is_surplus(revision) || is_orphan(revision);
+
+    let mut actions: Vec<Action> = observed
+        .sets
+        .iter()
+        .filter(|(revision, _)| goes(revision))
+        .map(|(_, set)| Action::delete(&**set))
+        .collect();
+    let front = spec.front_service(&observed.pool.name_any()).to_owned();
+    for of_pool in &observed.services {
+        let name = of_pool.name_any();
+        let is_former_front = service::gateway_port(of_pool).is_some() && name != front;
+        let is_of_revision = service::gateway_port(of_pool).is_none();
+        if is_former_front || is_of_revision && goes(&name) {
+            actions.push(Action::delete(&**of_pool));
+        }
+    }
+    actions.extend(snapshots(observed, wanted, &is_surplus));
+    actions.extend(surplus.iter().map(|known| Action::delete(&*known.object)));
+    actions
+}
+
+/// Snapshots that no remaining revision uses. None goes while a record cannot be read: it may use any.
+fn snapshots(observed: &Observed, wanted: Option<&Wanted>, is_surplus: &dyn Fn(&str) -> bool) -> Vec<Action> {
+    let pool = observed.name();
+    let mut used = BTreeSet::new();
+    let mut add = |sources: &std::collections::BTreeMap<String, String>| {
+        used.extend(
+            sources
+                .iter()
+                .map(|(source, hash)| snapshot::name(&pool, source, hash)),
+        );
+    };
+    for known in observed
+        .revisions
+        .iter()
+        .filter(|known| !is_surplus(&known.record.revision))
+    {
+        match &known.record.content {
+            Some(content) => add(&content.sources),
+            None => return Vec::new(),
+        }
+    }
+    // Made a moment ago for a record that is still to come.
+    add(&observed.sources.hashes);
+    if let Some(wanted) = wanted {
+        add(&wanted.content.sources);
+    }
+    let unused = observed
+        .snapshots
+        .iter()
+        .filter(|snapshot| !used.contains(&snapshot.name_any()));
+    unused.map(|snapshot| Action::delete(&**snapshot)).collect()
+}

@@ -1,0 +1,369 @@
+//! A pool's status out of the plan. Pure.
+//!
+//! `Ready`'s reason is the one word people see in `kubectl get`, so it is chosen for them: what is wrong where something
+//! is, else where the pool stands. Live counts are in fields of their own, never in sentences: each other sentence would
+//! be a write.
+
+use flotilla_core::rollout::{Decision, Member, Reason, Standing, State};
+use flotilla_crds::agent_pool::{
+    CandidateStatus, LastAction, RejectedRevision, RestartStatus, RolloutStatus, StableStatus, TrafficShare,
+    WaitingFor,
+};
+use flotilla_crds::common::condition;
+use flotilla_crds::rollout_action::ActionResult;
+use flotilla_crds::{AgentPoolStatus, names};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt as _;
+
+use super::dereference::Observed;
+use super::plan::{Plan, deadline, weights};
+use super::validate::Problem;
+use crate::runtime::conditions::truncate;
+use crate::runtime::{Conditions, StatusWrite};
+
+/// Longest message in a status field, by its schema.
+const MAX_MESSAGE: usize = 1024;
+/// Rejected revisions shown.
+const MAX_REJECTED: usize = 10;
+/// What changes by itself while pods come and go. It rides along with everything else and causes a write of its own
+/// every few seconds only: a HorizontalPodAutoscaler looks every 15 s.
+const LAZY: &[&str] = &[
+    "/replicas",
+    "/ready",
+    "/stable/replicas",
+    "/stable/readyReplicas",
+    "/candidate/replicas",
+    "/candidate/readyReplicas",
+    "/rollout/progressTime",
+    "/rollout/waitingFor/deadlineTime",
+    "/restart/replaced",
+];
+/// See [`LAZY`].
+const LAZY_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// The status, and how it is to be written. `blocked` is what kept the plan from being carried out.
+pub fn build(
+    observed: &Observed,
+    plan: &Plan,
+    blocked: Option<&Problem>,
+    now: Timestamp,
+) -> (AgentPoolStatus, StatusWrite) {
+    let Plan {
+        decision,
+        members,
+        restarting,
+        ..
+    } = plan;
+    let old = &observed.status;
+    let (traffic, traffic_generation) = traffic(observed, decision, now);
+    let is_rerouted = old.traffic_generation != traffic_generation;
+    let stable = decision.stable.as_deref().map(|name| (name, arm(members, name)));
+    let candidate = decision
+        .candidate
+        .as_deref()
+        .map(|name| (name, arm(members, name)));
+    let problem = blocked.or(plan.problem.as_ref());
+    let wanted = observed.pool.spec.effective_replicas();
+    let ready = stable
+        .iter()
+        .chain(&candidate)
+        .map(|(_, arm)| arm.available)
+        .sum::<i32>();
+    let status = AgentPoolStatus {
+        conditions: conditions(observed, plan, problem, now),
+        observed_generation: observed.pool.metadata.generation.unwrap_or_default(),
+        replicas: stable.map(|(_, arm)| arm.existing),
+        selector: stable
+            .map(|(name, _)| format!("{}={},{}={name}", names::POOL, observed.name(), names::REVISION)),
+        ready: stable.map(|_| format!("{ready}/{wanted}")),
+        stable: stable.map(|(name, arm)| StableStatus {
+            revision: name.to_owned(),
+            replicas: arm.existing,
+            ready_replicas: arm.available,
+        }),
+        candidate: candidate.map(|(name, arm)| CandidateStatus {
+            revision: name.to_owned(),
+            attempt: observed.record(name).map_or(1, |record| record.attempt),
+            weight: weights(decision).get(name).copied().unwrap_or_default(),
+            replicas: arm.existing,
+            ready_replicas: arm.available,
+        }),
+        gateway_port: observed.port,
+        traffic_generation,
+        traffic,
+        rollout: rollout(observed, plan, problem),
+        rejected: rejected(observed, decision, now),
+        last_action: last_action(observed),
+        restart: restarting.as_ref().map(|restart| RestartStatus {
+            time: Some(Time(restart.before)),
+            replaced: Some(format!("{}/{}", restart.replaced, restart.of)),
+        }),
+    };
+    (
+        status,
+        StatusWrite {
+            urgent: is_rerouted,
+            lazy: LAZY,
+            lazy_every: LAZY_EVERY,
+        },
+    )
+}
+
+fn arm(members: &[Member], revision: &str) -> flotilla_core::rollout::Arm {
+    members
+        .iter()
+        .find(|member| member.revision == revision)
+        .map(|member| member.arm)
+        .unwrap_or_default()
+}
+
+/// The weights, under a new generation when they have changed. A lost generation goes on far beyond any that a gateway
+/// may still have, so that none of them confirms what it has not seen.
+fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<TrafficShare>, Option<i64>) {
+    let old = &observed.status;
+    if decision.traffic.is_empty() {
+        return (old.traffic.clone(), old.traffic_generation);
+    }
+    let new: Vec<_> = decision
+        .traffic
+        .iter()
+        .map(|(revision, weight)| TrafficShare {
+            revision: revision.clone(),
+            weight: *weight,
+        })
+        .collect();
+    let generation = match old.traffic_generation {
+        Some(generation) if new == old.traffic => generation,
+        Some(generation) => generation.saturating_add(1),
+        None if observed.revisions.is_empty() => 1,
+        None => now.as_second().max(1),
+    };
+    (new, Some(generation))
+}
+
+/// The word and sentence for `Ready`, and whether it is True.
+fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bool, String, String) {
+    let Plan { decision, .. } = plan;
+    if let Some(problem) = problem {
+        return (false, problem.word.to_owned(), problem.sentence.clone());
+    }
+    let waiting = decision.waiting.as_ref();
+    let sentence = waiting
+        .map(|waiting| waiting.reason.message.clone())
+        .unwrap_or_default();
+    let stable = decision.stable.as_deref().unwrap_or_default();
+    let is_at_gateways = waiting.is_some_and(|waiting| waiting.reason.word == "GatewayUnconfirmed");
+    let trouble = |revision: Option<&str>| {
+        let member = plan
+            .members
+            .iter()
+            .find(|member| Some(member.revision.as_str()) == revision);
+        member
+            .and_then(|member| member.trouble.as_ref())
+            .map(|trouble| trouble.reason.word.clone())
+    };
+    if plan.restarting.is_some() && !is_at_gateways {
+        return (
+            false,
+            "Restarting".into(),
+            format!("pods of {stable} are replaced, batch by batch"),
+        );
+    }
+    match &decision.state {
+        State::Ready => (true, "Ready".into(), format!("{stable} serves")),
+        State::Stopped if waiting.is_none() => (
+            true,
+            "Stopped".into(),
+            "no pod runs, because spec.stopped is true".into(),
+        ),
+        State::Stopped => (false, "Stopped".into(), sentence),
+        State::Empty => (
+            false,
+            "Progressing".into(),
+            "the first revision is being made".into(),
+        ),
+        _ if is_at_gateways => (false, "GatewayUnconfirmed".into(), sentence),
+        State::Starting => {
+            let word = trouble(decision.stable.as_deref()).unwrap_or_else(|| "Progressing".into());
+            (false, word, sentence)
+        }
+        State::Releasing | State::Shrinking => (false, "Progressing".into(), sentence),
+        State::Returning => (false, "Returning".into(), sentence),
+        State::Settling => (false, "Settling".into(), sentence),
+        State::Paused => (false, "Paused".into(), sentence),
+        State::Rejected(reason) => {
+            let rejected = observed.revisions.iter().map(|known| &known.record);
+            let target = rejected.max_by_key(|record| (record.standing == Standing::Rejected, record.order));
+            let name = target.map(|record| record.revision.as_str()).unwrap_or_default();
+            let sentence = format!(
+                "{name} was stopped and {stable} serves: {}; change spec.agent, or create a RolloutAction of type Retry",
+                reason.message
+            );
+            (false, reason.word.clone(), sentence)
+        }
+    }
+}
+
+/// What the spec's progress has stopped on.
+fn stalled(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: Timestamp) -> Option<Reason> {
+    match problem {
+        Some(problem) => {
+            let since = plan.memory.waiting_since.or(plan.memory.blocked_since);
+            let is_late = since.is_some_and(|since| now.duration_since(since) >= deadline(observed));
+            (!problem.may_mend || is_late).then(|| Reason::new(problem.word, problem.sentence.clone()))
+        }
+        None => plan.decision.stalled.clone(),
+    }
+}
+
+fn conditions(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: Timestamp) -> Vec<Condition> {
+    let generation = observed.pool.metadata.generation;
+    let mut conditions = Conditions::new(&observed.status.conditions, generation, now);
+    let (is_ready, word, sentence) = readiness(observed, plan, problem);
+    conditions.set(condition::READY, is_ready, &word, &sentence);
+
+    let weights = weights(&plan.decision);
+    let serving = plan
+        .members
+        .iter()
+        .filter(|member| weights.get(member.revision.as_str()).is_some_and(|w| *w > 0));
+    let capacity = serving.map(|member| member.arm.available).sum::<i32>();
+    let replicas = observed.pool.spec.replicas;
+    if observed.pool.spec.stopped {
+        conditions.set(
+            condition::AVAILABLE,
+            false,
+            "Stopped",
+            "no pod runs, because spec.stopped is true",
+        );
+    } else if !weights.is_empty() && capacity >= replicas {
+        conditions.set(
+            condition::AVAILABLE,
+            true,
+            "CapacityAvailable",
+            format!("{replicas} replicas are available"),
+        );
+    } else {
+        let message = format!("fewer than {replicas} replicas are available");
+        conditions.set(condition::AVAILABLE, false, "CapacityMissing", message);
+    }
+
+    let stalled = stalled(observed, plan, problem, now);
+    if is_ready || stalled.is_some() {
+        conditions.set(
+            condition::RECONCILING,
+            false,
+            if is_ready { "Settled" } else { "Stalled" },
+            "",
+        );
+    } else {
+        conditions.set(condition::RECONCILING, true, &word, &sentence);
+    }
+    match stalled {
+        Some(reason) => {
+            // For a rejected revision the sentence of `Ready` says what to do as well.
+            let message = if reason.word == word {
+                sentence
+            } else {
+                reason.message
+            };
+            conditions.set(condition::STALLED, true, &reason.word, message);
+        }
+        None => conditions.set(condition::STALLED, false, "Progressing", ""),
+    }
+    conditions.into_vec()
+}
+
+fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Option<RolloutStatus> {
+    let progress = plan.decision.progress.as_ref();
+    let waiting = match problem {
+        Some(problem) => {
+            let since = plan
+                .memory
+                .waiting_since
+                .or(plan.memory.blocked_since.filter(|_| problem.may_mend));
+            let until = since.and_then(|since| since.checked_add(deadline(observed)).ok());
+            Some(waiting(problem.word, &problem.sentence, until))
+        }
+        None => plan
+            .decision
+            .waiting
+            .as_ref()
+            .map(|wait| waiting(&wait.reason.word, &wait.reason.message, wait.deadline)),
+    };
+    let start = progress
+        .map(|progress| progress.start)
+        .or(plan.memory.waiting_since)
+        .or(plan.memory.blocked_since);
+    let moved = progress.and_then(|progress| progress.moved);
+    (waiting.is_some() || progress.is_some()).then(|| RolloutStatus {
+        start_time: start.map(Time),
+        progress_time: moved.map(Time),
+        waiting_for: waiting,
+    })
+}
+
+fn waiting(reason: &str, message: &str, until: Option<Timestamp>) -> WaitingFor {
+    WaitingFor {
+        reason: reason.to_owned(),
+        message: truncate(message, MAX_MESSAGE).to_owned(),
+        deadline_time: until.map(Time),
+    }
+}
+
+/// Rejected revisions, newest first, as recorded and as just decided.
+fn rejected(observed: &Observed, decision: &Decision, now: Timestamp) -> Vec<RejectedRevision> {
+    let standing = |revision: &str| {
+        decision
+            .changes
+            .iter()
+            .rev()
+            .find(|change| change.revision == revision)
+    };
+    let recorded = observed.revisions.iter().filter_map(|known| {
+        let (reason, time) = known.record.rejected.clone()?;
+        standing(&known.record.revision)
+            .is_none()
+            .then(|| (known.record.revision.clone(), reason, time))
+    });
+    let decided = decision.changes.iter().filter_map(|change| {
+        let reason = change.reason.clone()?;
+        Some((change.revision.clone(), reason, Some(now)))
+    });
+    let mut all: Vec<_> = recorded.chain(decided).collect();
+    all.sort_by(|a, b| (b.2, &b.0).cmp(&(a.2, &a.0)));
+    all.dedup_by(|a, b| a.0 == b.0);
+    all.truncate(MAX_REJECTED);
+    let shown = all.into_iter().map(|(revision, reason, time)| RejectedRevision {
+        revision,
+        reason: reason.word,
+        message: truncate(&reason.message, MAX_MESSAGE).to_owned(),
+        time: time.map(Time),
+    });
+    shown.collect()
+}
+
+/// The newest command that was decided.
+fn last_action(observed: &Observed) -> Option<LastAction> {
+    let decided = observed.actions.iter().filter_map(|action| {
+        let result = action.status.as_ref()?.result?;
+        Some((action, result))
+    });
+    let newest = decided.max_by_key(|(action, _)| (action.creation_timestamp(), action.name_any()));
+    // Commands are deleted after a while; what the last one was stays known.
+    newest.map_or_else(
+        || observed.status.last_action.clone(),
+        |(action, result)| {
+            Some(LastAction {
+                name: action.name_any(),
+                type_: action.spec.type_.as_str().to_owned(),
+                result: match result {
+                    ActionResult::Applied => "Applied".to_owned(),
+                    ActionResult::Rejected => "Rejected".to_owned(),
+                },
+                time: action.status.as_ref().and_then(|status| status.time.clone()),
+            })
+        },
+    )
+}

@@ -1,0 +1,330 @@
+//! Why pods do not become available, as the cluster tells it.
+//!
+//! | word | seen in |
+//! |---|---|
+//! | `QuotaExceeded`, `PodsRefused` | the ReplicaSet's condition `ReplicaFailure`: no pod could be made |
+//! | `Unschedulable` | the pod's condition `PodScheduled` |
+//! | `ImagePull`, `ConfigError` | a container's waiting state |
+//! | `CrashLoop` | restarts and the last termination; three restarts need no deadline |
+//! | `ProbeFailing` | running for 30 s without being ready |
+//!
+//! Sentences are made so that they stay the same while the trouble does (kubelet alternates between two states for
+//! one image), because each other sentence would be a write of status.
+
+use flotilla_core::rollout::{Reason, Trouble};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt as _;
+
+/// Restarts after which a candidate is given up: kubelet has waited 10 s and 20 s by then.
+const HOPELESS_RESTARTS: i32 = 3;
+/// How long a running container may be unready before that is called trouble. Agents load models.
+const PROBE_PATIENCE: SignedDuration = SignedDuration::from_secs(30);
+/// Word for a probe that fails; its sentence is completed from an Event.
+pub const PROBE_FAILING: &str = "ProbeFailing";
+
+/// The trouble of one revision: the gravest of its pods', the first by name.
+pub fn find<'a>(
+    set: Option<&ReplicaSet>,
+    pods: impl Iterator<Item = &'a Pod>,
+    now: Timestamp,
+) -> Option<Trouble> {
+    let mut found: Option<(u8, Trouble)> = None;
+    for pod in pods {
+        if let Some((grade, trouble)) = of_pod(pod, now)
+            && found.as_ref().is_none_or(|(gravest, _)| grade > *gravest)
+        {
+            found = Some((grade, trouble));
+        }
+    }
+    found.map(|(_, trouble)| trouble).or_else(|| set.and_then(of_set))
+}
+
+/// A reason for a trouble that was seen before: the longer sentence of the same word stays.
+pub fn steady(before: Option<&Reason>, now: Reason) -> Reason {
+    match before {
+        Some(before) if before.word == now.word && before.message.len() >= now.message.len() => {
+            before.clone()
+        }
+        _ => now,
+    }
+}
+
+fn of_set(set: &ReplicaSet) -> Option<Trouble> {
+    let conditions = set.status.as_ref()?.conditions.as_ref()?;
+    let failure = conditions
+        .iter()
+        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
+    let message = failure.message.as_deref().unwrap_or("pods cannot be created");
+    // `pods "support-1a2b-x7k2p" is forbidden: …`: the name is another one at each try.
+    let steady = message.split_once("\" is ").map_or(message, |(_, rest)| rest);
+    let word = if message.contains("exceeded quota") {
+        "QuotaExceeded"
+    } else {
+        "PodsRefused"
+    };
+    Some(Trouble {
+        reason: Reason::new(word, format!("pods cannot be created: {steady}")),
+        is_final: false,
+    })
+}
+
+fn of_pod(pod: &Pod, now: Timestamp) -> Option<(u8, Trouble)> {
+    let status = pod.status.as_ref()?;
+    let trouble = |grade, word: &str, message: String, is_final| {
+        Some((
+            grade,
+            Trouble {
+                reason: Reason::new(word, message),
+                is_final,
+            },
+        ))
+    };
+    if pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    for container in status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten()
+    {
+        if container.ready {
+            continue;
+        }
+        let name = &container.name;
+        if let Some((reason, message)) = waiting(container) {
+            match reason {
+                "ErrImagePull"
+                | "ImagePullBackOff"
+                | "InvalidImageName"
+                | "ErrImageNeverPull"
+                | "RegistryUnavailable" => {
+                    let image = &container.image;
+                    return trouble(
+                        4,
+                        "ImagePull",
+                        format!("image {image} cannot be pulled: {message}"),
+                        false,
+                    );
+                }
+                "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                    return trouble(
+                        4,
+                        "ConfigError",
+                        format!("container {name} cannot be made: {message}"),
+                        false,
+                    );
+                }
+                _ => {}
+            }
+        }
+        if container.restart_count > 0
+            && let Some(last) = last_words(container)
+        {
+            let is_final = container.restart_count >= HOPELESS_RESTARTS;
+            return trouble(
+                if is_final { 5 } else { 3 },
+                "CrashLoop",
+                format!("container {name} ends: {last}"),
+                is_final,
+            );
+        }
+        let running = container.state.as_ref().and_then(|state| state.running.as_ref());
+        let since = running
+            .and_then(|running| running.started_at.as_ref())
+            .map(|time| time.0);
+        if since.is_some_and(|since| now.duration_since(since) >= PROBE_PATIENCE) {
+            let message = format!("container {name} runs, but its readiness probe does not succeed");
+            return trouble(1, PROBE_FAILING, message, false);
+        }
+    }
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let unscheduled = conditions.iter().find(|condition| {
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some("Unschedulable")
+    })?;
+    let message = unscheduled
+        .message
+        .clone()
+        .unwrap_or_else(|| "no node fits".into());
+    trouble(2, "Unschedulable", message, false)
+}
+
+fn waiting(container: &ContainerStatus) -> Option<(&str, &str)> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    Some((
+        waiting.reason.as_deref()?,
+        waiting.message.as_deref().unwrap_or("kubelet gives no reason"),
+    ))
+}
+
+/// How the container ended the last time.
+fn last_words(container: &ContainerStatus) -> Option<String> {
+    let ended = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| {
+        state.as_ref().and_then(|state| state.terminated.clone())
+    };
+    let ended = ended(&container.state).or_else(|| ended(&container.last_state))?;
+    let said = ended.message.as_deref().unwrap_or_default().trim();
+    let reason = ended
+        .reason
+        .as_deref()
+        .filter(|reason| *reason != "Error")
+        .unwrap_or("exit");
+    let code = ended.exit_code;
+    Some(if said.is_empty() {
+        format!("{reason} code {code}")
+    } else {
+        format!("{reason} code {code}: {said}")
+    })
+}
+
+/// The pod whose readiness probe is failing, for a look at its Events.
+pub fn unready_pod<'a>(mut pods: impl Iterator<Item = &'a Pod>) -> Option<String> {
+    let is_unready = |pod: &&Pod| {
+        let statuses = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.container_statuses.as_deref())
+            .unwrap_or_default();
+        pod.metadata.deletion_timestamp.is_none() && statuses.iter().any(|container| !container.ready)
+    };
+    pods.find(is_unready).map(|pod| pod.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const NOW: i64 = 1_700_000_000;
+
+    fn pod(name: &str, status: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": name}, "status": status})).unwrap()
+    }
+
+    fn container(state: Value, restarts: i32, last: Value) -> Value {
+        json!({"containerStatuses": [{
+            "name": "agent", "image": "a:1", "imageID": "", "ready": false, "restartCount": restarts,
+            "state": state, "lastState": last,
+        }]})
+    }
+
+    fn seen(status: Value) -> Option<(String, String, bool)> {
+        let now = Timestamp::from_second(NOW).unwrap();
+        let trouble = find(None, [pod("p", status)].iter(), now)?;
+        Some((trouble.reason.word, trouble.reason.message, trouble.is_final))
+    }
+
+    #[test]
+    fn each_state_has_its_word_and_sentence() {
+        let waiting =
+            |reason: &str, message: &str| json!({"waiting": {"reason": reason, "message": message}});
+        let ended = json!({"terminated": {"exitCode": 3, "reason": "Error", "message": "no prompt\n"}});
+        let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
+        let running = |ago: i64| json!({"running": {"startedAt": Timestamp::from_second(NOW - ago).unwrap().to_string()}});
+        let unscheduled = json!({"conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+        ]});
+        for (what, status, expected) in [
+            (
+                "pull",
+                container(waiting("ErrImagePull", "not found"), 0, json!({})),
+                Some(("ImagePull", "image a:1 cannot be pulled: not found", false)),
+            ),
+            (
+                "secret",
+                container(
+                    waiting("CreateContainerConfigError", "secret \"crm\" not found"),
+                    0,
+                    json!({}),
+                ),
+                Some((
+                    "ConfigError",
+                    "container agent cannot be made: secret \"crm\" not found",
+                    false,
+                )),
+            ),
+            (
+                "crashed once",
+                container(running(1), 1, ended.clone()),
+                Some(("CrashLoop", "container agent ends: exit code 3: no prompt", false)),
+            ),
+            (
+                "crashes",
+                container(waiting("CrashLoopBackOff", "back-off 40s"), 3, ended),
+                Some(("CrashLoop", "container agent ends: exit code 3: no prompt", true)),
+            ),
+            (
+                "out of memory",
+                container(running(1), 1, killed),
+                Some(("CrashLoop", "container agent ends: OOMKilled code 137", false)),
+            ),
+            ("starts", container(running(29), 0, json!({})), None),
+            (
+                "probe",
+                container(running(30), 0, json!({})),
+                Some((
+                    "ProbeFailing",
+                    "container agent runs, but its readiness probe does not succeed",
+                    false,
+                )),
+            ),
+            (
+                "no node",
+                unscheduled,
+                Some(("Unschedulable", "0/3 nodes", false)),
+            ),
+            (
+                "creating",
+                container(waiting("ContainerCreating", ""), 0, json!({})),
+                None,
+            ),
+            ("nothing", json!({}), None),
+        ] {
+            let expected =
+                expected.map(|(word, message, is_final)| (word.to_owned(), message.to_owned(), is_final));
+            assert_eq!(seen(status), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn pods_that_cannot_be_made_speak_through_their_set() {
+        for (message, word, sentence) in [
+            (
+                "pods \"s-1-x7k2p\" is forbidden: exceeded quota: none, requested: pods=1, used: pods=0, limited: pods=0",
+                "QuotaExceeded",
+                "pods cannot be created: forbidden: exceeded quota: none, requested: pods=1, used: pods=0, limited: pods=0",
+            ),
+            (
+                "violates PodSecurity \"restricted\"",
+                "PodsRefused",
+                "pods cannot be created: violates PodSecurity \"restricted\"",
+            ),
+        ] {
+            let set: ReplicaSet = serde_json::from_value(json!({
+                "metadata": {"name": "s-1"},
+                "status": {"replicas": 0, "conditions": [
+                    {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+                ]},
+            }))
+            .unwrap();
+            let trouble = find(Some(&set), [].into_iter(), Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(
+                (trouble.reason.word.as_str(), trouble.reason.message.as_str()),
+                (word, sentence)
+            );
+        }
+    }
+
+    #[test]
+    fn a_sentence_changes_only_to_say_more() {
+        let long = Reason::new("ImagePull", "not found in registry");
+        assert_eq!(steady(Some(&long), Reason::new("ImagePull", "back-off")), long);
+        assert_eq!(steady(None, long.clone()), long);
+        let other = Reason::new("CrashLoop", "x");
+        assert_eq!(steady(Some(&long), other.clone()), other);
+    }
+}
