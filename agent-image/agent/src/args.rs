@@ -10,7 +10,7 @@ use clap::Parser;
 use crate::config::{Config, ModelSettings};
 use crate::prompt::DEFAULT_PROMPT_FILE;
 use crate::session::SessionLimits;
-use crate::task::TaskLimits;
+use crate::task_store::TaskLimits;
 
 /// The reference agent: A2A 1.0 (POST /), plain chat (POST /chat) and OpenAI chat (POST /v1/chat/completions) on one port.
 ///

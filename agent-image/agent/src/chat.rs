@@ -175,10 +175,8 @@ pub(crate) async fn completions(
     let body = read_body(request.into_body(), core.config.max_body_bytes).await?;
     let body: Map<String, Value> = serde_json::from_slice(&body)
         .map_err(|error| AgentError::BadRequest(format!("the body is not a chat request: {error}")))?;
-    if !body
-        .get("messages")
-        .is_some_and(|messages| messages.as_array().is_some_and(|list| !list.is_empty()))
-    {
+    let messages = body.get("messages").and_then(Value::as_array);
+    if messages.is_none_or(Vec::is_empty) {
         return Err(AgentError::BadRequest(
             "'messages' must have at least one message".to_owned(),
         ));

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::model::{ModelClient, parameters};
 use crate::prompt::{self, Prompt};
 use crate::session::SessionLimits;
-use crate::task::TaskLimits;
+use crate::task_store::TaskLimits;
 
 /// Everything the agent can be told.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ use crate::config::{Config, Setup};
 use crate::error::{AgentError, ModelError};
 use crate::model::Reply;
 use crate::session::{ChatMessage, OpenTurn, SessionRequest, SessionStore};
-use crate::task::TaskStore;
+use crate::task_store::TaskStore;
 
 /// One agent's state.
 #[derive(Debug)]

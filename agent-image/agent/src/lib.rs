@@ -21,6 +21,7 @@ pub mod prompt;
 mod server;
 pub mod session;
 pub mod task;
+pub mod task_store;
 
 pub use config::{Config, ModelSettings};
 pub use server::{Agent, StartError};

@@ -128,7 +128,14 @@ fn ready(core: &Core) -> Response<Body> {
 
 fn card(core: &Core, request: &Request<Incoming>) -> Response<Body> {
     let config = &core.config;
-    let own = || format!("http://{}", core.addr.get().copied().unwrap_or(config.listen));
+    let own = || {
+        let addr = core.addr.get().copied().unwrap_or(config.listen);
+        if addr.ip().is_unspecified() {
+            format!("http://localhost:{}", addr.port())
+        } else {
+            format!("http://{addr}")
+        }
+    };
     let public_url = config.public_url.clone().unwrap_or_else(own);
     let etag = format!("\"{}\"", config.version);
     let known = request

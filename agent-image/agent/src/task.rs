@@ -1,4 +1,4 @@
-//! A2A tasks in memory: their state, who watches them, and how many are kept.
+//! An A2A task in memory: its state, and who watches it.
 //!
 //! A task holds the reply's text and where each chunk of it ended. A watcher reads from its own position, so every
 //! watcher gets the same chunks in the same order (A2A 1.0, section 3.5.2), a slow one holds up nobody, and
@@ -8,7 +8,7 @@
 //! that talks to nobody costs money. So a task whose last watcher has gone is given some time to be watched again,
 //! and then cancelled.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -114,6 +114,50 @@ impl Drop for Watcher {
 }
 
 impl TaskEntry {
+    /// A task at work on `question`. Its bytes are counted in `bytes` as long as it is there.
+    pub(crate) fn new(context_id: String, question: Message, bytes: Arc<AtomicUsize>) -> Self {
+        let id = a2a::new_task_id();
+        let bytes = Bytes {
+            sum: bytes,
+            own: AtomicUsize::new(0),
+        };
+        bytes.add(
+            question
+                .parts
+                .iter()
+                .filter_map(Part::as_text)
+                .map(str::len)
+                .sum(),
+        );
+        Self {
+            artifact_id: format!("{id}-reply"),
+            question: Message {
+                task_id: Some(id.clone()),
+                context_id: Some(context_id.clone()),
+                ..question
+            },
+            id,
+            context_id,
+            cancel: CancellationToken::new(),
+            progress: Mutex::new(Progress {
+                text: String::new(),
+                ends: Vec::new(),
+                usage: None,
+                end: None,
+                ended_at: None,
+                changed_at: Utc::now(),
+            }),
+            version: watch::Sender::new(0),
+            watchers: watch::Sender::new(0),
+            bytes,
+        }
+    }
+
+    /// When it ended, if it has.
+    pub(crate) fn ended_at(&self) -> Option<Instant> {
+        self.progress.lock().ended_at
+    }
+
     /// The task's id.
     pub fn id(&self) -> &str {
         &self.id
@@ -345,197 +389,18 @@ impl WatchPosition {
     }
 }
 
-/// The bounds of the store.
-#[derive(Debug, Clone, Copy)]
-pub struct TaskLimits {
-    /// An ended task is kept this long for `GetTask`.
-    pub ttl: Duration,
-    /// Tasks at most.
-    pub count: usize,
-    /// Bytes of questions and replies at which ended tasks go early.
-    pub bytes: usize,
-}
-
-/// Every task that may be there is at work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the agent has as many tasks at work as it may have")]
-pub struct TaskStoreFull;
-
-/// The tasks of this replica.
-#[derive(Debug)]
-pub struct TaskStore {
-    limits: TaskLimits,
-    tasks: HashMap<String, Arc<TaskEntry>>,
-    /// Ids in the order of creation.
-    order: VecDeque<String>,
-    bytes: Arc<AtomicUsize>,
-}
-
-impl TaskStore {
-    /// An empty store.
-    pub fn new(limits: TaskLimits) -> Self {
-        Self {
-            limits,
-            tasks: HashMap::new(),
-            order: VecDeque::new(),
-            bytes: Arc::new(AtomicUsize::new(0)),
-        }
-    }
-
-    /// Keeps a new task for `question` in the conversation `context_id`.
-    pub fn create(
-        &mut self,
-        context_id: String,
-        question: Message,
-        now: Instant,
-    ) -> Result<Arc<TaskEntry>, TaskStoreFull> {
-        self.make_room(now);
-        if self.tasks.len() >= self.limits.count {
-            return Err(TaskStoreFull);
-        }
-        let id = a2a::new_task_id();
-        let bytes = Bytes {
-            sum: Arc::clone(&self.bytes),
-            own: AtomicUsize::new(0),
-        };
-        bytes.add(
-            question
-                .parts
-                .iter()
-                .filter_map(Part::as_text)
-                .map(str::len)
-                .sum(),
-        );
-        let question = Message {
-            task_id: Some(id.clone()),
-            context_id: Some(context_id.clone()),
-            ..question
-        };
-        let entry = Arc::new(TaskEntry {
-            artifact_id: format!("{id}-reply"),
-            id: id.clone(),
-            context_id,
-            question,
-            cancel: CancellationToken::new(),
-            progress: Mutex::new(Progress {
-                text: String::new(),
-                ends: Vec::new(),
-                usage: None,
-                end: None,
-                ended_at: None,
-                changed_at: Utc::now(),
-            }),
-            version: watch::Sender::new(0),
-            watchers: watch::Sender::new(0),
-            bytes,
-        });
-        self.tasks.insert(id.clone(), Arc::clone(&entry));
-        self.order.push_back(id);
-        Ok(entry)
-    }
-
-    /// The task called `id`.
-    pub fn get(&self, id: &str) -> Option<Arc<TaskEntry>> {
-        self.tasks.get(id).cloned()
-    }
-
-    /// Forgets the ended tasks whose time is over, then the oldest ended ones while there are too many.
-    fn make_room(&mut self, now: Instant) {
-        let (limits, bytes) = (self.limits, &self.bytes);
-        let mut excess = (self.tasks.len() + 1).saturating_sub(limits.count);
-        let crowded = excess > 0 || bytes.load(Ordering::Relaxed) > limits.bytes;
-        // Ids are in order of creation, so the front is all there is to look at unless it must be searched.
-        let oldest_expired = self
-            .order
-            .front()
-            .and_then(|id| self.tasks.get(id))
-            .is_some_and(|task| {
-                task.progress
-                    .lock()
-                    .ended_at
-                    .is_some_and(|ended| now >= ended + limits.ttl)
-            });
-        if !crowded && !oldest_expired {
-            return;
-        }
-        let mut gone = HashSet::new();
-        for id in &self.order {
-            let Some(task) = self.tasks.get(id) else { continue };
-            let Some(ended_at) = task.progress.lock().ended_at else {
-                continue;
-            };
-            let over = excess > 0 || bytes.load(Ordering::Relaxed) > limits.bytes;
-            if over || now >= ended_at + limits.ttl {
-                self.tasks.remove(id);
-                gone.insert(id.clone());
-                excess = excess.saturating_sub(1);
-            }
-        }
-        self.order.retain(|id| !gone.contains(id));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn store(count: usize, bytes: usize) -> TaskStore {
-        TaskStore::new(TaskLimits {
-            ttl: Duration::from_secs(60),
-            count,
-            bytes,
-        })
-    }
-
-    fn question(text: &str) -> Message {
-        Message::new(Role::User, vec![Part::text(text)])
-    }
-
-    fn ended(store: &mut TaskStore, text: &str, now: Instant) -> Arc<TaskEntry> {
-        let task = store.create("c".to_owned(), question(text), now).expect("room");
-        task.end(TaskEnd::Completed, None, now);
-        task
-    }
-
-    #[test]
-    fn ended_tasks_make_room_and_tasks_at_work_do_not() {
-        let (mut store, now) = (store(2, 1_000), Instant::now());
-        let working = store.create("c".to_owned(), question("q"), now).expect("room");
-        let old = ended(&mut store, "q", now).id().to_owned();
-        let new = ended(&mut store, "q", now).id().to_owned();
-        assert!(store.get(&old).is_none() && store.get(&new).is_some() && store.get(working.id()).is_some());
-
-        store
-            .create("c".to_owned(), question("q"), now)
-            .expect("the ended one makes room");
-        assert!(
-            store.create("c".to_owned(), question("q"), now).is_err(),
-            "both are at work"
-        );
-    }
-
-    #[test]
-    fn ended_tasks_go_when_their_time_or_the_memory_is_over() {
-        let (mut store, now) = (store(100, 1_000), Instant::now());
-        let expired = ended(&mut store, "q", now).id().to_owned();
-        ended(&mut store, "q", now + Duration::from_secs(60));
-        assert!(store.get(&expired).is_none());
-
-        let large = ended(&mut store, &"x".repeat(2_000), now + Duration::from_secs(60))
-            .id()
-            .to_owned();
-        ended(&mut store, "q", now + Duration::from_secs(61));
-        assert!(store.get(&large).is_none());
-        assert!(
-            store.bytes.load(Ordering::Relaxed) < 100,
-            "dropped tasks are not counted"
-        );
+    fn task() -> Arc<TaskEntry> {
+        let question = Message::new(Role::User, vec![Part::text("q")]);
+        Arc::new(TaskEntry::new("c".to_owned(), question, Arc::default()))
     }
 
     #[tokio::test]
     async fn every_watcher_gets_the_same_chunks_and_the_end() {
-        let (mut store, now) = (store(2, 1_000), Instant::now());
-        let task = store.create("c".to_owned(), question("q"), now).expect("room");
+        let (task, now) = (task(), Instant::now());
         task.push("Hello");
         let (snapshot, seen) = task.snapshot_to_watch();
         assert_eq!(snapshot.status.state, TaskState::Working);
@@ -581,10 +446,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_task_is_abandoned_when_nobody_comes_back_in_time() {
-        let mut store = store(2, 1_000);
-        let task = store
-            .create("c".to_owned(), question("q"), Instant::now())
-            .expect("room");
+        let task = task();
         let first = task.watch();
         let waiting = {
             let task = Arc::clone(&task);

@@ -13,6 +13,7 @@ pub mod api;
 pub mod args;
 pub mod config;
 pub mod distribution;
+mod exchange;
 pub mod limit;
 pub mod log;
 pub mod model;

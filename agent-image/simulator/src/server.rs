@@ -4,9 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flotilla_serve::{
     Body, DrainLimits, Running, json as json_response, read_body, sse_response, stream, text,
 };
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{ChatRequest, Envelope, Usage, error_body};
 use crate::config::{Config, ConfigError};
+use crate::exchange::{Admission, Streaming, Subject, cut, unix_milliseconds};
 use crate::log::{EventKind, Log, LogEvent, LogPage};
 use crate::model::{Behaviour, Failure, behaviour_of};
 use crate::plan::Plan;
@@ -121,26 +122,19 @@ impl Simulator {
 }
 
 #[derive(Debug)]
-struct State {
+pub(crate) struct State {
     config: Config,
     requests: AtomicU64,
-    inner: Mutex<Inner>,
+    pub inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    epoch: Instant,
+pub(crate) struct Inner {
+    /// Where the limiters' clock starts.
+    pub epoch: Instant,
+    pub log: Log,
     quota: Quota,
-    log: Log,
     occurrences: Vec<u32>,
-}
-
-/// What a log line says of a request, apart from what happened.
-#[derive(Debug, Clone)]
-struct Subject {
-    request_id: String,
-    model: String,
-    stream: bool,
 }
 
 impl State {
@@ -347,15 +341,7 @@ impl State {
             let include_usage = request
                 .stream_options
                 .is_some_and(|options| options.include_usage);
-            let reply = Streaming {
-                envelope,
-                plan,
-                admission,
-                include_usage,
-                first_token_at,
-                sent: 0,
-                ended: false,
-            };
+            let reply = Streaming::new(envelope, plan, admission, include_usage, first_token_at);
             return sse_response(unfold(reply, Streaming::next));
         }
         tokio::time::sleep_until(first_token_at + plan.gap * gaps(plan.tokens_to_send())).await;
@@ -387,138 +373,8 @@ impl State {
     }
 }
 
-impl Subject {
-    fn event(&self, now: Duration, kind: EventKind, status: u16) -> LogEvent {
-        LogEvent {
-            sequence: 0,
-            monotonic_nanoseconds: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
-            unix_milliseconds: unix_milliseconds(),
-            request_id: self.request_id.clone(),
-            kind,
-            model: self.model.clone(),
-            stream: self.stream,
-            status,
-            input_tokens: 0,
-            output_tokens: 0,
-            limit: None,
-            retry_after_nanoseconds: None,
-        }
-    }
-}
-
-/// An admitted request until its end. Dropped before that, its client has left, and the log says so.
-#[derive(Debug)]
-struct Admission {
-    state: Arc<State>,
-    subject: Subject,
-    input_tokens: u64,
-    sent: u64,
-    ended: bool,
-}
-
-impl Admission {
-    fn new(state: Arc<State>, subject: Subject, input_tokens: u64) -> Self {
-        Self {
-            state,
-            subject,
-            input_tokens,
-            sent: 0,
-            ended: false,
-        }
-    }
-
-    fn sent(&mut self, tokens: usize) {
-        self.sent = tokens as u64;
-    }
-
-    fn end(&mut self, kind: EventKind, status: StatusCode) {
-        self.log(kind, status.as_u16());
-        self.ended = true;
-    }
-
-    fn log(&self, kind: EventKind, status: u16) {
-        let mut inner = self.state.inner.lock();
-        let mut event = self.subject.event(inner.epoch.elapsed(), kind, status);
-        (event.input_tokens, event.output_tokens) = (self.input_tokens, self.sent);
-        inner.log.push(event);
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.log(EventKind::Cancelled, 0);
-        }
-    }
-}
-
-/// A reply that is being streamed. Tokens have absolute due times, so a late timer does not slow the rest down.
-struct Streaming {
-    envelope: Envelope,
-    plan: Plan,
-    admission: Admission,
-    include_usage: bool,
-    first_token_at: Instant,
-    sent: usize,
-    ended: bool,
-}
-
-impl Streaming {
-    async fn next(mut self) -> Option<(io::Result<Bytes>, Self)> {
-        if self.ended {
-            return None;
-        }
-        let mut out = BytesMut::new();
-        let to_send = self.plan.tokens_to_send();
-        if self.sent < to_send {
-            tokio::time::sleep_until(self.due(self.sent)).await;
-            let now = Instant::now();
-            if self.sent == 0 {
-                self.envelope
-                    .chunk(&mut out, &json!({"role": "assistant", "content": ""}), None);
-            }
-            while self.sent < to_send && self.due(self.sent) <= now {
-                if let Some(word) = self.plan.words.get(self.sent) {
-                    self.envelope.chunk(&mut out, &json!({"content": word}), None);
-                }
-                self.sent += 1;
-            }
-            self.admission.sent(self.sent);
-            return Some((Ok(out.freeze()), self));
-        }
-        self.ended = true;
-        if self.plan.failure == Some(Failure::Cut) {
-            self.admission.end(EventKind::Failed, StatusCode::OK);
-            return Some((Err(cut().await), self));
-        }
-        self.envelope
-            .chunk(&mut out, &json!({}), Some(self.plan.finish_reason));
-        if self.include_usage {
-            let usage = Usage::new(self.plan.input_tokens, self.plan.output_tokens());
-            self.envelope.usage_chunk(&mut out, usage);
-        }
-        out.extend_from_slice(b"data: [DONE]\n\n");
-        self.admission.end(EventKind::Completed, StatusCode::OK);
-        Some((Ok(out.freeze()), self))
-    }
-
-    fn due(&self, token: usize) -> Instant {
-        self.first_token_at + self.plan.gap * u32::try_from(token).unwrap_or(u32::MAX)
-    }
-}
-
 fn gaps(tokens: usize) -> u32 {
     u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX)
-}
-
-/// The error that breaks a response off. It yields first: hyper drops what it has not flushed when a body fails, and
-/// flushes when a body is pending.
-async fn cut() -> io::Error {
-    tokio::task::yield_now().await;
-    io::Error::new(
-        io::ErrorKind::ConnectionAborted,
-        "a simulated break of the connection",
-    )
 }
 
 fn too_many_requests(model: &str, cost: Cost, refusal: &Refusal) -> Response<Body> {
@@ -556,9 +412,4 @@ fn too_many_requests(model: &str, cost: Cost, refusal: &Refusal) -> Response<Bod
         headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
     }
     response
-}
-
-fn unix_milliseconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
