@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-use crate::cluster::Record;
+use crate::cidr::Cidr;
 use crate::network;
 use crate::process::{self, Process};
-use crate::settings::{Cidr, Settings};
+use crate::record::Record;
+use crate::settings::Settings;
 use crate::shell;
 
 /// A socket somebody listens on.

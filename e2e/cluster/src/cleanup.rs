@@ -14,10 +14,11 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
 use crate::clash;
-use crate::cluster::{self, RECORD, Record};
 use crate::config::CNI_NETWORK;
+use crate::iptables;
 use crate::network;
 use crate::process::{self, Pinned};
+use crate::record::{self, RECORD, Record};
 use crate::settings::Settings;
 use crate::shell;
 
@@ -59,7 +60,7 @@ pub fn clean(settings: &Settings) -> Result<()> {
     }
     for folder in [&settings.run, &settings.root] {
         // A folder that holds something and is not recorded as a cluster's is somebody's, whatever its name.
-        if record.is_some() || cluster::is_free(folder) {
+        if record.is_some() || record::is_free(folder) {
             remove_folder(folder)?;
         }
     }
@@ -271,86 +272,15 @@ fn remove_rules(settings: &Settings, recorded: bool) {
         }
     }
     let saved = shell::run("iptables-save", &[]).unwrap_or_default();
-    let script = iptables_removal(&saved, &network::forward_comment(settings));
+    let script = iptables::removal(&saved, &network::forward_comment(settings));
     if !script.is_empty() {
         let _ = shell::run_with_input("iptables-restore", &["--noflush"], Some(&script));
     }
     // `iptables` over nftables leaves its table when the last rule is gone.
     let table = shell::run("nft", &["list", "table", "ip", "nat"]).unwrap_or_default();
-    if recorded && is_empty_table(&table) {
+    if recorded && iptables::is_empty_table(&table) {
         let _ = shell::run("nft", &["delete", "table", "ip", "nat"]);
     }
-}
-
-/// Whether the text of `nft list table` has chains that accept everything, and nothing else.
-fn is_empty_table(text: &str) -> bool {
-    text.lines().map(str::trim).all(|line| {
-        line.is_empty()
-            || line == "}"
-            || (line.starts_with("table ") || line.starts_with("chain ")) && line.ends_with('{')
-            || line.starts_with("type ") && line.ends_with("policy accept;")
-    })
-}
-
-/// What to feed to `iptables-restore --noflush` so that the rules of our host ports and our forwarding rules are gone.
-///
-/// The port map plugin's rules carry our network's name in a comment and lead to one chain per pod. Its shared chains
-/// go too when no other network's rule is in them.
-fn iptables_removal(saved: &str, forward_comment: &str) -> String {
-    const SHARED: &str = "CNI-HOSTPORT-";
-    let network = format!("name: \\\"{CNI_NETWORK}\\\"");
-    let mut script = String::new();
-    for table in saved.split("\nCOMMIT") {
-        let Some(name) = table.lines().find_map(|line| line.strip_prefix('*')) else {
-            continue;
-        };
-        let rules: Vec<&str> = table
-            .lines()
-            .filter_map(|line| line.strip_prefix("-A "))
-            .collect();
-        let ours = |rule: &&str| rule.contains(&network) || rule.contains(forward_comment);
-        let target = |rule: &str| {
-            rule.split(" -j ")
-                .nth(1)
-                .and_then(|rest| rest.split(' ').next())
-                .map(str::to_owned)
-        };
-        let mut deletions: Vec<&str> = rules.iter().copied().filter(ours).collect();
-        let mut chains: Vec<String> = deletions
-            .iter()
-            .filter_map(|rule| target(rule))
-            .filter(|chain| chain.starts_with("CNI-DN-"))
-            .collect();
-        let others_use_it = rules
-            .iter()
-            .any(|rule| rule.starts_with("CNI-HOSTPORT-DNAT ") && !ours(rule));
-        let shared: Vec<&str> = table
-            .lines()
-            .filter_map(|line| line.strip_prefix(':')?.split(' ').next())
-            .filter(|chain| chain.starts_with(SHARED))
-            .collect();
-        if !others_use_it {
-            let jumps = rules.iter().copied().filter(|rule| {
-                !rule.starts_with("CNI-") && target(rule).is_some_and(|chain| chain.starts_with(SHARED))
-            });
-            deletions.extend(jumps);
-            chains.extend(shared.iter().map(|chain| (*chain).to_owned()));
-        }
-        chains.sort_unstable();
-        chains.dedup();
-        // Rules in a chain that goes are flushed with it.
-        let lines: Vec<String> = deletions
-            .iter()
-            .filter(|rule| !chains.iter().any(|chain| rule.starts_with(&format!("{chain} "))))
-            .map(|rule| format!("-D {rule}"))
-            .chain(chains.iter().map(|chain| format!("-F {chain}")))
-            .chain(chains.iter().map(|chain| format!("-X {chain}")))
-            .collect();
-        if !lines.is_empty() {
-            script.push_str(&format!("*{name}\n{}\nCOMMIT\n", lines.join("\n")));
-        }
-    }
-    script
 }
 
 fn remove_cgroups(settings: &Settings) {
@@ -479,75 +409,6 @@ mod tests {
     #[test]
     fn octal_escapes_are_undone() {
         assert_eq!(unescape(b"a\\040b\\134c\\"), b"a b\\c\\");
-    }
-
-    const SAVED: &str = r#"*nat
-:PREROUTING ACCEPT [0:0]
-:CNI-DN-aaa - [0:0]
-:CNI-HOSTPORT-DNAT - [0:0]
-:CNI-HOSTPORT-MASQ - [0:0]
--A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
--A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade" -j CNI-HOSTPORT-MASQ
--A CNI-DN-aaa -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.244.0.5:80
--A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \"flotilla-local\" id: \"aaa\"" -j CNI-DN-aaa
-COMMIT
-*filter
-:FORWARD DROP [0:0]
--A FORWARD -i flot0 -m comment --comment flotilla-cluster-flot0 -j ACCEPT
--A FORWARD -i docker0 -j ACCEPT
-COMMIT
-"#;
-
-    #[test]
-    fn only_our_iptables_rules_go() {
-        let script = iptables_removal(SAVED, "flotilla-cluster-flot0");
-        assert!(
-            script.contains("-D PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT\n"),
-            "{script}"
-        );
-        assert!(
-            script.contains("-X CNI-DN-aaa") && script.contains("-X CNI-HOSTPORT-MASQ"),
-            "{script}"
-        );
-        assert!(script.contains("*filter\n-D FORWARD -i flot0 "), "{script}");
-        assert!(!script.contains("docker0"), "{script}");
-    }
-
-    #[test]
-    fn chains_another_network_uses_stay() {
-        let other = "-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment \"dnat name: \\\"podman\\\" id: \\\"b\\\"\" -j CNI-DN-bbb\nCOMMIT\n*filter";
-        let saved = SAVED.replacen("COMMIT\n*filter", other, 1);
-        let script = iptables_removal(&saved, "flotilla-cluster-flot0");
-        assert!(script.contains("-X CNI-DN-aaa"), "{script}");
-        assert!(
-            !script.contains("-X CNI-HOSTPORT")
-                && !script.contains("CNI-DN-bbb")
-                && !script.contains("PREROUTING"),
-            "{script}"
-        );
-    }
-
-    #[test]
-    fn only_a_table_without_rules_is_empty() {
-        let table = |more: &str| {
-            format!(
-                "table ip nat {{\n\tchain OUTPUT {{\n\t\ttype nat hook output priority -100; policy accept;\n{more}\t}}\n}}\n"
-            )
-        };
-        assert!(is_empty_table(&table("")));
-        assert!(!is_empty_table(&table("\t\tip daddr 192.0.2.1 accept\n")));
-        assert!(!is_empty_table(&table("").replace("accept", "drop")));
-    }
-
-    #[test]
-    fn nothing_of_ours_means_no_change() {
-        assert_eq!(
-            iptables_removal(
-                "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i docker0 -j ACCEPT\nCOMMIT\n",
-                "x"
-            ),
-            ""
-        );
     }
 
     #[test]

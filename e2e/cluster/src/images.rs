@@ -10,10 +10,10 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::binaries::{PAUSE, Programs};
-use crate::cluster;
 use crate::config::PAUSE_IMAGE;
 use crate::objects::kubernetes_arch;
 use crate::progress::Progress;
+use crate::record;
 use crate::settings::Settings;
 use crate::shell;
 
@@ -111,7 +111,7 @@ fn import(settings: &Settings, file: &Path) -> Result<()> {
 /// # Errors
 /// When an archive cannot be read or containerd refuses it.
 pub fn load(settings: &Settings, files: &[PathBuf], progress: &Progress) -> Result<()> {
-    cluster::require(settings)?;
+    record::require(settings)?;
     for file in files {
         let file = std::path::absolute(file)?;
         let entries =

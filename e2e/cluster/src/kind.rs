@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 
 use crate::binaries::Programs;
-use crate::cluster::{RECORD, Record};
 use crate::progress::Progress;
+use crate::record::{RECORD, Record};
 use crate::settings::Settings;
 use crate::shell;
 

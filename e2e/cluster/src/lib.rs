@@ -18,6 +18,7 @@
 //!   with its data; when none is alive, everything is wiped and made anew.
 
 pub mod binaries;
+pub mod cidr;
 pub mod clash;
 pub mod cleanup;
 pub mod cluster;
@@ -25,6 +26,7 @@ pub mod component;
 pub mod config;
 pub mod health;
 pub mod images;
+pub mod iptables;
 pub mod kind;
 pub mod lock;
 pub mod network;
@@ -33,5 +35,6 @@ pub mod packages;
 pub mod pki;
 pub mod process;
 pub mod progress;
+pub mod record;
 pub mod settings;
 pub mod shell;

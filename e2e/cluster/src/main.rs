@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use flotilla_cluster::binaries::Programs;
-use flotilla_cluster::cluster::{self, Engine, Record};
+use flotilla_cluster::cluster;
 use flotilla_cluster::component::Component;
 use flotilla_cluster::progress::Progress;
+use flotilla_cluster::record::{Engine, Record};
 use flotilla_cluster::settings::Settings;
 use flotilla_cluster::{images, kind, process};
 
