@@ -84,7 +84,7 @@ pub struct LoadTestSpec {
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub stages: Vec<Stage>,
-    /// thresholds the result is judged by. Default: none, and then a run without a failed measurement has Passed.
+    /// thresholds the result is judged by. Default: none; then only failures are judged, see `failedPercent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thresholds: Option<Thresholds>,
     /// onInconclusive is what condition Succeeded says when there were too few samples to judge: Fail or Pass.
@@ -386,7 +386,9 @@ pub struct Thresholds {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600000))]
     pub p99_milliseconds: Option<i32>,
-    /// failedPercent of the requests that may fail at most, as a decimal string, for example `"1"` or `"0.5"`.
+    /// failedPercent of the requests that may fail at most, as a decimal string, for example `"1"` or `"0.5"`; `"0"`
+    /// allows none, `"100"` any. Default: a run whose failures are shown to be above 1 % has Failed, but none has to be
+    /// shown to be below.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,2}([.][0-9]{1,4})?|100)$')").message("thresholds.failedPercent must be a decimal string from \"0\" to \"100\", for example \"1\" or \"0.5\""))]
