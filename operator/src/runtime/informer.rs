@@ -20,6 +20,9 @@ use crate::metrics::Metrics;
 
 /// Length of one watch request, in seconds.
 const WATCH_SECONDS: u32 = 25;
+/// Objects per page of a list. All kinds are listed at once at the start, and a page is in memory as text and as
+/// untrimmed objects at the same time: with the usual 500 that moment would be the operator's peak for ever.
+const PAGE: u32 = 100;
 /// First pause after a failed list or watch.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause: an API server that is back is seen within this time.
@@ -69,7 +72,7 @@ impl Informer {
         let config = watcher::Config {
             label_selector: self.labels,
             field_selector: self.fields,
-            ..watcher::Config::default().timeout(WATCH_SECONDS)
+            ..watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE)
         };
         let stream = watcher(api, config);
         pin_mut!(stream);
@@ -79,7 +82,7 @@ impl Informer {
         while let Some(event) = stream.next().await {
             match event {
                 Ok(watcher::Event::Init) => relist = Relist::default(),
-                Ok(watcher::Event::InitApply(object)) => relist.add(opened(&kind, object)),
+                Ok(watcher::Event::InitApply(object)) => relist.add(&cache, opened(&kind, object)),
                 Ok(watcher::Event::InitDone) => {
                     debug!(kind, "listed");
                     self.metrics.relist(&kind);

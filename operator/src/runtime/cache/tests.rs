@@ -52,7 +52,8 @@ fn watched() -> (Cache<ConfigMap>, Arc<Mutex<Vec<String>>>) {
 
 fn relist(objects: Vec<Result<ConfigMap, Undecodable>>) -> Relist<ConfigMap> {
     let mut relist = Relist::default();
-    objects.into_iter().for_each(|object| relist.add(object));
+    let (cache, _) = watched();
+    objects.into_iter().for_each(|object| relist.add(&cache, object));
     relist
 }
 
@@ -104,6 +105,19 @@ fn look_ups_follow_changes() {
     cache.remove("", &map("x", 4, "q").metadata);
     assert!(cache.by_index("color", "q").is_empty() && cache.owned_by("q").is_empty());
     assert!(cache.by_index("unknown", "q").is_empty());
+}
+
+#[test]
+fn packed_objects_are_the_same_objects() {
+    let plain = Cache::filled([map("x", 1, "p"), map("y", 2, "q")]);
+    let packed = Cache::new(Watch::all().packed(), [String::new()]);
+    packed.upsert("", Ok(map("y", 2, "q")));
+    packed.upsert("", Ok(map("x", 1, "p")));
+    assert_eq!(packed.list(), plain.list());
+    assert_eq!(packed.owned_by("q"), plain.owned_by("q"));
+    assert_eq!(packed.get(&Key::new("a", "x")), plain.get(&Key::new("a", "x")));
+    packed.remove("", &map("x", 3, "p").metadata);
+    assert!(packed.owned_by("p").is_empty() && packed.len() == 1);
 }
 
 #[test]
