@@ -60,6 +60,7 @@ pub fn load_test(name: &str, pool: &str, per_second: &str, seconds: i32, workers
         "apiVersion": "flotilla.dev/v1alpha1", "kind": "LoadTest", "metadata": {"name": name},
         "spec": {
             "target": {"poolRef": {"name": pool}},
+            "protocol": "A2A",
             "workers": {"count": workers},
             "scenarios": [
                 {"name": "damaged-product", "weight": 4, "prompt": {"text": "My order {{order}} arrived damaged. What now?"}},

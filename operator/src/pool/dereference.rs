@@ -107,7 +107,8 @@ pub async fn dereference(
         .services
         .owned_by(&uid)
         .into_iter()
-        .filter(is_there)
+        // The gateway's Service is owned by every pool of the namespace, and is none of this pool's.
+        .filter(|service| service.labels().contains_key(names::POOL) && is_there(service))
         .collect();
     let snapshots = caches.config_maps.owned_by(&uid);
     let snapshots = snapshots
