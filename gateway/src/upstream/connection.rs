@@ -8,6 +8,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,6 +37,8 @@ pub struct Connection {
     sender: SendRequest<RequestBody>,
     /// `Some(unread)` after the end.
     end: watch::Receiver<Option<bool>>,
+    /// A request is out and its response has not begun.
+    waiting: Arc<AtomicBool>,
     reused: bool,
 }
 
@@ -45,10 +49,12 @@ impl Connection {
             .await
             .map_err(io::Error::other)?;
         let (report, end) = watch::channel(None);
-        tokio::spawn(drive(connection, report));
+        let waiting = Arc::new(AtomicBool::new(false));
+        tokio::spawn(drive(connection, report, waiting.clone()));
         Ok(Self {
             sender,
             end,
+            waiting,
             reused: false,
         })
     }
@@ -68,8 +74,12 @@ impl Connection {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Failure> {
         let reused = std::mem::replace(&mut self.reused, true);
+        self.waiting.store(true, Ordering::Relaxed);
         let mut error = match self.sender.try_send_request(request).await {
-            Ok(response) => return Ok(response),
+            Ok(response) => {
+                self.waiting.store(false, Ordering::Relaxed);
+                return Ok(response);
+            }
             Err(error) => error,
         };
         if let Some(request) = error.take_message() {
@@ -126,16 +136,17 @@ fn io_error(error: &hyper::Error) -> Option<&io::Error> {
     None
 }
 
+/// Drives the connection to its end. hyper tells whoever waits for a response of an error, and may then call the end of
+/// the connection itself a success: so it is the waiting that decides whether the socket is asked.
 async fn drive(
     mut connection: http1::Connection<TokioIo<Io>, RequestBody>,
     report: watch::Sender<Option<bool>>,
+    waiting: Arc<AtomicBool>,
 ) {
     let result = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
     let mut io = connection.into_parts().io.into_inner();
-    let unread = match &result {
-        Ok(()) => false,
-        Err(error) => is_refusal(error) || io.was_reset().await,
-    };
+    let refused = result.as_ref().is_err_and(is_refusal);
+    let unread = refused || (waiting.load(Ordering::Relaxed) && io.was_reset().await);
     report.send_replace(Some(unread));
     // A courtesy: the peer learns of the end also when this fails.
     let _ = io.shutdown().await;

@@ -192,7 +192,11 @@ async fn impatient() -> (SocketAddr, Arc<AtomicUsize>) {
                         return;
                     }
                     count.fetch_add(1, Ordering::SeqCst);
-                    if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
+                    if stream
+                        .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -213,8 +217,16 @@ async fn posts_race_with_closing_connections_and_each_is_worked_on_once() {
         tokio::spawn(async move {
             let mut client = Client::connect(to).await;
             for number in 0..REQUESTS {
-                let answer = client.send(request(Method::POST, "/pools/support/", "body")).await.unwrap();
-                assert_eq!(answer.status, StatusCode::OK, "request {number}: {}", answer.text());
+                let answer = client
+                    .send(request(Method::POST, "/pools/support/", "body"))
+                    .await
+                    .unwrap();
+                assert_eq!(
+                    answer.status,
+                    StatusCode::OK,
+                    "request {number}: {}",
+                    answer.text()
+                );
                 tokio::time::sleep(Duration::from_micros(u64::from(rand::random::<u16>() % 2000))).await;
             }
         })
