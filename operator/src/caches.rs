@@ -7,11 +7,12 @@
 use flotilla_crds::{AgentPool, LoadTest, ModelProvider, RolloutAction, names};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::core::PartialObjectMeta;
 use kube::{Resource, ResourceExt as _};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::runtime::{Cache, Manager, Watch};
 
@@ -91,14 +92,14 @@ impl Caches {
                     .index(BY_LOAD_TEST, by_label(names::LOAD_TEST))
                     .trim(trim_pod),
             ),
-            config_maps: manager.cache(Watch::all()),
+            config_maps: manager.cache(Watch::all().packed()),
         }
     }
 }
 
-/// Everything with our label.
-fn ours<K>() -> Watch<K> {
-    Watch::all().labels(format!("{}={}", names::MANAGED_BY, names::MANAGER))
+/// Everything with our label: thousands of objects, of which a visit reads a handful.
+fn ours<K: Serialize + DeserializeOwned>() -> Watch<K> {
+    Watch::all().labels(format!("{}={}", names::MANAGED_BY, names::MANAGER)).packed()
 }
 
 /// Index values: `<namespace>/<value of the label>`.
@@ -114,26 +115,11 @@ fn by_label<K: Resource>(label: &'static str) -> impl Fn(&K) -> Vec<String> + Se
     }
 }
 
-/// A pod is read for its labels, node, containers' names and images, and status; the rest of its spec is bulk.
+/// A pod is read for its metadata, its node and its status; the rest of its spec is bulk.
 fn trim_pod(pod: &mut Pod) {
-    let Some(spec) = &mut pod.spec else { return };
-    spec.volumes = None;
-    spec.affinity = None;
-    spec.tolerations = None;
-    spec.topology_spread_constraints = None;
-    for container in spec
-        .containers
-        .iter_mut()
-        .chain(spec.init_containers.iter_mut().flatten())
-    {
-        container.env = None;
-        container.env_from = None;
-        container.volume_mounts = None;
-        container.liveness_probe = None;
-        container.readiness_probe = None;
-        container.startup_probe = None;
-        container.args = None;
-        container.command = None;
+    if let Some(spec) = &mut pod.spec {
+        let node_name = spec.node_name.take();
+        *spec = PodSpec { node_name, ..PodSpec::default() };
     }
 }
 
