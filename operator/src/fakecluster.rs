@@ -91,7 +91,13 @@ impl Route {
             None => format!("/{version}/{plural}"),
         };
         let part = |at: usize| rest.get(at).map(|part| (*part).to_owned());
-        Self { collection, kind_path: format!("/{version}/{plural}"), namespace, name: part(1), subresource: part(2) }
+        Self {
+            collection,
+            kind_path: format!("/{version}/{plural}"),
+            namespace,
+            name: part(1),
+            subresource: part(2),
+        }
     }
 }
 
@@ -105,7 +111,12 @@ impl FakeCluster {
             let (store, changed, clock) = (Arc::clone(&for_api), sender.clone(), now.clone());
             async move { serve(&store, &changed, &clock, got) }
         });
-        Self { store, changed, clock, api }
+        Self {
+            store,
+            changed,
+            clock,
+            api,
+        }
     }
 
     /// A manager that talks to this server and always leads.
@@ -159,7 +170,12 @@ impl FakeCluster {
     pub(crate) fn paths(&self, namespace: &str) -> Vec<String> {
         let part = format!("/namespaces/{namespace}/");
         let store = self.store.lock();
-        store.objects.keys().filter(|path| path.contains(&part) && !path.contains("/events/")).cloned().collect()
+        store
+            .objects
+            .keys()
+            .filter(|path| path.contains(&part) && !path.contains("/events/"))
+            .cloned()
+            .collect()
     }
 
     /// The n-th write from now on (counted from 0) goes wrong.
@@ -181,14 +197,23 @@ impl FakeCluster {
     /// Requests but watches and events, since the first `skip`.
     pub(crate) fn requests(&self, skip: usize) -> Vec<String> {
         let all = self.api.got();
-        let counted = all.iter().skip(skip).filter(|got| !got.is_watch() && !got.path.contains("/events"));
-        counted.map(|got| format!("{} {}", got.method, got.path)).collect()
+        let counted = all
+            .iter()
+            .skip(skip)
+            .filter(|got| !got.is_watch() && !got.path.contains("/events"));
+        counted
+            .map(|got| format!("{} {}", got.method, got.path))
+            .collect()
     }
 
     /// How many objects of a kind (`/apis/batch/v1/jobs`) were ever made.
     pub(crate) fn made(&self, kind_path: &str) -> usize {
         let store = self.store.lock();
-        store.log.iter().filter(|(_, type_, _, kind)| *type_ == "ADDED" && kind == kind_path).count()
+        store
+            .log
+            .iter()
+            .filter(|(_, type_, _, kind)| *type_ == "ADDED" && kind == kind_path)
+            .count()
     }
 
     pub(crate) fn request_count(&self) -> usize {
@@ -261,22 +286,48 @@ impl FakeCluster {
 }
 
 fn selected(object: &Value, query: &str) -> bool {
-    let Some(selector) = query.split('&').find_map(|part| part.strip_prefix("labelSelector=")) else { return true };
-    let selector = selector.replace("%3D", "=").replace("%2F", "/").replace("%2C", ",");
+    let Some(selector) = query
+        .split('&')
+        .find_map(|part| part.strip_prefix("labelSelector="))
+    else {
+        return true;
+    };
+    let selector = selector
+        .replace("%3D", "=")
+        .replace("%2F", "/")
+        .replace("%2C", ",");
     selector.split(',').all(|term| match term.split_once('=') {
         Some((key, value)) => object["metadata"]["labels"][key] == value,
         None => true,
     })
 }
 
-fn watch_answer(store: Arc<Mutex<Store>>, changed: watch::Receiver<u64>, route: &Route, query: &str) -> Answer {
-    let parameter = |name: &str| query.split('&').find_map(|part| part.strip_prefix(&format!("{name}=")).map(str::to_owned));
-    let since: u64 = parameter("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
-    let seconds: u64 = parameter("timeoutSeconds").and_then(|text| text.parse().ok()).unwrap_or(25);
+fn watch_answer(
+    store: Arc<Mutex<Store>>,
+    changed: watch::Receiver<u64>,
+    route: &Route,
+    query: &str,
+) -> Answer {
+    let parameter = |name: &str| {
+        query
+            .split('&')
+            .find_map(|part| part.strip_prefix(&format!("{name}=")).map(str::to_owned))
+    };
+    let since: u64 = parameter("resourceVersion")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_default();
+    let seconds: u64 = parameter("timeoutSeconds")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(25);
     let (kind_path, namespace, query) = (route.kind_path.clone(), route.namespace.clone(), query.to_owned());
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let events = futures::stream::unfold((since, changed), move |(since, mut changed)| {
-        let (store, kind_path, namespace, query) = (Arc::clone(&store), kind_path.clone(), namespace.clone(), query.clone());
+        let (store, kind_path, namespace, query) = (
+            Arc::clone(&store),
+            kind_path.clone(),
+            namespace.clone(),
+            query.clone(),
+        );
         async move {
             loop {
                 let next = {
@@ -284,13 +335,18 @@ fn watch_answer(store: Arc<Mutex<Store>>, changed: watch::Receiver<u64>, route: 
                     let mut news = store.log.iter().filter(|(version, ..)| *version > since);
                     let ours = news.find(|(_, _, object, kind)| {
                         *kind == kind_path
-                            && namespace.as_ref().is_none_or(|namespace| object["metadata"]["namespace"] == **namespace)
+                            && namespace
+                                .as_ref()
+                                .is_none_or(|namespace| object["metadata"]["namespace"] == **namespace)
                             && selected(object, &query)
                     });
-                    ours.map(|(version, type_, object, _)| (*version, json!({"type": type_, "object": object}).to_string()))
+                    ours.map(|(version, type_, object, _)| {
+                        (*version, json!({"type": type_, "object": object}).to_string())
+                    })
                 };
                 if let Some((version, line)) = next {
-                    let frame: Result<Frame<Bytes>, BoxError> = Ok(Frame::data(Bytes::from(format!("{line}\n"))));
+                    let frame: Result<Frame<Bytes>, BoxError> =
+                        Ok(Frame::data(Bytes::from(format!("{line}\n"))));
                     return Some((frame, (version, changed)));
                 }
                 match tokio::time::timeout_at(deadline, changed.changed()).await {
@@ -300,7 +356,9 @@ fn watch_answer(store: Arc<Mutex<Store>>, changed: watch::Receiver<u64>, route: 
             }
         }
     });
-    Ok(Response::builder().status(200).body(StreamBody::new(events).boxed_unsync())?)
+    Ok(Response::builder()
+        .status(200)
+        .body(StreamBody::new(events).boxed_unsync())?)
 }
 
 impl Store {
@@ -313,9 +371,13 @@ impl Store {
             (&Method::GET, None) => {
                 let in_scope = |path: &str| {
                     let there = Route::parse(path);
-                    there.kind_path == route.kind_path && (route.namespace.is_none() || there.namespace == route.namespace)
+                    there.kind_path == route.kind_path
+                        && (route.namespace.is_none() || there.namespace == route.namespace)
                 };
-                let objects = self.objects.iter().filter(|(path, object)| in_scope(path) && selected(object, &got.query));
+                let objects = self
+                    .objects
+                    .iter()
+                    .filter(|(path, object)| in_scope(path) && selected(object, &got.query));
                 let items: Vec<Value> = objects.map(|(_, object)| object.clone()).collect();
                 let mut body = json!({"kind": "List", "apiVersion": "v1", "items": items});
                 body["metadata"] = json!({"resourceVersion": self.version.to_string()});
@@ -342,13 +404,18 @@ impl Store {
             }
             (&Method::PATCH, Some(_)) => self.patch(&path, route, got, now),
             (&Method::DELETE, Some(_)) => {
-                let Some(object) = self.objects.get(&path) else { return status(404, "NotFound", "not found") };
+                let Some(object) = self.objects.get(&path) else {
+                    return status(404, "NotFound", "not found");
+                };
                 let wanted = &got.body["preconditions"]["uid"];
                 if !wanted.is_null() && *wanted != object["metadata"]["uid"] {
                     return status(409, "Conflict", "uid differs");
                 }
                 self.delete(&path);
-                answer(200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}))
+                answer(
+                    200,
+                    &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}),
+                )
             }
             _ => status(405, "MethodNotAllowed", "not served here"),
         }
@@ -382,7 +449,11 @@ impl Store {
             }
             merge(&mut after, &body);
         }
-        let updated = if after == before { before } else { self.replace(path, after) };
+        let updated = if after == before {
+            before
+        } else {
+            self.replace(path, after)
+        };
         answer(200, &updated)
     }
 
@@ -399,7 +470,8 @@ impl Store {
             metadata["namespace"] = json!(namespace);
         }
         self.objects.insert(path.to_owned(), object.clone());
-        self.log.push((self.version, "ADDED", object.clone(), route.kind_path.clone()));
+        self.log
+            .push((self.version, "ADDED", object.clone(), route.kind_path.clone()));
         object
     }
 
@@ -407,26 +479,42 @@ impl Store {
         self.version += 1;
         let before = self.objects.get(path).cloned().unwrap_or_default();
         if before["spec"] != object["spec"] {
-            object["metadata"]["generation"] = json!(before["metadata"]["generation"].as_i64().unwrap_or_default() + 1);
+            object["metadata"]["generation"] =
+                json!(before["metadata"]["generation"].as_i64().unwrap_or_default() + 1);
         }
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.objects.insert(path.to_owned(), object.clone());
-        self.log.push((self.version, "MODIFIED", object.clone(), Route::parse(path).kind_path));
+        self.log.push((
+            self.version,
+            "MODIFIED",
+            object.clone(),
+            Route::parse(path).kind_path,
+        ));
         object
     }
 
     fn delete(&mut self, path: &str) {
-        let Some(mut object) = self.objects.remove(path) else { return };
+        let Some(mut object) = self.objects.remove(path) else {
+            return;
+        };
         self.version += 1;
         let uid = object["metadata"]["uid"].clone();
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.log.push((self.version, "DELETED", object, Route::parse(path).kind_path));
-        let alive: Vec<Value> = self.objects.values().map(|object| object["metadata"]["uid"].clone()).collect();
+        self.log
+            .push((self.version, "DELETED", object, Route::parse(path).kind_path));
+        let alive: Vec<Value> = self
+            .objects
+            .values()
+            .map(|object| object["metadata"]["uid"].clone())
+            .collect();
         let orphans: Vec<String> = self
             .objects
             .iter()
             .filter(|(_, object)| {
-                let owners = object["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+                let owners = object["metadata"]["ownerReferences"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
                 owners.iter().any(|owner| owner["uid"] == uid)
                     && owners.iter().all(|owner| !alive.contains(&owner["uid"]))
             })

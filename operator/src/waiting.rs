@@ -46,14 +46,20 @@ pub struct Trouble {
 /// What keeps a pod from running, if it is something that a person should know.
 pub fn pod_trouble(pod: &Pod) -> Option<Trouble> {
     let status = pod.status.as_ref()?;
-    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let containers = status
+        .init_container_statuses
+        .iter()
+        .chain(&status.container_statuses)
+        .flatten();
     let waiting = containers.filter_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
         let said = waiting.reason.as_deref().unwrap_or_default();
         let reason = match said {
-            "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" | "RegistryUnavailable" => {
-                "ImagePull"
-            }
+            "ImagePullBackOff"
+            | "ErrImagePull"
+            | "InvalidImageName"
+            | "ErrImageNeverPull"
+            | "RegistryUnavailable" => "ImagePull",
             "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => "ConfigError",
             "CrashLoopBackOff" => "CrashLoop",
             _ => return None,
@@ -73,8 +79,14 @@ pub fn pod_trouble(pod: &Pod) -> Option<Trouble> {
                 && condition.status == "False"
                 && condition.reason.as_deref() == Some("Unschedulable")
         })?;
-        let message = condition.message.clone().unwrap_or_else(|| "no node fits".to_owned());
-        Some(Trouble { reason: "Unschedulable", message })
+        let message = condition
+            .message
+            .clone()
+            .unwrap_or_else(|| "no node fits".to_owned());
+        Some(Trouble {
+            reason: "Unschedulable",
+            message,
+        })
     };
     waiting.into_iter().next().or_else(unschedulable)
 }
@@ -105,7 +117,10 @@ mod tests {
     fn waits_count_from_the_condition_and_stay_too_long() {
         let waiting = [written("Reconciling", "True", 100)];
         let idle = [written("Reconciling", "False", 100)];
-        let stalled = [written("Reconciling", "False", 900), written("Stalled", "True", 900)];
+        let stalled = [
+            written("Reconciling", "False", 900),
+            written("Stalled", "True", 900),
+        ];
         for (what, conditions, now, expected) in [
             ("never written", &[][..], 5000, Wait::Until(at(5600))),
             ("began", &waiting[..], 100, Wait::Until(at(700))),
@@ -120,24 +135,35 @@ mod tests {
 
     #[test]
     fn pods_say_why_they_do_not_run() {
-        let container = |waiting: Value| {
-            json!({"containerStatuses": [{"name": "c", "image": "x:1", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": waiting}}]})
-        };
+        let container = |waiting: Value| json!({"containerStatuses": [{"name": "c", "image": "x:1", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": waiting}}]});
         let unschedulable = json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]});
         for (status, expected) in [
             (container(json!({"reason": "ContainerCreating"})), None),
-            (container(json!({"reason": "ErrImagePull", "message": "not found"})), Some(("ImagePull", "image x:1: not found"))),
             (
-                container(json!({"reason": "CreateContainerConfigError", "message": "secret \"crm\" not found"})),
-                Some(("ConfigError", "CreateContainerConfigError: secret \"crm\" not found")),
+                container(json!({"reason": "ErrImagePull", "message": "not found"})),
+                Some(("ImagePull", "image x:1: not found")),
             ),
-            (container(json!({"reason": "CrashLoopBackOff"})), Some(("CrashLoop", "CrashLoopBackOff: no message"))),
+            (
+                container(
+                    json!({"reason": "CreateContainerConfigError", "message": "secret \"crm\" not found"}),
+                ),
+                Some((
+                    "ConfigError",
+                    "CreateContainerConfigError: secret \"crm\" not found",
+                )),
+            ),
+            (
+                container(json!({"reason": "CrashLoopBackOff"})),
+                Some(("CrashLoop", "CrashLoopBackOff: no message")),
+            ),
             (unschedulable, Some(("Unschedulable", "0/3 nodes"))),
             (json!({}), None),
         ] {
             let pod: Pod = serde_json::from_value(json!({"status": status})).unwrap();
             let found = pod_trouble(&pod);
-            let found = found.as_ref().map(|trouble| (trouble.reason, trouble.message.as_str()));
+            let found = found
+                .as_ref()
+                .map(|trouble| (trouble.reason, trouble.message.as_str()));
             assert_eq!(found, expected, "{status}");
         }
     }

@@ -26,7 +26,10 @@ pub struct Problem {
 
 impl Problem {
     fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self {
+            reason,
+            message: message.into(),
+        }
     }
 
     /// Only what a person has to mend; the rest mends itself and is not worth a condition.
@@ -70,14 +73,19 @@ impl GatewayHealth {
             before != problem
         };
         if changed {
-            self.listeners.read().iter().for_each(|listener| listener(namespace));
+            self.listeners
+                .read()
+                .iter()
+                .for_each(|listener| listener(namespace));
         }
     }
 }
 
 impl std::fmt::Debug for GatewayHealth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("GatewayHealth").field(&*self.problems.lock()).finish()
+        f.debug_tuple("GatewayHealth")
+            .field(&*self.problems.lock())
+            .finish()
     }
 }
 
@@ -87,28 +95,45 @@ pub fn problem_of<'a>(deployment: &Deployment, pods: impl Iterator<Item = &'a Po
     if build::is_settled(deployment) {
         return None;
     }
-    let mut pods: Vec<&Pod> = pods.filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
+    let mut pods: Vec<&Pod> = pods
+        .filter(|pod| pod.metadata.deletion_timestamp.is_none())
+        .collect();
     pods.sort_by_key(|pod| pod.metadata.name.clone());
     if let Some(problem) = pods.into_iter().find_map(pod_problem) {
         return Some(problem);
     }
-    let conditions = deployment.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let conditions = deployment
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
     let condition = |type_: &str, status: &str| {
-        conditions.iter().find(|condition| condition.type_ == type_ && condition.status == status)
+        conditions
+            .iter()
+            .find(|condition| condition.type_ == type_ && condition.status == status)
     };
     let said = |message: &Option<String>| message.clone().unwrap_or_else(|| "no message".to_owned());
     if let Some(failure) = condition("ReplicaFailure", "True") {
-        return Some(Problem::new("PodsRefused", format!("gateway pods are refused: {}", said(&failure.message))));
+        return Some(Problem::new(
+            "PodsRefused",
+            format!("gateway pods are refused: {}", said(&failure.message)),
+        ));
     }
     condition("Progressing", "False").map(|stuck| {
-        Problem::new("RolloutStuck", format!("the gateway's rollout has stopped: {}", said(&stuck.message)))
+        Problem::new(
+            "RolloutStuck",
+            format!("the gateway's rollout has stopped: {}", said(&stuck.message)),
+        )
     })
 }
 
 fn pod_problem(pod: &Pod) -> Option<Problem> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let trouble = crate::waiting::pod_trouble(pod)?;
-    Some(Problem::new(trouble.reason, format!("gateway pod {name}: {}", trouble.message)))
+    Some(Problem::new(
+        trouble.reason,
+        format!("gateway pod {name}: {}", trouble.message),
+    ))
 }
 
 #[cfg(test)]
@@ -130,7 +155,8 @@ mod tests {
 
     #[test]
     fn the_nearest_cause_is_named() {
-        let settled = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
+        let settled =
+            json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
         let refused = json!({"observedGeneration": 2, "conditions": [
             {"type": "Progressing", "status": "False", "message": "deadline exceeded"},
             {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: none"},
@@ -140,7 +166,12 @@ mod tests {
             "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}}]});
         for (what, status, pods, expected) in [
             ("whole", settled, vec![], None),
-            ("on its way", json!({"observedGeneration": 2}), vec![pod(json!({}))], None),
+            (
+                "on its way",
+                json!({"observedGeneration": 2}),
+                vec![pod(json!({}))],
+                None,
+            ),
             ("quota", refused.clone(), vec![], Some("PodsRefused")),
             ("no visible cause", stuck, vec![], Some("RolloutStuck")),
             ("image", refused, vec![pod(pulling)], Some("ImagePull")),

@@ -65,7 +65,12 @@ pub struct GatewayReconciler {
 }
 
 /// Makes the controller. `health` is where it reports what is wrong with each namespace's gateway.
-pub fn register(manager: &mut Manager, caches: &Caches, settings: Settings, health: GatewayHealth) -> Trigger {
+pub fn register(
+    manager: &mut Manager,
+    caches: &Caches,
+    settings: Settings,
+    health: GatewayHealth,
+) -> Trigger {
     let speaks = |caches: &Caches| {
         let caches = caches.clone();
         move |namespace: &str| speaker(&caches.pools.in_namespace(namespace)).map(|pool| key_of(&*pool))
@@ -95,7 +100,11 @@ pub fn register(manager: &mut Manager, caches: &Caches, settings: Settings, heal
 fn of_namespace<K: Resource>(
     speaker: impl Fn(&str) -> Option<Key> + Send + Sync + 'static,
 ) -> impl Fn(&K) -> Vec<Key> + Send + Sync + 'static {
-    move |object| speaker(object.meta().namespace.as_deref().unwrap_or_default()).into_iter().collect()
+    move |object| {
+        speaker(object.meta().namespace.as_deref().unwrap_or_default())
+            .into_iter()
+            .collect()
+    }
 }
 
 /// The gateway's own objects lead to the speaker of their namespace.
@@ -104,7 +113,11 @@ fn of_gateway<K: Resource>(
 ) -> impl Fn(&K) -> Vec<Key> + Send + Sync + 'static {
     let of_namespace = of_namespace(speaker);
     move |object| {
-        if object.meta().name.as_deref() == Some(names::GATEWAY) { of_namespace(object) } else { Vec::new() }
+        if object.meta().name.as_deref() == Some(names::GATEWAY) {
+            of_namespace(object)
+        } else {
+            Vec::new()
+        }
     }
 }
 
@@ -169,9 +182,17 @@ impl Reconciler for GatewayReconciler {
             let remembered = self.pending.lock().get(&namespace).cloned();
             let observed = plan::Observed {
                 deployment: deployment.as_deref(),
-                live_pools: &pools.iter().filter(|pool| is_live(&***pool)).map(|pool| uid_of(&**pool)).collect(),
+                live_pools: &pools
+                    .iter()
+                    .filter(|pool| is_live(&***pool))
+                    .map(|pool| uid_of(&**pool))
+                    .collect(),
                 awaited: plan::awaits_a_provider(&pools, &providers),
-                oldest_pool: pools.iter().filter_map(|pool| pool.creation_timestamp()).map(|time| time.0).min(),
+                oldest_pool: pools
+                    .iter()
+                    .filter_map(|pool| pool.creation_timestamp())
+                    .map(|time| time.0)
+                    .min(),
             };
             let mut turn = || {
                 let rolling = self.rolling_elsewhere(&namespace);
@@ -200,7 +221,9 @@ impl Reconciler for GatewayReconciler {
         };
         self.health.set(&namespace, problem);
         outcome?;
-        let unsettled = deployment.as_deref().is_none_or(|deployment| !build::is_settled(deployment));
+        let unsettled = deployment
+            .as_deref()
+            .is_none_or(|deployment| !build::is_settled(deployment));
         Ok(match (pause, unsettled) {
             (Some(pause), _) => Next::after(pause),
             (None, true) => Next::after(HEALTH_PAUSE),
@@ -226,12 +249,22 @@ impl GatewayReconciler {
         providers: &[Arc<ModelProvider>],
     ) -> Desired {
         let recorded = deployment.and_then(|deployment| deployment.metadata.owner_references.as_deref());
-        let pools: Vec<&AgentPool> = pools.iter().map(|pool| &**pool).filter(|pool| is_live(*pool)).collect();
+        let pools: Vec<&AgentPool> = pools
+            .iter()
+            .map(|pool| &**pool)
+            .filter(|pool| is_live(*pool))
+            .collect();
         let owners = plan::owners(recorded.unwrap_or_default(), &pools);
-        let providers: Vec<&ModelProvider> =
-            providers.iter().map(|provider| &**provider).filter(|provider| is_live(*provider)).collect();
+        let providers: Vec<&ModelProvider> = providers
+            .iter()
+            .map(|provider| &**provider)
+            .filter(|provider| is_live(*provider))
+            .collect();
         let credentials = build::credentials(&providers);
-        let shared = build::Shared { namespace, owners: &owners };
+        let shared = build::Shared {
+            namespace,
+            owners: &owners,
+        };
         Desired {
             deployment: build::deployment::build(&shared, &self.settings, &credentials),
             others: vec![
@@ -246,7 +279,9 @@ impl GatewayReconciler {
     /// Other namespaces whose gateway pods are being replaced at the moment.
     fn rolling_elsewhere(&self, namespace: &str) -> BTreeSet<String> {
         let deployments = self.caches.deployments.list();
-        let gateways = deployments.iter().filter(|deployment| build::is_gateway(&deployment.metadata));
+        let gateways = deployments
+            .iter()
+            .filter(|deployment| build::is_gateway(&deployment.metadata));
         gateways
             .filter(|deployment| build::is_rolling(deployment))
             .filter_map(|deployment| deployment.namespace())

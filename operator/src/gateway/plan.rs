@@ -85,14 +85,20 @@ pub fn decide(
     now: Timestamp,
 ) -> (Decision, Option<Pending>) {
     let Some(deployment) = observed.deployment else {
-        let waited = observed.oldest_pool.map_or(FIRST_WAIT, |created| now.duration_since(created));
+        let waited = observed
+            .oldest_pool
+            .map_or(FIRST_WAIT, |created| now.duration_since(created));
         return match left(FIRST_WAIT, waited) {
             Some(pause) if observed.awaited => (Decision::Rest(pause), None),
             _ => (Decision::ApplyAll, None),
         };
     };
     let owners = |object: &Deployment| -> BTreeSet<String> {
-        object.owner_references().iter().map(|owner| owner.uid.clone()).collect()
+        object
+            .owner_references()
+            .iter()
+            .map(|owner| owner.uid.clone())
+            .collect()
     };
     let (owned, wanted) = (owners(deployment), owners(&desired.deployment));
     // The collector is about to take it: its last recorded owner goes.
@@ -104,8 +110,16 @@ pub fn decide(
         let wish = format!("{:?} {wanted:?}", mark(&desired.deployment, CREDENTIALS_HASH));
         let pending = match pending {
             Some(pending) if pending.wish == wish => pending,
-            Some(pending) => Pending { wish, since: now, first: pending.first },
-            None => Pending { wish, since: now, first: now },
+            Some(pending) => Pending {
+                wish,
+                since: now,
+                first: pending.first,
+            },
+            None => Pending {
+                wish,
+                since: now,
+                first: now,
+            },
         };
         let rest = left(REST, now.duration_since(pending.since));
         let at_most = left(MAX_REST, now.duration_since(pending.first));
@@ -129,7 +143,10 @@ fn left(limit: SignedDuration, passed: SignedDuration) -> Option<Duration> {
 /// Whether a pool names a ModelProvider that is not there.
 pub fn awaits_a_provider(pools: &[Arc<AgentPool>], providers: &[Arc<ModelProvider>]) -> bool {
     let there: BTreeSet<String> = providers.iter().map(|provider| provider.name_any()).collect();
-    let mut named = pools.iter().flat_map(|pool| &pool.spec.agent.models).map(|model| &model.provider_ref.name);
+    let mut named = pools
+        .iter()
+        .flat_map(|pool| &pool.spec.agent.models)
+        .map(|model| &model.provider_ref.name);
     named.any(|name| !there.contains(name))
 }
 
@@ -139,7 +156,11 @@ pub fn owners(recorded: &[OwnerReference], live: &[&AgentPool]) -> Vec<OwnerRefe
     let is_recorded = |pool: &AgentPool| recorded.iter().any(|owner| owner.uid == uid_of(pool));
     let mut pools: Vec<&AgentPool> = live.to_vec();
     pools.sort_by_cached_key(|pool| {
-        (!is_recorded(pool), pool.creation_timestamp().map(|time| time.0), pool.name_any())
+        (
+            !is_recorded(pool),
+            pool.creation_timestamp().map(|time| time.0),
+            pool.name_any(),
+        )
     });
     let mut owners: Vec<OwnerReference> = pools.into_iter().take(MAX_OWNERS).map(reference).collect();
     owners.sort_by(|a, b| a.uid.cmp(&b.uid));
@@ -182,7 +203,10 @@ mod tests {
     }
 
     fn desired(template: &str, credentials: &str, owners: &[&str]) -> Desired {
-        Desired { deployment: deployment(template, credentials, owners), others: Vec::new() }
+        Desired {
+            deployment: deployment(template, credentials, owners),
+            others: Vec::new(),
+        }
     }
 
     fn pool(name: &str, created: i64) -> AgentPool {
@@ -201,31 +225,97 @@ mod tests {
     fn the_first_deployment_is_made_at_once_unless_a_provider_is_on_its_way() {
         let decide_first = |awaited, now| {
             let pools = live(&["a"]);
-            let observed = Observed { deployment: None, live_pools: &pools, awaited, oldest_pool: Some(at(10)) };
-            decide(&observed, &desired("t", "c", &["a"]), None, &mut || panic!("no turn is needed"), at(now)).0
+            let observed = Observed {
+                deployment: None,
+                live_pools: &pools,
+                awaited,
+                oldest_pool: Some(at(10)),
+            };
+            decide(
+                &observed,
+                &desired("t", "c", &["a"]),
+                None,
+                &mut || panic!("no turn is needed"),
+                at(now),
+            )
+            .0
         };
         assert_eq!(decide_first(false, 10), Decision::ApplyAll);
         assert_eq!(decide_first(true, 10), Decision::Rest(Duration::from_secs(2)));
         assert_eq!(decide_first(true, 12), Decision::ApplyAll);
-        assert_eq!(decide_first(true, 7), Decision::Rest(Duration::from_secs(2)), "a clock that is behind");
+        assert_eq!(
+            decide_first(true, 7),
+            Decision::Rest(Duration::from_secs(2)),
+            "a clock that is behind"
+        );
     }
 
     #[test]
     fn whose_change_it_is_decides_how_it_is_made() {
         for (what, there, turn, expected) in [
-            ("nothing differs", deployment("t", "c", &["a", "b"]), false, Decision::ApplyAll),
-            ("a pool has gone", deployment("t", "c", &["a", "b", "z"]), false, Decision::Rest(Duration::from_secs(3))),
-            ("a provider is new", deployment("t", "old", &["a", "b"]), false, Decision::Rest(Duration::from_secs(3))),
-            ("a pool is new", deployment("t", "c", &["a"]), false, Decision::Rest(Duration::from_secs(3))),
-            ("a pool is new and the others are gone", deployment("t", "c", &["z"]), false, Decision::ApplyAll),
-            ("the operator is new", deployment("old", "c", &["a", "b"]), false, Decision::WaitForTurn),
-            ("the operator is new and may", deployment("old", "c", &["a", "b"]), true, Decision::ApplyAll),
-            ("made by an operator without marks", Deployment::default(), false, Decision::ApplyAll),
+            (
+                "nothing differs",
+                deployment("t", "c", &["a", "b"]),
+                false,
+                Decision::ApplyAll,
+            ),
+            (
+                "a pool has gone",
+                deployment("t", "c", &["a", "b", "z"]),
+                false,
+                Decision::Rest(Duration::from_secs(3)),
+            ),
+            (
+                "a provider is new",
+                deployment("t", "old", &["a", "b"]),
+                false,
+                Decision::Rest(Duration::from_secs(3)),
+            ),
+            (
+                "a pool is new",
+                deployment("t", "c", &["a"]),
+                false,
+                Decision::Rest(Duration::from_secs(3)),
+            ),
+            (
+                "a pool is new and the others are gone",
+                deployment("t", "c", &["z"]),
+                false,
+                Decision::ApplyAll,
+            ),
+            (
+                "the operator is new",
+                deployment("old", "c", &["a", "b"]),
+                false,
+                Decision::WaitForTurn,
+            ),
+            (
+                "the operator is new and may",
+                deployment("old", "c", &["a", "b"]),
+                true,
+                Decision::ApplyAll,
+            ),
+            (
+                "made by an operator without marks",
+                Deployment::default(),
+                false,
+                Decision::ApplyAll,
+            ),
         ] {
             let pools = live(&["a", "b"]);
-            let observed =
-                Observed { deployment: Some(&there), live_pools: &pools, awaited: true, oldest_pool: None };
-            let (decision, _) = decide(&observed, &desired("t", "c", &["a", "b"]), None, &mut || turn, at(0));
+            let observed = Observed {
+                deployment: Some(&there),
+                live_pools: &pools,
+                awaited: true,
+                oldest_pool: None,
+            };
+            let (decision, _) = decide(
+                &observed,
+                &desired("t", "c", &["a", "b"]),
+                None,
+                &mut || turn,
+                at(0),
+            );
             assert_eq!(decision, expected, "{what}");
         }
     }
@@ -234,7 +324,12 @@ mod tests {
     fn wishes_rest_and_new_ones_cannot_put_it_off_for_ever() {
         let there = deployment("t", "0", &["a"]);
         let pools = live(&["a"]);
-        let observed = Observed { deployment: Some(&there), live_pools: &pools, awaited: false, oldest_pool: None };
+        let observed = Observed {
+            deployment: Some(&there),
+            live_pools: &pools,
+            awaited: false,
+            oldest_pool: None,
+        };
         let mut pending = None;
         let mut look = |credentials: i64, now: i64| {
             let wish = desired("t", &credentials.to_string(), &["a"]);
@@ -244,7 +339,11 @@ mod tests {
         };
         assert_eq!(look(1, 0), Decision::Rest(Duration::from_secs(3)));
         assert_eq!(look(1, 2), Decision::Rest(Duration::from_secs(1)));
-        assert_eq!(look(2, 2), Decision::Rest(Duration::from_secs(3)), "another wish rests anew");
+        assert_eq!(
+            look(2, 2),
+            Decision::Rest(Duration::from_secs(3)),
+            "another wish rests anew"
+        );
         assert_eq!(look(2, 5), Decision::ApplyAll);
         for second in (10..40).step_by(2) {
             let expected = Duration::from_secs(if second == 38 { 2 } else { 3 });
@@ -255,8 +354,10 @@ mod tests {
 
     #[test]
     fn a_pool_that_names_an_absent_provider_is_awaited() {
-        let provider: ModelProvider =
-            serde_json::from_value(json!({"metadata": {"name": "main"}, "spec": {"endpoint": "http://m/v1"}})).unwrap();
+        let provider: ModelProvider = serde_json::from_value(
+            json!({"metadata": {"name": "main"}, "spec": {"endpoint": "http://m/v1"}}),
+        )
+        .unwrap();
         let pools = [Arc::new(pool("a", 1))];
         assert!(awaits_a_provider(&pools, &[]));
         assert!(!awaits_a_provider(&pools, &[Arc::new(provider)]));
@@ -268,7 +369,12 @@ mod tests {
         let all: Vec<&AgentPool> = pools.iter().collect();
         let first = owners(&[], &all);
         assert_eq!(first.len(), MAX_OWNERS);
-        assert!(first.iter().all(|owner| owner.name != "p00" && owner.controller.is_none()), "the newest is left out");
+        assert!(
+            first
+                .iter()
+                .all(|owner| owner.name != "p00" && owner.controller.is_none()),
+            "the newest is left out"
+        );
         let without: Vec<&AgentPool> = pools.iter().filter(|pool| pool.name_any() != "p69").collect();
         let second = owners(&first, &without);
         let kept = first.iter().filter(|owner| second.contains(owner)).count();

@@ -14,7 +14,11 @@ fn operator_with(cluster: &FakeCluster, image: &str) -> (Running, GatewayHealth)
     let mut manager = cluster.manager();
     let caches = Caches::new(&mut manager);
     let health = GatewayHealth::default();
-    let settings = Settings { image: image.into(), replicas: 2, upgrade_parallelism: 2 };
+    let settings = Settings {
+        image: image.into(),
+        replicas: 2,
+        upgrade_parallelism: 2,
+    };
     register(&mut manager, &caches, settings, health.clone());
     (Running::start(manager), health)
 }
@@ -30,13 +34,19 @@ fn pool_path(namespace: &str, name: &str) -> String {
 fn put_pool(cluster: &FakeCluster, namespace: &str, name: &str) {
     let models = json!([{"name": "default", "providerRef": {"name": "main"}, "model": "m"}]);
     let spec = json!({"agent": {"image": "a", "models": models}});
-    cluster.put(&pool_path(namespace, name), json!({"metadata": {"name": name}, "spec": spec}));
+    cluster.put(
+        &pool_path(namespace, name),
+        json!({"metadata": {"name": name}, "spec": spec}),
+    );
 }
 
 fn put_provider(cluster: &FakeCluster, namespace: &str, name: &str) {
     let auth = json!({"type": "APIKey", "apiKey": {"secretKeyRef": {"name": "keys", "key": name}}});
     let path = format!("/apis/flotilla.dev/v1alpha1/namespaces/{namespace}/modelproviders/{name}");
-    cluster.put(&path, json!({"metadata": {"name": name}, "spec": {"endpoint": "https://m/v1", "auth": auth}}));
+    cluster.put(
+        &path,
+        json!({"metadata": {"name": name}, "spec": {"endpoint": "https://m/v1", "auth": auth}}),
+    );
 }
 
 /// Every pod of the newest template is there.
@@ -51,11 +61,22 @@ fn settle(cluster: &FakeCluster, namespace: &str) {
 
 fn volumes(cluster: &FakeCluster, namespace: &str) -> Vec<String> {
     let volumes = cluster.get(&deployment(namespace)).unwrap()["spec"]["template"]["spec"]["volumes"].clone();
-    volumes.as_array().into_iter().flatten().map(|volume| volume["name"].as_str().unwrap().to_owned()).collect()
+    volumes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|volume| volume["name"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 async fn exists(cluster: &FakeCluster, path: &str) {
-    eventually(path, MINUTE, || cluster.get(path).map(drop).ok_or_else(|| format!("{:?}", cluster.paths("shop")))).await;
+    eventually(path, MINUTE, || {
+        cluster
+            .get(path)
+            .map(drop)
+            .ok_or_else(|| format!("{:?}", cluster.paths("shop")))
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -78,7 +99,10 @@ async fn one_gateway_per_namespace_with_pools_and_silence() {
     settle(&cluster, "shop");
     put_provider(&cluster, "lab", "main");
     tokio::time::sleep(MINUTE).await;
-    assert!(cluster.get(&deployment("lab")).is_none(), "a provider alone needs no gateway");
+    assert!(
+        cluster.get(&deployment("lab")).is_none(),
+        "a provider alone needs no gateway"
+    );
     let skip = cluster.request_count();
     tokio::time::sleep(10 * MINUTE).await;
     assert_eq!(cluster.requests(skip), Vec::<String>::new());
@@ -98,7 +122,10 @@ async fn providers_applied_together_are_one_rollout() {
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(volumes(&cluster, "shop").len(), 11);
-    assert_eq!(cluster.get(&deployment("shop")).unwrap()["metadata"]["generation"], 2);
+    assert_eq!(
+        cluster.get(&deployment("shop")).unwrap()["metadata"]["generation"],
+        2
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,13 +151,20 @@ async fn the_gateway_goes_with_the_last_pool() {
     put_pool(&cluster, "shop", "b");
     eventually("both pools own it", MINUTE, || {
         let owners = cluster.get(&deployment("shop")).unwrap()["metadata"]["ownerReferences"].clone();
-        if owners.as_array().is_some_and(|owners| owners.len() == 2) { Ok(()) } else { Err(owners.to_string()) }
+        if owners.as_array().is_some_and(|owners| owners.len() == 2) {
+            Ok(())
+        } else {
+            Err(owners.to_string())
+        }
     })
     .await;
     cluster.delete(&pool_path("shop", "a"));
     tokio::time::sleep(MINUTE).await;
     let owners = cluster.get(&deployment("shop")).unwrap()["metadata"]["ownerReferences"].clone();
-    assert_eq!((owners[0]["name"].as_str(), owners.as_array().map(Vec::len)), (Some("b"), Some(1)));
+    assert_eq!(
+        (owners[0]["name"].as_str(), owners.as_array().map(Vec::len)),
+        (Some("b"), Some(1))
+    );
     cluster.delete(&pool_path("shop", "b"));
     tokio::time::sleep(MINUTE).await;
     let left = cluster.paths("shop");
@@ -144,11 +178,15 @@ async fn what_others_change_is_put_right() {
     put_provider(&cluster, "shop", "main");
     put_pool(&cluster, "shop", "support");
     exists(&cluster, &deployment("shop")).await;
-    cluster.update(&deployment("shop"), |object| object["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1"));
+    cluster.update(&deployment("shop"), |object| {
+        object["spec"]["template"]["spec"]["containers"][0]["image"] = json!("evil:1")
+    });
     cluster.delete("/api/v1/namespaces/shop/services/flotilla-gateway");
     exists(&cluster, "/api/v1/namespaces/shop/services/flotilla-gateway").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let image = cluster.get(&deployment("shop")).unwrap()["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+    let image =
+        cluster.get(&deployment("shop")).unwrap()["spec"]["template"]["spec"]["containers"][0]["image"]
+            .clone();
     assert_eq!(image, "gateway:1");
 }
 
@@ -156,7 +194,10 @@ async fn what_others_change_is_put_right() {
 async fn a_name_that_is_taken_is_told_and_left_alone_and_mended() {
     let cluster = FakeCluster::new();
     let (_operator, health) = operator_with(&cluster, "gateway:1");
-    cluster.put(&deployment("shop"), json!({"metadata": {"name": "flotilla-gateway"}, "spec": {"replicas": 7}}));
+    cluster.put(
+        &deployment("shop"),
+        json!({"metadata": {"name": "flotilla-gateway"}, "spec": {"replicas": 7}}),
+    );
     put_provider(&cluster, "shop", "main");
     put_pool(&cluster, "shop", "support");
     eventually("NameTaken", MINUTE, || match health.get("shop") {
@@ -168,7 +209,12 @@ async fn a_name_that_is_taken_is_told_and_left_alone_and_mended() {
     cluster.delete(&deployment("shop"));
     exists(&cluster, &deployment("shop")).await;
     settle(&cluster, "shop");
-    eventually("health", MINUTE, || health.get("shop").map_or(Ok(()), |problem| Err(format!("{problem:?}")))).await;
+    eventually("health", MINUTE, || {
+        health
+            .get("shop")
+            .map_or(Ok(()), |problem| Err(format!("{problem:?}")))
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,11 +244,15 @@ async fn an_upgrade_rolls_two_namespaces_at_a_time_and_a_stuck_one_blocks_nobody
     assert_eq!(new(), 3);
     // The second never gets its pods.
     cluster.update(&deployment(first[1]), |object| {
-        object["status"]["conditions"] = json!([{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]);
+        object["status"]["conditions"] =
+            json!([{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]);
     });
     for _ in 0..4 {
         tokio::time::sleep(MINUTE).await;
-        names.iter().filter(|namespace| is_new(namespace) && **namespace != first[1]).for_each(|namespace| settle(&cluster, namespace));
+        names
+            .iter()
+            .filter(|namespace| is_new(namespace) && **namespace != first[1])
+            .for_each(|namespace| settle(&cluster, namespace));
     }
     assert_eq!(new(), 5);
 }

@@ -26,13 +26,19 @@ pub struct Turns {
 impl Turns {
     /// At most `parallelism` namespaces at a time, and at least one.
     pub fn new(parallelism: usize) -> Self {
-        Self { parallelism: parallelism.max(1), granted: HashMap::new() }
+        Self {
+            parallelism: parallelism.max(1),
+            granted: HashMap::new(),
+        }
     }
 
     /// Whether `namespace` may roll now. `rolling` are the other namespaces that are seen to roll.
     pub fn take(&mut self, namespace: &str, rolling: &BTreeSet<String>, now: Timestamp) -> bool {
         self.granted.retain(|_, at| now.duration_since(*at) < GRACE);
-        let others = self.granted.keys().filter(|granted| *granted != namespace && !rolling.contains(*granted));
+        let others = self
+            .granted
+            .keys()
+            .filter(|granted| *granted != namespace && !rolling.contains(*granted));
         if rolling.len() + others.count() >= self.parallelism {
             return false;
         }
@@ -63,16 +69,28 @@ mod tests {
         let mut turns = Turns::new(2);
         assert!(turns.take("a", &rolling(&[]), at(0)));
         assert!(turns.take("b", &rolling(&[]), at(0)));
-        assert!(!turns.take("c", &rolling(&[]), at(1)), "both grants count although nothing is seen to roll yet");
-        assert!(!turns.take("c", &rolling(&["a", "b"]), at(2)), "a grant and its rollout count once");
-        assert!(turns.take("a", &rolling(&["b"]), at(2)), "whoever has a turn keeps it");
+        assert!(
+            !turns.take("c", &rolling(&[]), at(1)),
+            "both grants count although nothing is seen to roll yet"
+        );
+        assert!(
+            !turns.take("c", &rolling(&["a", "b"]), at(2)),
+            "a grant and its rollout count once"
+        );
+        assert!(
+            turns.take("a", &rolling(&["b"]), at(2)),
+            "whoever has a turn keeps it"
+        );
         assert!(turns.take("c", &rolling(&["b"]), at(20)));
     }
 
     #[test]
     fn a_namespace_that_goes_gives_its_turn_back() {
         let mut turns = Turns::new(0);
-        assert!(turns.take("a", &rolling(&[]), at(0)), "no parallelism is still one at a time");
+        assert!(
+            turns.take("a", &rolling(&[]), at(0)),
+            "no parallelism is still one at a time"
+        );
         assert!(!turns.take("b", &rolling(&[]), at(0)));
         turns.forget("a");
         assert!(turns.take("b", &rolling(&[]), at(0)));

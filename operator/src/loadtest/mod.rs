@@ -39,8 +39,8 @@ use serde_json::json;
 use crate::caches::{BY_LOAD_TEST, Caches, ConfigMapMeta};
 use crate::runtime::visit::DryRun;
 use crate::runtime::{
-    Action, Blame, Controller, Error, Failure, Key, Manager, Next, Note, Reconciler, StatusWrite, Trigger, Visit,
-    uid_of,
+    Action, Blame, Controller, Error, Failure, Key, Manager, Next, Note, Reconciler, StatusWrite, Trigger,
+    Visit, uid_of,
 };
 use crate::waiting::Trouble;
 use build::config_map;
@@ -87,7 +87,9 @@ pub fn register(manager: &mut Manager, caches: &Caches, settings: Settings) -> T
         move |namespace: &str, concerns: &dyn Fn(&LoadTest) -> bool| -> Vec<Key> {
             let tests = tests.in_namespace(namespace);
             let concerned = tests.iter().filter(|test| !is_judged(test) && concerns(test));
-            concerned.map(|test| Key::new(namespace, test.name_any())).collect()
+            concerned
+                .map(|test| Key::new(namespace, test.name_any()))
+                .collect()
         }
     };
     let (by_pool, by_config_map) = (unfinished(caches), unfinished(caches));
@@ -97,12 +99,18 @@ pub fn register(manager: &mut Manager, caches: &Caches, settings: Settings) -> T
         .owns(&caches.config_maps)
         .watches(&caches.pods, |pod: &Pod| {
             let test = pod.labels().get(names::LOAD_TEST);
-            test.map(|test| Key::new(pod.namespace().unwrap_or_default(), test)).into_iter().collect()
+            test.map(|test| Key::new(pod.namespace().unwrap_or_default(), test))
+                .into_iter()
+                .collect()
         })
         .watches(&caches.pools, move |pool: &AgentPool| {
             let name = pool.name_any();
             by_pool(&pool.namespace().unwrap_or_default(), &|test| {
-                test.spec.target.pool_ref.as_ref().is_some_and(|target| target.name == name)
+                test.spec
+                    .target
+                    .pool_ref
+                    .as_ref()
+                    .is_some_and(|target| target.name == name)
             })
         })
         .watches(&caches.config_maps, move |config_map: &ConfigMapMeta| {
@@ -113,15 +121,24 @@ pub fn register(manager: &mut Manager, caches: &Caches, settings: Settings) -> T
         })
         .register(
             manager,
-            LoadTestReconciler { caches: caches.clone(), settings, board: board.clone(), refusals: Mutex::default() },
+            LoadTestReconciler {
+                caches: caches.clone(),
+                settings,
+                board: board.clone(),
+                refusals: Mutex::default(),
+            },
         );
     let news = trigger.clone();
-    manager.leader_task("load test progress", move |_| progress::poll(board.clone(), news.clone()));
+    manager.leader_task("load test progress", move |_| {
+        progress::poll(board.clone(), news.clone())
+    });
     trigger
 }
 
 fn is_judged(test: &LoadTest) -> bool {
-    test.status.as_ref().is_some_and(|status| status.verdict.is_some())
+    test.status
+        .as_ref()
+        .is_some_and(|status| status.verdict.is_some())
 }
 
 /// Why a LoadTest could not be kept.
@@ -186,7 +203,9 @@ impl Reconciler for LoadTestReconciler {
             Err(error @ (Error::NameTaken { .. } | Error::Refused { .. })) if !is_judged(&test) => {
                 let say = Say::new(Mood::Waiting, error.category(), error.to_string());
                 let status = status::unfinished(&test, &say, visit.now());
-                visit.write_status(&*test, &status, StatusWrite::default()).await?;
+                visit
+                    .write_status(&*test, &status, StatusWrite::default())
+                    .await?;
                 Err(error.into())
             }
             result => Ok(result?),
@@ -205,17 +224,27 @@ impl LoadTestReconciler {
         let mut scene = self.observe(test, visit.key());
         let before = test.status.clone().unwrap_or_default();
         let job_workload = scene.job_view.as_ref().and_then(|job| job.workload.clone());
-        let record_workload = scene.record.as_ref().and_then(|record| record.annotations().get(build::WORKLOAD).cloned());
+        let record_workload = scene
+            .record
+            .as_ref()
+            .and_then(|record| record.annotations().get(build::WORKLOAD).cloned());
         let started = before.workload.is_some() || scene.job.is_some() || !scene.harvested.is_empty();
-        let workload = job_workload.or(before.workload.clone()).or(record_workload).unwrap_or_default();
+        let workload = job_workload
+            .or(before.workload.clone())
+            .or(record_workload)
+            .unwrap_or_default();
 
         if started && !is_judged(test) && !scene.fresh.is_empty() {
             let Some(record) = &scene.record else {
-                visit.execute(vec![Action::create(&config_map::result(test, &workload))]).await?;
+                visit
+                    .execute(vec![Action::create(&config_map::result(test, &workload))])
+                    .await?;
                 return Ok(Next::after(SOON));
             };
             let patch = config_map::harvest_patch(&scene.harvested, &scene.fresh);
-            visit.execute(vec![Action::patch_exactly(&**record, patch)]).await?;
+            visit
+                .execute(vec![Action::patch_exactly(&**record, patch)])
+                .await?;
             scene.harvested.extend(scene.fresh.keys());
         }
 
@@ -237,7 +266,11 @@ impl LoadTestReconciler {
         match step {
             Step::Finished => self.clean_up(test, &scene, visit).await,
             Step::Suspended => {
-                let say = Say::new(Mood::Idle, "Suspended", "suspend is true; set it to false to start the test");
+                let say = Say::new(
+                    Mood::Idle,
+                    "Suspended",
+                    "suspend is true; set it to false to start the test",
+                );
                 self.say(test, &say, visit).await?;
                 Ok(Next::on_change())
             }
@@ -245,20 +278,35 @@ impl LoadTestReconciler {
             Step::Watch => {
                 let deadline = state::next_deadline(&observed, now);
                 let pause = self.watch(test, &scene, &workload, visit).await?;
-                Ok(deadline.into_iter().chain(pause).min().map_or(Next::on_change(), Next::after))
+                Ok(deadline
+                    .into_iter()
+                    .chain(pause)
+                    .min()
+                    .map_or(Next::on_change(), Next::after))
             }
             Step::Halt => {
                 if let Some(job) = &scene.job {
-                    visit.execute(vec![Action::patch(&**job, json!({"spec": {"suspend": true}}))]).await?;
+                    visit
+                        .execute(vec![Action::patch(&**job, json!({"spec": {"suspend": true}}))])
+                        .await?;
                 }
-                self.say(test, &Say::new(Mood::Working, "Stopping", "the workers are told to stop"), visit).await?;
+                self.say(
+                    test,
+                    &Say::new(Mood::Working, "Stopping", "the workers are told to stop"),
+                    visit,
+                )
+                .await?;
                 Ok(Next::after(SOON))
             }
             Step::Harvest(pause) => {
                 let say = Say::new(
                     Mood::Working,
                     "Harvesting",
-                    format!("{} of {} workers' results are safe", scene.harvested.len(), test.spec.workers.count),
+                    format!(
+                        "{} of {} workers' results are safe",
+                        scene.harvested.len(),
+                        test.spec.workers.count
+                    ),
                 );
                 self.say(test, &say, visit).await?;
                 Ok(Next::after(pause))
@@ -278,25 +326,48 @@ impl LoadTestReconciler {
         let job = self.caches.jobs.get(&at(build::job_name(name)));
         let job = job.filter(|job| is_ours(&|| owners(job.owner_references())));
         let meta = |name: String| {
-            self.caches.config_maps.get(&at(name)).filter(|map| is_ours(&|| owners(map.owner_references())))
+            self.caches
+                .config_maps
+                .get(&at(name))
+                .filter(|map| is_ours(&|| owners(map.owner_references())))
         };
         let (record, plan) = (meta(build::result_name(name)), meta(build::plan_name(name)));
         let coordinator = self.caches.services.get(&at(build::coordinator_name(name)));
         let coordinator = coordinator.filter(|service| is_ours(&|| owners(service.owner_references())));
-        let pods = self.caches.pods.by_index(BY_LOAD_TEST, &format!("{namespace}/{name}"));
-        let pods: Vec<PodView> =
-            pods.iter().filter(|pod| observe::is_of(pod, &uid)).map(|pod| PodView::of(pod)).collect();
+        let pods = self
+            .caches
+            .pods
+            .by_index(BY_LOAD_TEST, &format!("{namespace}/{name}"));
+        let pods: Vec<PodView> = pods
+            .iter()
+            .filter(|pod| observe::is_of(pod, &uid))
+            .map(|pod| PodView::of(pod))
+            .collect();
 
-        let harvested = record.as_ref().map(|record| config_map::harvested(&record.metadata)).unwrap_or_default();
+        let harvested = record
+            .as_ref()
+            .map(|record| config_map::harvested(&record.metadata))
+            .unwrap_or_default();
         let workers = u32::try_from(test.spec.workers.count).unwrap_or_default();
         let fresh = pods.iter().filter_map(|pod| {
-            let index = pod.index.filter(|index| *index < workers && !harvested.contains(index))?;
+            let index = pod
+                .index
+                .filter(|index| *index < workers && !harvested.contains(index))?;
             let ended = pod.ended.as_ref().filter(|ended| ended.has_result())?;
             Some((index, ended.message.trim().to_owned()))
         });
         let fresh = fresh.collect();
         let job_view = job.as_deref().map(JobView::of);
-        Scene { job, job_view, pods, record, plan, coordinator, harvested, fresh }
+        Scene {
+            job,
+            job_view,
+            pods,
+            record,
+            plan,
+            coordinator,
+            harvested,
+            fresh,
+        }
     }
 
     // === before the start ===
@@ -362,31 +433,43 @@ impl LoadTestReconciler {
         let spoken = protocol.unwrap_or(flotilla_crds::load_test::LoadProtocol::HTTP);
         if let Some(reference) = &target.service_ref {
             // Services of others are not watched.
-            let service = visit.read::<Service>(&Key::new(namespace, &reference.name)).await?;
+            let service = visit
+                .read::<Service>(&Key::new(namespace, &reference.name))
+                .await?;
             return Ok(target::of_service(reference, namespace, service.as_ref(), spoken));
         }
         let url = target.url.clone().unwrap_or_default();
-        Ok(Ok(Target { url, protocol: target::protocol_of(spoken) }))
+        Ok(Ok(Target {
+            url,
+            protocol: target::protocol_of(spoken),
+        }))
     }
 
     /// The texts of prompts that ConfigMaps hold; what is not there is left out.
     async fn prompts(&self, test: &LoadTest, visit: &Visit) -> Result<Prompts, Error> {
         let namespace = &visit.key().namespace;
         let mut prompts = Prompts::new();
-        let names: BTreeSet<&str> = plan::references(&test.spec).map(|reference| reference.name.as_str()).collect();
+        let names: BTreeSet<&str> = plan::references(&test.spec)
+            .map(|reference| reference.name.as_str())
+            .collect();
         for name in names {
             let key = Key::new(namespace, name);
             if self.caches.config_maps.get(&key).is_none() {
                 continue;
             }
-            let data = visit.read::<ConfigMap>(&key).await?.and_then(|map| map.data).unwrap_or_default();
+            let data = visit
+                .read::<ConfigMap>(&key)
+                .await?
+                .and_then(|map| map.data)
+                .unwrap_or_default();
             prompts.extend(data.into_iter().map(|(key, text)| ((name.to_owned(), key), text)));
         }
         Ok(prompts)
     }
 
     async fn wait(&self, test: &LoadTest, wait: NotYet, visit: &Visit) -> Result<Next, Error> {
-        self.say(test, &Say::new(Mood::Waiting, wait.reason, wait.message), visit).await?;
+        self.say(test, &Say::new(Mood::Waiting, wait.reason, wait.message), visit)
+            .await?;
         // Pools and ConfigMaps are watched; other Services are not, and neither is the clock that makes it Stalled.
         Ok(Next::after(WAIT_PAUSE))
     }
@@ -395,7 +478,13 @@ impl LoadTestReconciler {
     async fn refuse(&self, test: &LoadTest, sentence: &str, visit: &Visit) -> Result<Next, Error> {
         let message = format!("{sentence}; a LoadTest cannot be changed, so create a new one");
         let say = Say::new(Mood::Failed, "InvalidSpec", &message);
-        let status = status::finished(test, &say, Verdict::Invalid, ("InvalidSpec", &message), visit.now());
+        let status = status::finished(
+            test,
+            &say,
+            Verdict::Invalid,
+            ("InvalidSpec", &message),
+            visit.now(),
+        );
         visit.write_status(test, &status, StatusWrite::urgent()).await?;
         visit.note(Note::warning("InvalidSpec", message));
         Ok(Next::on_change())
@@ -411,16 +500,24 @@ impl LoadTestReconciler {
         visit: &Visit,
     ) -> Result<Option<Duration>, Error> {
         let leader = scene.pods.iter().find(|pod| pod.index == Some(0) && pod.is_up());
-        self.board.follow(visit.key(), leader.and_then(|pod| pod.address.as_deref()));
+        self.board
+            .follow(visit.key(), leader.and_then(|pod| pod.address.as_deref()));
         let progress = self.board.newest(visit.key());
         let (refused, pause) = self.refusal(test, scene, visit).await?;
 
         let desired = test.spec.workers.count;
         let up = i32::try_from(scene.pods.iter().filter(|pod| pod.is_up()).count()).unwrap_or(i32::MAX);
-        let trouble = scene.pods.iter().find_map(|pod| pod.trouble.as_ref()).or(refused.as_ref());
+        let trouble = scene
+            .pods
+            .iter()
+            .find_map(|pod| pod.trouble.as_ref())
+            .or(refused.as_ref());
         let complaint = scene.pods.iter().find_map(PodView::complaint);
         let trouble = trouble.map(|trouble| trouble.message.clone()).or(complaint);
-        let start_known = test.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        let start_known = test
+            .status
+            .as_ref()
+            .is_some_and(|status| status.start_time.is_some());
         let say = status::running(up, desired, progress.as_ref(), start_known, trouble.as_deref());
 
         let mut status = status::unfinished(test, &say, visit.now());
@@ -429,7 +526,11 @@ impl LoadTestReconciler {
         if let Some(progress) = &progress {
             status = status::with_progress(status, progress);
         }
-        let how = StatusWrite { lazy: &["/progress"], lazy_every: PROGRESS_EVERY, ..StatusWrite::default() };
+        let how = StatusWrite {
+            lazy: &["/progress"],
+            lazy_every: PROGRESS_EVERY,
+            ..StatusWrite::default()
+        };
         visit.write_status(test, &status, how).await?;
         Ok(pause)
     }
@@ -442,7 +543,9 @@ impl LoadTestReconciler {
         scene: &Scene,
         visit: &Visit,
     ) -> Result<(Option<Trouble>, Option<Duration>), Error> {
-        let (Some(job), Some(view)) = (&scene.job, &scene.job_view) else { return Ok((None, None)) };
+        let (Some(job), Some(view)) = (&scene.job, &scene.job_view) else {
+            return Ok((None, None));
+        };
         if !scene.pods.is_empty() || !scene.harvested.is_empty() {
             self.refusals.lock().remove(visit.key());
             return Ok((None, None));
@@ -453,16 +556,26 @@ impl LoadTestReconciler {
         }
         let remembered = self.refusals.lock().get(key).cloned();
         if let Some((asked, answer)) = remembered
-            && now.duration_since(asked) < SignedDuration::try_from(REFUSAL_PAUSE).unwrap_or(SignedDuration::MAX)
+            && now.duration_since(asked)
+                < SignedDuration::try_from(REFUSAL_PAUSE).unwrap_or(SignedDuration::MAX)
         {
             return Ok((answer, Some(REFUSAL_PAUSE)));
         }
-        let Some(template) = job.spec.as_ref().map(|spec| spec.template.clone()) else { return Ok((None, None)) };
+        let Some(template) = job.spec.as_ref().map(|spec| spec.template.clone()) else {
+            return Ok((None, None));
+        };
         let answer = match visit.dry_run(&build::job::worker_pod(test, template)).await? {
             DryRun::Accepted => None,
             DryRun::Rejected { message, .. } => {
-                let reason = if message.contains("exceeded quota") { "QuotaExceeded" } else { "PodsRefused" };
-                Some(Trouble { reason, message: format!("worker pods are refused: {message}") })
+                let reason = if message.contains("exceeded quota") {
+                    "QuotaExceeded"
+                } else {
+                    "PodsRefused"
+                };
+                Some(Trouble {
+                    reason,
+                    message: format!("worker pods are refused: {message}"),
+                })
             }
         };
         self.refusals.lock().insert(key.clone(), (now, answer.clone()));
@@ -482,23 +595,37 @@ impl LoadTestReconciler {
         let Key { namespace, name } = visit.key();
         // Right after a change of the leader this replica's cache may not have the Job yet.
         if ending == Ending::JobDeleted && scene.job.is_none() {
-            let live = visit.read::<Job>(&Key::new(namespace, build::job_name(name))).await?;
-            if live.is_some_and(|job| job.owner_references().iter().any(|owner| owner.uid == uid_of(test))) {
+            let live = visit
+                .read::<Job>(&Key::new(namespace, build::job_name(name)))
+                .await?;
+            if live.is_some_and(|job| {
+                job.owner_references()
+                    .iter()
+                    .any(|owner| owner.uid == uid_of(test))
+            }) {
                 return Ok(Next::after(Duration::from_secs(1)));
             }
         }
         let Some(record) = &scene.record else {
-            visit.execute(vec![Action::create(&config_map::result(test, workload))]).await?;
+            visit
+                .execute(vec![Action::create(&config_map::result(test, workload))])
+                .await?;
             return Ok(Next::after(SOON));
         };
-        let stored = visit.read::<ConfigMap>(&Key::new(namespace, build::result_name(name))).await?;
+        let stored = visit
+            .read::<ConfigMap>(&Key::new(namespace, build::result_name(name)))
+            .await?;
         let mut messages = stored.as_ref().map(config_map::messages).unwrap_or_default();
         messages.extend(scene.fresh.clone());
         let price = test.spec.target.pool_ref.as_ref().and_then(|reference| {
             let pool = self.caches.pools.get(&Key::new(namespace, &reference.name))?;
             target::price(&pool, &self.caches.providers.in_namespace(namespace))
         });
-        let refused = self.refusals.lock().get(visit.key()).and_then(|(_, answer)| answer.clone());
+        let refused = self
+            .refusals
+            .lock()
+            .get(visit.key())
+            .and_then(|(_, answer)| answer.clone());
         let report = report::report(&Evidence {
             spec: &test.spec,
             workload,
@@ -510,11 +637,19 @@ impl LoadTestReconciler {
             price: price.as_ref(),
         });
         if !config_map::is_judged(&record.metadata) {
-            let patch = config_map::judged_patch(&format!("{:?}", report.verdict()), &report.result(&test.spec, workload));
-            visit.execute(vec![Action::patch_exactly(&**record, patch)]).await?;
+            let patch = config_map::judged_patch(
+                &format!("{:?}", report.verdict()),
+                &report.result(&test.spec, workload),
+            );
+            visit
+                .execute(vec![Action::patch_exactly(&**record, patch)])
+                .await?;
         }
 
-        let (reason, message) = (report.judgement.reason.as_str(), report.judgement.message.as_str());
+        let (reason, message) = (
+            report.judgement.reason.as_str(),
+            report.judgement.message.as_str(),
+        );
         let say = match ending {
             Ending::NotStarted => Say::new(Mood::Failed, reason, message),
             Ending::Stopped => Say::new(Mood::Done, "Stopped", message),
@@ -527,7 +662,9 @@ impl LoadTestReconciler {
             progress: Some(report.progress(&test.spec)),
             summary: report.summary(),
             thresholds: report.thresholds(),
-            result_ref: Some(LocalRef { name: build::result_name(name) }),
+            result_ref: Some(LocalRef {
+                name: build::result_name(name),
+            }),
             ..status::finished(test, &say, verdict, (reason, message), visit.now())
         };
         visit.write_status(test, &status, StatusWrite::urgent()).await?;
@@ -544,10 +681,17 @@ impl LoadTestReconciler {
         let job = scene.job.iter().map(|job| Action::delete(&**job));
         let plan = scene.plan.iter().map(|plan| Action::delete(&**plan));
         let coordinator = scene.coordinator.iter().map(|service| Action::delete(&**service));
-        visit.execute(job.chain(plan).chain(coordinator).collect()).await?;
+        visit
+            .execute(job.chain(plan).chain(coordinator).collect())
+            .await?;
 
-        visit.write_status(test, &status::still_finished(test), StatusWrite::default()).await?;
-        let completed = test.status.as_ref().and_then(|status| status.completion_time.as_ref());
+        visit
+            .write_status(test, &status::still_finished(test), StatusWrite::default())
+            .await?;
+        let completed = test
+            .status
+            .as_ref()
+            .and_then(|status| status.completion_time.as_ref());
         let (Some(seconds), Some(completed)) = (test.spec.ttl_seconds_after_finished, completed) else {
             return Ok(Next::on_change());
         };
@@ -564,7 +708,10 @@ impl LoadTestReconciler {
     /// Writes conditions, and nothing else that is new. A wait that has just become too long is worth an event.
     async fn say(&self, test: &LoadTest, say: &Say, visit: &Visit) -> Result<(), Error> {
         let status = status::unfinished(test, say, visit.now());
-        let ready = test.status.as_ref().and_then(|status| find(&status.conditions, "Ready"));
+        let ready = test
+            .status
+            .as_ref()
+            .and_then(|status| find(&status.conditions, "Ready"));
         if say.mood == Mood::Waiting && ready.is_none_or(|ready| ready.reason != say.reason) {
             visit.note(Note::warning("Waiting", say.message.clone()));
         }
@@ -575,8 +722,17 @@ impl LoadTestReconciler {
 
 fn started_note(plan: &LoadPlan) -> String {
     let count = plan.workers.count;
-    let workers = if count == 1 { "1 worker".to_owned() } else { format!("{count} workers") };
-    format!("{workers} will send {} requests in {} s to {}", plan.requests(), plan.seconds(), plan.target.url)
+    let workers = if count == 1 {
+        "1 worker".to_owned()
+    } else {
+        format!("{count} workers")
+    };
+    format!(
+        "{workers} will send {} requests in {} s to {}",
+        plan.requests(),
+        plan.seconds(),
+        plan.target.url
+    )
 }
 
 #[cfg(test)]

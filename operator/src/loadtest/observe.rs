@@ -40,9 +40,15 @@ impl JobView {
     /// Reads a Job.
     pub fn of(job: &Job) -> Self {
         let spec = job.spec.clone().unwrap_or_default();
-        let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let conditions = job
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_deref())
+            .unwrap_or_default();
         let condition = |types: &[&str]| {
-            conditions.iter().find(|condition| types.contains(&&*condition.type_) && condition.status == "True")
+            conditions
+                .iter()
+                .find(|condition| types.contains(&&*condition.type_) && condition.status == "True")
         };
         let over = condition(&["Complete", "Failed"]);
         let failure = condition(&["Failed", "FailureTarget"]).map(|condition| {
@@ -52,13 +58,20 @@ impl JobView {
                 _ => reason.to_owned(),
             }
         });
-        let created = job.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        let created = job
+            .creation_timestamp()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0);
         Self {
             created,
             active_deadline: SignedDuration::from_secs(spec.active_deadline_seconds.unwrap_or_default()),
             suspended: spec.suspend == Some(true),
             deleting: job.metadata.deletion_timestamp.is_some(),
-            ended: over.map(|condition| condition.last_transition_time.as_ref().map_or(created, |time| time.0)),
+            ended: over.map(|condition| {
+                condition
+                    .last_transition_time
+                    .as_ref()
+                    .map_or(created, |time| time.0)
+            }),
             ending: condition(&["FailureTarget", "SuccessCriteriaMet"]).is_some(),
             failure,
             workload: job.annotations().get(WORKLOAD).cloned(),
@@ -107,13 +120,19 @@ impl PodView {
     /// Reads a pod.
     pub fn of(pod: &Pod) -> Self {
         let status = pod.status.clone().unwrap_or_default();
-        let container = status.container_statuses.iter().flatten().find(|status| status.name == names::WORKER_CONTAINER);
+        let container = status
+            .container_statuses
+            .iter()
+            .flatten()
+            .find(|status| status.name == names::WORKER_CONTAINER);
         let state = container.and_then(|container| container.state.as_ref());
-        let terminated = state.and_then(|state| state.terminated.as_ref()).map(|terminated| Ended {
-            exit_code: terminated.exit_code,
-            reason: terminated.reason.clone().unwrap_or_default(),
-            message: terminated.message.clone().unwrap_or_default(),
-        });
+        let terminated = state
+            .and_then(|state| state.terminated.as_ref())
+            .map(|terminated| Ended {
+                exit_code: terminated.exit_code,
+                reason: terminated.reason.clone().unwrap_or_default(),
+                message: terminated.message.clone().unwrap_or_default(),
+            });
         // A pod whose node is gone ends in its phase alone.
         let is_over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         let by_phase = || Ended {
@@ -139,7 +158,8 @@ impl PodView {
 
     /// Whether it is being deleted and has not ended although it should have.
     pub fn is_given_up(&self, now: Timestamp) -> bool {
-        self.deletion.is_some_and(|deletion| now.duration_since(deletion) > GIVE_UP)
+        self.deletion
+            .is_some_and(|deletion| now.duration_since(deletion) > GIVE_UP)
     }
 
     /// Whether it may still leave a result.
@@ -150,8 +170,14 @@ impl PodView {
     /// What to say of a pod that ended without a result.
     pub fn complaint(&self) -> Option<String> {
         let ended = self.ended.as_ref().filter(|ended| !ended.has_result())?;
-        let worker = self.index.map_or_else(|| self.name.clone(), |index| format!("worker {index}"));
-        let code = if ended.exit_code < 0 { String::new() } else { format!(" with exit code {}", ended.exit_code) };
+        let worker = self
+            .index
+            .map_or_else(|| self.name.clone(), |index| format!("worker {index}"));
+        let code = if ended.exit_code < 0 {
+            String::new()
+        } else {
+            format!(" with exit code {}", ended.exit_code)
+        };
         let why = match (ended.reason.as_str(), ended.message.trim()) {
             ("" | "Error" | "Completed", "") => String::new(),
             ("" | "Error" | "Completed", message) => format!(": {message}"),
@@ -164,7 +190,9 @@ impl PodView {
 
 /// Whether a pod was made for this very LoadTest, and not for an earlier one of its name.
 pub fn is_of(pod: &Pod, load_test_uid: &str) -> bool {
-    pod.annotations().get(LOAD_TEST_UID).is_some_and(|uid| uid == load_test_uid)
+    pod.annotations()
+        .get(LOAD_TEST_UID)
+        .is_some_and(|uid| uid == load_test_uid)
 }
 
 #[cfg(test)]
@@ -206,8 +234,16 @@ pub(super) mod tests {
 
     /// A pod that ended without a message.
     pub fn ended(index: u32, exit_code: i32) -> PodView {
-        let ended = Ended { exit_code, reason: "Error".into(), message: String::new() };
-        PodView { up: false, ended: Some(ended), ..pod(index) }
+        let ended = Ended {
+            exit_code,
+            reason: "Error".into(),
+            message: String::new(),
+        };
+        PodView {
+            up: false,
+            ended: Some(ended),
+            ..pod(index)
+        }
     }
 
     fn view(status: Value) -> PodView {
@@ -226,20 +262,43 @@ pub(super) mod tests {
     fn pods() {
         let running = view(container(json!({"running": {}})));
         assert!(running.is_up() && running.is_running(at(0)) && running.index == Some(3));
-        let done = view(container(json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})));
+        let done = view(container(
+            json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+        ));
         assert!(!done.is_running(at(0)));
-        assert_eq!(done.complaint().unwrap(), "worker 3 ended with exit code 137 without a result (OOMKilled)");
-        let refused = view(container(json!({"terminated": {"exitCode": 64, "reason": "Error", "message": "the plan is not valid: x"}})));
-        assert_eq!(refused.complaint().unwrap(), "worker 3 ended with exit code 64 without a result: the plan is not valid: x");
+        assert_eq!(
+            done.complaint().unwrap(),
+            "worker 3 ended with exit code 137 without a result (OOMKilled)"
+        );
+        let refused = view(container(
+            json!({"terminated": {"exitCode": 64, "reason": "Error", "message": "the plan is not valid: x"}}),
+        ));
+        assert_eq!(
+            refused.complaint().unwrap(),
+            "worker 3 ended with exit code 64 without a result: the plan is not valid: x"
+        );
         let evicted = view(json!({"phase": "Failed", "reason": "Evicted", "message": "node low on memory"}));
-        assert_eq!(evicted.complaint().unwrap(), "worker 3 ended without a result (Evicted): node low on memory");
-        assert_eq!(view(container(json!({"waiting": {"reason": "ContainerCreating"}}))).complaint(), None);
+        assert_eq!(
+            evicted.complaint().unwrap(),
+            "worker 3 ended without a result (Evicted): node low on memory"
+        );
+        assert_eq!(
+            view(container(json!({"waiting": {"reason": "ContainerCreating"}}))).complaint(),
+            None
+        );
     }
 
     #[test]
     fn results_are_no_complaints() {
-        let message = WorkerResult { index: 3, workers: 4, ..WorkerResult::default() }.to_message();
-        let pod = view(container(json!({"terminated": {"exitCode": 0, "message": message}})));
+        let message = WorkerResult {
+            index: 3,
+            workers: 4,
+            ..WorkerResult::default()
+        }
+        .to_message();
+        let pod = view(container(
+            json!({"terminated": {"exitCode": 0, "message": message}}),
+        ));
         assert!(pod.ended.as_ref().unwrap().has_result());
         assert_eq!(pod.complaint(), None);
     }
@@ -262,14 +321,19 @@ pub(super) mod tests {
             .unwrap()
         };
         let running = JobView::of(&object(json!([])));
-        assert_eq!((running.ended, running.ending, running.created), (None, false, at(5)));
+        assert_eq!(
+            (running.ended, running.ending, running.created),
+            (None, false, at(5))
+        );
         assert_eq!(running.active_deadline, SignedDuration::from_secs(60));
         let failing = JobView::of(&object(json!([
             {"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded", "message": "too slow"},
         ])));
         assert!(failing.ending && failing.ended.is_none());
         assert_eq!(failing.failure.as_deref(), Some("DeadlineExceeded: too slow"));
-        let complete = JobView::of(&object(json!([{"type": "Complete", "status": "True", "lastTransitionTime": at(9)}])));
+        let complete = JobView::of(&object(
+            json!([{"type": "Complete", "status": "True", "lastTransitionTime": at(9)}]),
+        ));
         assert_eq!((complete.ended, complete.failure), (Some(at(9)), None));
     }
 }

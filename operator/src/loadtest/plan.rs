@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use flotilla_core::load::plan::{
-    Arrival, Arrivals, Batch, ConstantRate, LoadPlan, Method, Requests, Scenario, Stage, Target as PlanTarget, Warmup,
-    Workers,
+    Arrival, Arrivals, Batch, ConstantRate, LoadPlan, Method, Requests, Scenario, Stage,
+    Target as PlanTarget, Warmup, Workers,
 };
 use flotilla_core::load::template::Template;
 use flotilla_core::load::verdict::{CustomThreshold, Metric, Stat, Thresholds};
@@ -28,19 +28,38 @@ pub enum PlanError {
 
 /// The ConfigMap keys that a LoadTest's scenarios name.
 pub fn references(spec: &LoadTestSpec) -> impl Iterator<Item = &ConfigMapKeyRef> {
-    spec.scenarios.iter().filter_map(|scenario| scenario.prompt.config_map_key_ref.as_ref())
+    spec.scenarios
+        .iter()
+        .filter_map(|scenario| scenario.prompt.config_map_key_ref.as_ref())
 }
 
 /// The plan.
 ///
 /// # Errors
 /// [`PlanError`], with everything that is wrong in one sentence or more.
-pub fn build(name: &str, spec: &LoadTestSpec, target: &Target, prompts: &Prompts) -> Result<LoadPlan, PlanError> {
+pub fn build(
+    name: &str,
+    spec: &LoadTestSpec,
+    target: &Target,
+    prompts: &Prompts,
+) -> Result<LoadPlan, PlanError> {
     let impossible = PlanError::Impossible;
-    let scenarios = spec.scenarios.iter().map(|scenario| scenario_of(scenario, prompts));
+    let scenarios = spec
+        .scenarios
+        .iter()
+        .map(|scenario| scenario_of(scenario, prompts));
     let scenarios = scenarios.collect::<Result<Vec<_>, _>>()?;
-    let stages = spec.stages.iter().map(stage_of).collect::<Result<Vec<_>, _>>().map_err(impossible)?;
-    let api::Workers { count, min_coverage_percent, start_deadline_seconds } = spec.workers;
+    let stages = spec
+        .stages
+        .iter()
+        .map(stage_of)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(impossible)?;
+    let api::Workers {
+        count,
+        min_coverage_percent,
+        start_deadline_seconds,
+    } = spec.workers;
     let plan = LoadPlan {
         name: name.to_owned(),
         seed: u64::try_from(spec.seed).unwrap_or_default(),
@@ -49,14 +68,21 @@ pub fn build(name: &str, spec: &LoadTestSpec, target: &Target, prompts: &Prompts
             min_coverage_percent: number(min_coverage_percent),
             start_deadline_seconds: number(start_deadline_seconds),
         },
-        target: PlanTarget { url: target.url.clone(), protocol: target.protocol },
+        target: PlanTarget {
+            url: target.url.clone(),
+            protocol: target.protocol,
+        },
         requests: requests_of(&spec.requests),
         scenarios,
-        warmup: Warmup { requests: spec.warmup.as_ref().map_or(0, |warmup| number(warmup.requests)) },
+        warmup: Warmup {
+            requests: spec.warmup.as_ref().map_or(0, |warmup| number(warmup.requests)),
+        },
         stages,
     };
     plan.validate().map_err(|errors| impossible(errors.to_string()))?;
-    thresholds(spec).validate().map_err(|errors| impossible(errors.join("; ")))?;
+    thresholds(spec)
+        .validate()
+        .map_err(|errors| impossible(errors.join("; ")))?;
     Ok(plan)
 }
 
@@ -74,7 +100,9 @@ pub fn seconds(spec: &LoadTestSpec) -> u64 {
 
 /// What a LoadTest is judged by.
 pub fn thresholds(spec: &LoadTestSpec) -> Thresholds {
-    let Some(thresholds) = &spec.thresholds else { return Thresholds::default() };
+    let Some(thresholds) = &spec.thresholds else {
+        return Thresholds::default();
+    };
     let api::Thresholds {
         p50_milliseconds,
         p90_milliseconds,
@@ -97,7 +125,12 @@ pub fn thresholds(spec: &LoadTestSpec) -> Thresholds {
 }
 
 fn custom_of(threshold: &api::CustomThreshold) -> CustomThreshold {
-    let api::CustomThreshold { name, metric, stat, max_milliseconds } = threshold;
+    let api::CustomThreshold {
+        name,
+        metric,
+        stat,
+        max_milliseconds,
+    } = threshold;
     CustomThreshold {
         name: name.clone(),
         metric: match metric {
@@ -116,7 +149,15 @@ fn custom_of(threshold: &api::CustomThreshold) -> CustomThreshold {
 }
 
 fn requests_of(requests: &api::Requests) -> Requests {
-    let api::Requests { timeout_milliseconds, max_attempts, stream, model, method, path, content_type } = requests;
+    let api::Requests {
+        timeout_milliseconds,
+        max_attempts,
+        stream,
+        model,
+        method,
+        path,
+        content_type,
+    } = requests;
     let defaults = Requests::default();
     Requests {
         timeout_milliseconds: u64::from(number(*timeout_milliseconds)),
@@ -139,28 +180,52 @@ fn scenario_of(scenario: &api::Scenario, prompts: &Prompts) -> Result<Scenario, 
         (Some(text), _) => text.clone(),
         (None, Some(ConfigMapKeyRef { name, key })) => {
             let wait = |message: String| PlanError::NotYet(NotYet::reference(message));
-            let text = prompts
-                .get(&(name.clone(), key.clone()))
-                .ok_or_else(|| wait(format!("ConfigMap {name} with key {key} does not exist in this namespace; create it")))?;
+            let text = prompts.get(&(name.clone(), key.clone())).ok_or_else(|| {
+                wait(format!(
+                    "ConfigMap {name} with key {key} does not exist in this namespace; create it"
+                ))
+            })?;
             if text.is_empty() {
-                return Err(wait(format!("key {key} of ConfigMap {name} is empty; write the prompt into it")));
+                return Err(wait(format!(
+                    "key {key} of ConfigMap {name} is empty; write the prompt into it"
+                )));
             }
-            Template::parse(text)
-                .map_err(|sentence| wait(format!("key {key} of ConfigMap {name} is no usable prompt: {sentence}")))?;
+            Template::parse(text).map_err(|sentence| {
+                wait(format!(
+                    "key {key} of ConfigMap {name} is no usable prompt: {sentence}"
+                ))
+            })?;
             text.clone()
         }
-        (None, None) => return Err(PlanError::Impossible(format!("scenarios[{name}].prompt: write text or configMapKeyRef"))),
+        (None, None) => {
+            return Err(PlanError::Impossible(format!(
+                "scenarios[{name}].prompt: write text or configMapKeyRef"
+            )));
+        }
     };
-    Ok(Scenario { name: name.clone(), weight: number(*weight), prompt: text })
+    Ok(Scenario {
+        name: name.clone(),
+        weight: number(*weight),
+        prompt: text,
+    })
 }
 
 fn stage_of(stage: &api::Stage) -> Result<Stage, String> {
-    let api::Stage { name, type_, constant_rate, batch } = stage;
+    let api::Stage {
+        name,
+        type_,
+        constant_rate,
+        batch,
+    } = stage;
     let missing = |member: &str| format!("stages[{name}]: its member {member} is missing; add it");
     let arrivals = match type_ {
         api::StageType::ConstantRate => {
-            let api::ConstantRate { per_second, seconds, arrival, max_in_flight } =
-                constant_rate.as_ref().ok_or_else(|| missing("constantRate"))?;
+            let api::ConstantRate {
+                per_second,
+                seconds,
+                arrival,
+                max_in_flight,
+            } = constant_rate.as_ref().ok_or_else(|| missing("constantRate"))?;
             Arrivals::ConstantRate {
                 constant_rate: ConstantRate {
                     per_second: per_second.clone(),
@@ -174,7 +239,11 @@ fn stage_of(stage: &api::Stage) -> Result<Stage, String> {
             }
         }
         api::StageType::Batch => {
-            let api::Batch { size, delay_seconds, requests } = batch.as_ref().ok_or_else(|| missing("batch"))?;
+            let api::Batch {
+                size,
+                delay_seconds,
+                requests,
+            } = batch.as_ref().ok_or_else(|| missing("batch"))?;
             Arrivals::Batch {
                 batch: Batch {
                     size: number(*size),
@@ -184,7 +253,10 @@ fn stage_of(stage: &api::Stage) -> Result<Stage, String> {
             }
         }
     };
-    Ok(Stage { name: name.clone(), arrivals })
+    Ok(Stage {
+        name: name.clone(),
+        arrivals,
+    })
 }
 
 /// The API has no unsigned numbers; what the schema lets through is none below zero.
@@ -225,7 +297,10 @@ mod tests {
     }
 
     fn target() -> Target {
-        Target { url: "http://support.shop.svc".into(), protocol: Protocol::A2A }
+        Target {
+            url: "http://support.shop.svc".into(),
+            protocol: Protocol::A2A,
+        }
     }
 
     fn prompts(text: &str) -> Prompts {
@@ -234,7 +309,13 @@ mod tests {
 
     #[test]
     fn everything_reaches_the_plan() {
-        let plan = build("steady", &spec(json!({})), &target(), &prompts("My {{product}} broke.")).unwrap();
+        let plan = build(
+            "steady",
+            &spec(json!({})),
+            &target(),
+            &prompts("My {{product}} broke."),
+        )
+        .unwrap();
         let expected = json!({
             "name": "steady",
             "seed": 7,
@@ -252,7 +333,10 @@ mod tests {
             ],
         });
         assert_eq!(serde_json::to_value(&plan).unwrap(), expected);
-        assert_eq!((planned(&spec(json!({}))), seconds(&spec(json!({})))), (plan.requests(), plan.seconds()));
+        assert_eq!(
+            (planned(&spec(json!({}))), seconds(&spec(json!({})))),
+            (plan.requests(), plan.seconds())
+        );
     }
 
     #[test]
@@ -265,8 +349,15 @@ mod tests {
         assert!(wait(prompts("")).contains("is empty"));
         assert!(wait(prompts("{{ordr}}")).contains("is no usable prompt"));
         let scenarios = json!([{"name": "b", "prompt": {"text": "{{ordr}}"}}]);
-        match build("t", &spec(json!({"scenarios": scenarios})), &target(), &Prompts::new()) {
-            Err(PlanError::Impossible(sentence)) => assert!(sentence.contains("scenarios[b].prompt"), "{sentence}"),
+        match build(
+            "t",
+            &spec(json!({"scenarios": scenarios})),
+            &target(),
+            &Prompts::new(),
+        ) {
+            Err(PlanError::Impossible(sentence)) => {
+                assert!(sentence.contains("scenarios[b].prompt"), "{sentence}")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -274,16 +365,30 @@ mod tests {
     #[test]
     fn thresholds_are_taken_over() {
         let thresholds = thresholds(&spec(json!({})));
-        assert_eq!((thresholds.p95_milliseconds, thresholds.p50_milliseconds), (Some(4000), None));
-        assert_eq!((thresholds.failed_percent.as_deref(), thresholds.confidence_percent), (Some("1"), 95));
+        assert_eq!(
+            (thresholds.p95_milliseconds, thresholds.p50_milliseconds),
+            (Some(4000), None)
+        );
+        assert_eq!(
+            (
+                thresholds.failed_percent.as_deref(),
+                thresholds.confidence_percent
+            ),
+            (Some("1"), 95)
+        );
         let custom = &thresholds.custom[0];
-        assert_eq!((custom.metric, custom.stat, custom.max_milliseconds), (Metric::InterTokenGap, Stat::P99, 200));
+        assert_eq!(
+            (custom.metric, custom.stat, custom.max_milliseconds),
+            (Metric::InterTokenGap, Stat::P99, 200)
+        );
     }
 
     #[test]
     fn references_are_those_of_the_scenarios() {
         let spec = spec(json!({}));
-        let names: Vec<_> = references(&spec).map(|reference| reference.name.as_str()).collect();
+        let names: Vec<_> = references(&spec)
+            .map(|reference| reference.name.as_str())
+            .collect();
         assert_eq!(names, ["cases"]);
     }
 }

@@ -48,7 +48,13 @@ impl Board {
             None => drop(entries.remove(test)),
             Some(address) if entries.get(test).is_some_and(|entry| entry.address == address) => {}
             Some(address) => {
-                entries.insert(test.clone(), Entry { address: address.to_owned(), newest: None });
+                entries.insert(
+                    test.clone(),
+                    Entry {
+                        address: address.to_owned(),
+                        newest: None,
+                    },
+                );
             }
         }
     }
@@ -59,14 +65,20 @@ impl Board {
     }
 
     fn addresses(&self) -> Vec<(Key, String)> {
-        self.0.lock().iter().map(|(key, entry)| (key.clone(), entry.address.clone())).collect()
+        self.0
+            .lock()
+            .iter()
+            .map(|(key, entry)| (key.clone(), entry.address.clone()))
+            .collect()
     }
 
     /// Takes an answer; whether it says anything new.
     fn take(&self, test: &Key, address: &str, progress: Progress) -> bool {
         let mut entries = self.0.lock();
         // The test may have ended, or worker 0 been replaced, while it was asked.
-        let Some(entry) = entries.get_mut(test).filter(|entry| entry.address == address) else { return false };
+        let Some(entry) = entries.get_mut(test).filter(|entry| entry.address == address) else {
+            return false;
+        };
         if entry.newest.as_ref() == Some(&progress) {
             return false;
         }
@@ -104,12 +116,17 @@ pub async fn poll(board: Board, trigger: Trigger) {
 }
 
 async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, address: &str) -> Result<Progress, String> {
-    let uri = progress_uri(address).parse().map_err(|error| format!("{error}"))?;
+    let uri = progress_uri(address)
+        .parse()
+        .map_err(|error| format!("{error}"))?;
     let answer = client.get(uri).await.map_err(|error| format!("{error}"))?;
     if !answer.status().is_success() {
         return Err(format!("status {}", answer.status()));
     }
-    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| format!("{error}"))?;
+    let body = Limited::new(answer.into_body(), MAX_ANSWER)
+        .collect()
+        .await
+        .map_err(|error| format!("{error}"))?;
     serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("{error}"))
 }
 
@@ -129,7 +146,10 @@ mod tests {
     #[test]
     fn answers_of_those_who_are_not_asked_any_more_are_dropped() {
         let (board, test) = (Board::default(), Key::new("shop", "steady"));
-        let progress = |done| Progress { done, ..Progress::default() };
+        let progress = |done| Progress {
+            done,
+            ..Progress::default()
+        };
         assert!(!board.take(&test, "10.0.0.1", progress(1)), "nobody is followed");
         board.follow(&test, Some("10.0.0.1"));
         assert!(board.take(&test, "10.0.0.1", progress(1)));

@@ -50,11 +50,20 @@ pub struct Evidence<'a> {
 
 /// Merges and judges.
 pub fn report(evidence: &Evidence<'_>) -> Report {
-    let Evidence { spec, workload, messages, ending, price, .. } = evidence;
+    let Evidence {
+        spec,
+        workload,
+        messages,
+        ending,
+        price,
+        ..
+    } = evidence;
     let workers = u32::try_from(spec.workers.count).unwrap_or_default();
     // A message that cannot be read is a result that is missing.
-    let results: Vec<WorkerResult> =
-        messages.values().filter_map(|message| WorkerResult::from_message(message).ok()).collect();
+    let results: Vec<WorkerResult> = messages
+        .values()
+        .filter_map(|message| WorkerResult::from_message(message).ok())
+        .collect();
     let run = RunResult::merge(workers, plan::planned(spec), workload_id(workload), &results);
     let validity = Validity {
         min_coverage_percent: u32::try_from(spec.workers.min_coverage_percent).unwrap_or(100),
@@ -67,7 +76,11 @@ pub fn report(evidence: &Evidence<'_>) -> Report {
         explain(&mut judgement, evidence, is_whole);
     }
     let summary = run.summary(*price);
-    Report { run, judgement, summary }
+    Report {
+        run,
+        judgement,
+        summary,
+    }
 }
 
 /// Says why results are missing; an ending that is itself the reason takes the verdict's reason.
@@ -79,29 +92,41 @@ fn explain(judgement: &mut Judgement, evidence: &Evidence<'_>, is_whole: bool) {
     };
     match evidence.ending {
         Ending::NotStarted => {
-            let trouble = evidence.refused.or_else(|| evidence.pods.iter().find_map(|pod| pod.trouble.as_ref()));
+            let trouble = evidence
+                .refused
+                .or_else(|| evidence.pods.iter().find_map(|pod| pod.trouble.as_ref()));
             let deadline = evidence.spec.workers.start_deadline_seconds;
             let late = format!("the workers did not start within {deadline} s");
             let message = match (trouble, complaints(evidence.pods)) {
                 (Some(trouble), _) => format!("{late}: {}", trouble.message),
                 (None, Some(complaints)) => format!("{late}: {complaints}"),
-                (None, None) => format!("{late}: no pod was made or scheduled; look at the events of the Job"),
+                (None, None) => {
+                    format!("{late}: no pod was made or scheduled; look at the events of the Job")
+                }
             };
             let reason = trouble.map_or("WorkersNotStarted", |trouble| trouble.reason);
-            invalid(judgement, reason, format!("{message}; mend it and create a new LoadTest"));
+            invalid(
+                judgement,
+                reason,
+                format!("{message}; mend it and create a new LoadTest"),
+            );
         }
         Ending::JobDeleted if !is_whole => {
             let message = "the Job was deleted by somebody before all workers had left their results; create a new LoadTest";
             invalid(judgement, "JobDeleted", message.to_owned());
         }
         Ending::Overdue if !is_whole => {
-            let message = "the Job did not end in time, most likely because a node was lost; create a new LoadTest";
+            let message =
+                "the Job did not end in time, most likely because a node was lost; create a new LoadTest";
             invalid(judgement, "Overdue", message.to_owned());
         }
         Ending::Ended | Ending::Stopped | Ending::JobDeleted | Ending::Overdue => {}
     }
     let failure = evidence.job.and_then(|job| job.failure.clone());
-    let why: Vec<String> = complaints(evidence.pods).into_iter().chain(failure.map(|failure| format!("Job {failure}"))).collect();
+    let why: Vec<String> = complaints(evidence.pods)
+        .into_iter()
+        .chain(failure.map(|failure| format!("Job {failure}")))
+        .collect();
     let already_said = evidence.ending == Ending::NotStarted || judgement.verdict != Verdict::Invalid;
     if !already_said && !why.is_empty() {
         judgement.message = format!("{} ({})", judgement.message, why.join("; "));
@@ -111,14 +136,19 @@ fn explain(judgement: &mut Judgement, evidence: &Evidence<'_>, is_whole: bool) {
 fn complaints(pods: &[PodView]) -> Option<String> {
     let all: Vec<String> = pods.iter().filter_map(PodView::complaint).collect();
     let (first, rest) = all.split_at(all.len().min(MAX_COMPLAINTS));
-    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    let more = if rest.is_empty() {
+        String::new()
+    } else {
+        format!(" and {} more", rest.len())
+    };
     (!first.is_empty()).then(|| format!("{}{more}", first.join("; ")))
 }
 
 /// The number that workers put into their messages; see `LoadPlan::workload_id`.
 fn workload_id(workload: &str) -> u64 {
     let hex = workload.strip_prefix("sha256:").and_then(|hex| hex.get(..16));
-    hex.and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default()
+    hex.and_then(|hex| u64::from_str_radix(hex, 16).ok())
+        .unwrap_or_default()
 }
 
 impl Report {
@@ -134,7 +164,8 @@ impl Report {
             desired: spec.workers.count,
             ready: 0,
             succeeded: i32::try_from(run.reported.saturating_sub(run.interrupted)).unwrap_or(i32::MAX),
-            start_skew_milliseconds: (run.reported > 0).then(|| count(run.start_skew_microseconds.div_ceil(1000))),
+            start_skew_milliseconds: (run.reported > 0)
+                .then(|| count(run.start_skew_microseconds.div_ceil(1000))),
             coverage_percent: Some(format!("{:.2}", run.coverage_percent())),
         }
     }
@@ -168,20 +199,23 @@ impl Report {
             errors: summary
                 .errors
                 .iter()
-                .map(|error| api::ErrorCount { category: error.category.as_str().to_owned(), count: count(error.count) })
+                .map(|error| api::ErrorCount {
+                    category: error.category.as_str().to_owned(),
+                    count: count(error.count),
+                })
                 .collect(),
             latency: summary.latency.as_ref().map(latency_of),
             service_time: summary.service_time.as_ref().map(latency_of),
             first_token: summary.first_token.as_ref().map(latency_of),
             inter_token_gap: summary.inter_token_gap.as_ref().map(latency_of),
-            tokens: summary
-                .tokens
-                .as_ref()
-                .map(|tokens| api::TokenCounts { input: count(tokens.input), output: count(tokens.output) }),
-            cost: summary
-                .cost
-                .as_ref()
-                .map(|cost| api::Cost { total: cost.total.clone(), currency: cost.currency.clone() }),
+            tokens: summary.tokens.as_ref().map(|tokens| api::TokenCounts {
+                input: count(tokens.input),
+                output: count(tokens.output),
+            }),
+            cost: summary.cost.as_ref().map(|cost| api::Cost {
+                total: cost.total.clone(),
+                currency: cost.currency.clone(),
+            }),
         })
     }
 
@@ -203,7 +237,11 @@ impl Report {
 
     /// What the result ConfigMap keeps: two of these can be compared.
     pub fn result(&self, spec: &LoadTestSpec, workload: &str) -> Value {
-        let Report { run, judgement, summary } = self;
+        let Report {
+            run,
+            judgement,
+            summary,
+        } = self;
         let stages: Vec<Value> = spec
             .stages
             .iter()
@@ -252,8 +290,20 @@ fn verdict_of(verdict: Verdict) -> api::Verdict {
 }
 
 fn latency_of(summary: &LatencySummary) -> api::LatencySummary {
-    let LatencySummary { p50_milliseconds, p90_milliseconds, p95_milliseconds, p99_milliseconds, max_milliseconds } = *summary;
-    api::LatencySummary { p50_milliseconds, p90_milliseconds, p95_milliseconds, p99_milliseconds, max_milliseconds }
+    let LatencySummary {
+        p50_milliseconds,
+        p90_milliseconds,
+        p95_milliseconds,
+        p99_milliseconds,
+        max_milliseconds,
+    } = *summary;
+    api::LatencySummary {
+        p50_milliseconds,
+        p90_milliseconds,
+        p95_milliseconds,
+        p99_milliseconds,
+        max_milliseconds,
+    }
 }
 
 /// Whole percent, rounded down, so that 100 means all.
@@ -285,8 +335,17 @@ mod tests {
             attempt: 1,
             workload: 7,
             start_skew_microseconds: 1500,
-            stages: vec![StageCounts { planned: 150, started: done, done, failed: 0 }],
-            tokens: Tokens { input: 1_000_000, output: 500_000, reported: done },
+            stages: vec![StageCounts {
+                planned: 150,
+                started: done,
+                done,
+                failed: 0,
+            }],
+            tokens: Tokens {
+                input: 1_000_000,
+                output: 500_000,
+                reported: done,
+            },
             series: Series {
                 latency: (0..done).map(|_| 1_000_000).collect(),
                 lateness: (0..done).map(|_| 10).collect(),
@@ -297,9 +356,17 @@ mod tests {
         .to_message()
     }
 
-    fn judged(messages: &[(u32, String)], ending: Ending, pods: &[PodView], refused: Option<&Trouble>) -> Report {
+    fn judged(
+        messages: &[(u32, String)],
+        ending: Ending,
+        pods: &[PodView],
+        refused: Option<&Trouble>,
+    ) -> Report {
         let test = load_test();
-        let job = JobView { failure: Some("BackoffLimitExceeded: too many".into()), ..job() };
+        let job = JobView {
+            failure: Some("BackoffLimitExceeded: too many".into()),
+            ..job()
+        };
         report(&Evidence {
             spec: &test.spec,
             workload: WORKLOAD,
@@ -317,20 +384,48 @@ mod tests {
         let whole = [(0, message(0, 150)), (1, message(1, 150))];
         for ending in [Ending::Ended, Ending::JobDeleted, Ending::Overdue] {
             let report = judged(&whole, ending, &[], None);
-            assert_eq!((report.judgement.verdict, report.judgement.reason.as_str()), (Verdict::Passed, "ThresholdsMet"));
+            assert_eq!(
+                (report.judgement.verdict, report.judgement.reason.as_str()),
+                (Verdict::Passed, "ThresholdsMet")
+            );
         }
         let report = judged(&whole, Ending::Ended, &[], None);
         let test = load_test();
         let (workers, progress) = (report.workers(&test.spec), report.progress(&test.spec));
-        assert_eq!((workers.succeeded, workers.coverage_percent.as_deref(), workers.start_skew_milliseconds), (2, Some("100.00"), Some(2)));
-        assert_eq!((progress.percent, progress.done, progress.per_second.as_deref()), (100, 300, Some("5.0")));
+        assert_eq!(
+            (
+                workers.succeeded,
+                workers.coverage_percent.as_deref(),
+                workers.start_skew_milliseconds
+            ),
+            (2, Some("100.00"), Some(2))
+        );
+        assert_eq!(
+            (progress.percent, progress.done, progress.per_second.as_deref()),
+            (100, 300, Some("5.0"))
+        );
         let summary = report.summary().unwrap();
         assert_eq!(summary.latency.unwrap().p95_milliseconds, 1000);
-        assert_eq!(summary.tokens.unwrap(), api::TokenCounts { input: 2_000_000, output: 1_000_000 });
-        assert_eq!(summary.cost.unwrap(), api::Cost { total: "2.50".into(), currency: "USD".into() });
+        assert_eq!(
+            summary.tokens.unwrap(),
+            api::TokenCounts {
+                input: 2_000_000,
+                output: 1_000_000
+            }
+        );
+        assert_eq!(
+            summary.cost.unwrap(),
+            api::Cost {
+                total: "2.50".into(),
+                currency: "USD".into()
+            }
+        );
         assert_eq!(report.thresholds()[0].name, "p95");
         let result = report.result(&test.spec, WORKLOAD);
-        assert_eq!((&result["stages"][0]["name"], &result["verdict"]), (&json!("steady"), &json!("Passed")));
+        assert_eq!(
+            (&result["stages"][0]["name"], &result["verdict"]),
+            (&json!("steady"), &json!("Passed"))
+        );
         assert!(result["histograms"]["latency"].is_string() || result["histograms"]["latency"].is_object());
     }
 
@@ -339,31 +434,109 @@ mod tests {
         let one = [(0, message(0, 150))];
         let broken = [(0, message(0, 150)), (1, "lt1:broken".to_owned())];
         for (what, messages, ending, pods, reason, part) in [
-            ("a worker is lost", &one[..], Ending::Ended, vec![ended(1, 137)], "CoverageTooLow", "worker 1 ended with exit code 137"),
-            ("a message is broken", &broken[..], Ending::Ended, vec![], "CoverageTooLow", "BackoffLimitExceeded"),
-            ("stopped", &one[..], Ending::Stopped, vec![], "Stopped", "stopped before its end"),
-            ("the Job was deleted", &one[..], Ending::JobDeleted, vec![], "JobDeleted", "deleted by somebody"),
-            ("a node was lost", &one[..], Ending::Overdue, vec![], "Overdue", "node was lost"),
-            ("nobody came", &[][..], Ending::NotStarted, vec![], "WorkersNotStarted", "did not start within 180 s"),
-            ("some gave up", &[][..], Ending::NotStarted, vec![ended(1, 75)], "WorkersNotStarted", "exit code 75"),
-            ("nothing at all", &[][..], Ending::Ended, vec![], "CoverageTooLow", "0 of 300"),
+            (
+                "a worker is lost",
+                &one[..],
+                Ending::Ended,
+                vec![ended(1, 137)],
+                "CoverageTooLow",
+                "worker 1 ended with exit code 137",
+            ),
+            (
+                "a message is broken",
+                &broken[..],
+                Ending::Ended,
+                vec![],
+                "CoverageTooLow",
+                "BackoffLimitExceeded",
+            ),
+            (
+                "stopped",
+                &one[..],
+                Ending::Stopped,
+                vec![],
+                "Stopped",
+                "stopped before its end",
+            ),
+            (
+                "the Job was deleted",
+                &one[..],
+                Ending::JobDeleted,
+                vec![],
+                "JobDeleted",
+                "deleted by somebody",
+            ),
+            (
+                "a node was lost",
+                &one[..],
+                Ending::Overdue,
+                vec![],
+                "Overdue",
+                "node was lost",
+            ),
+            (
+                "nobody came",
+                &[][..],
+                Ending::NotStarted,
+                vec![],
+                "WorkersNotStarted",
+                "did not start within 180 s",
+            ),
+            (
+                "some gave up",
+                &[][..],
+                Ending::NotStarted,
+                vec![ended(1, 75)],
+                "WorkersNotStarted",
+                "exit code 75",
+            ),
+            (
+                "nothing at all",
+                &[][..],
+                Ending::Ended,
+                vec![],
+                "CoverageTooLow",
+                "0 of 300",
+            ),
         ] {
             let report = judged(messages, ending, &pods, None);
-            assert_eq!((report.judgement.verdict, report.judgement.reason.as_str()), (Verdict::Invalid, reason), "{what}");
-            assert!(report.judgement.message.contains(part), "{what}: {}", report.judgement.message);
+            assert_eq!(
+                (report.judgement.verdict, report.judgement.reason.as_str()),
+                (Verdict::Invalid, reason),
+                "{what}"
+            );
+            assert!(
+                report.judgement.message.contains(part),
+                "{what}: {}",
+                report.judgement.message
+            );
         }
     }
 
     #[test]
     fn the_nearest_cause_names_the_reason() {
-        let quota = Trouble { reason: "QuotaExceeded", message: "exceeded quota: none".into() };
-        let image = Trouble { reason: "ImagePull", message: "image x: not found".into() };
-        let stuck = PodView { up: false, trouble: Some(image), ..pod(0) };
+        let quota = Trouble {
+            reason: "QuotaExceeded",
+            message: "exceeded quota: none".into(),
+        };
+        let image = Trouble {
+            reason: "ImagePull",
+            message: "image x: not found".into(),
+        };
+        let stuck = PodView {
+            up: false,
+            trouble: Some(image),
+            ..pod(0)
+        };
         let report = judged(&[], Ending::NotStarted, &[stuck], None);
         assert_eq!(report.judgement.reason, "ImagePull");
         let report = judged(&[], Ending::NotStarted, &[], Some(&quota));
         assert_eq!(report.judgement.reason, "QuotaExceeded");
-        assert!(report.judgement.message.contains("exceeded quota: none; mend it"), "{}", report.judgement.message);
+        assert!(
+            report.judgement.message.contains("exceeded quota: none; mend it"),
+            "{}",
+            report.judgement.message
+        );
         assert!(report.summary().is_none());
     }
 

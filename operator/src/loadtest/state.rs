@@ -100,15 +100,31 @@ pub enum Ending {
 
 /// Decides.
 pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Step {
-    let Observed { suspend, judged, started, job, pods, harvested, .. } = *observed;
+    let Observed {
+        suspend,
+        judged,
+        started,
+        job,
+        pods,
+        harvested,
+        ..
+    } = *observed;
     if judged {
         return Step::Finished;
     }
     if !started {
         return if suspend { Step::Suspended } else { Step::Prepare };
     }
-    let on_their_way = pods.iter().any(|pod| pod.is_running(now) && pod.index.is_none_or(|i| !harvested.contains(&i)));
-    let when_quiet = |ending| if on_their_way { Step::Harvest(LOOK) } else { Step::Judge(ending) };
+    let on_their_way = pods
+        .iter()
+        .any(|pod| pod.is_running(now) && pod.index.is_none_or(|i| !harvested.contains(&i)));
+    let when_quiet = |ending| {
+        if on_their_way {
+            Step::Harvest(LOOK)
+        } else {
+            Step::Judge(ending)
+        }
+    };
     let Some(job) = job.filter(|job| !job.deleting) else {
         return when_quiet(Ending::JobDeleted);
     };
@@ -143,18 +159,34 @@ pub fn decide(observed: &Observed<'_>, now: Timestamp) -> Step {
 
 /// Whether the workers have missed their start: worker 0, who leads, is not there; or some have given up waiting.
 fn never_started(observed: &Observed<'_>, now: Timestamp) -> bool {
-    let leader = |pod: &&PodView| pod.index == Some(0) && (pod.is_up() || pod.ended.is_some()) && !pod.is_given_up(now);
-    let gave_up = |pod: &PodView| pod.ended.as_ref().is_some_and(|ended| ended.exit_code == EXIT_NOT_STARTED);
-    observed.pods.iter().find(leader).is_none() || (!observed.start_known && observed.pods.iter().any(gave_up))
+    let leader = |pod: &&PodView| {
+        pod.index == Some(0) && (pod.is_up() || pod.ended.is_some()) && !pod.is_given_up(now)
+    };
+    let gave_up = |pod: &PodView| {
+        pod.ended
+            .as_ref()
+            .is_some_and(|ended| ended.exit_code == EXIT_NOT_STARTED)
+    };
+    observed.pods.iter().find(leader).is_none()
+        || (!observed.start_known && observed.pods.iter().any(gave_up))
 }
 
 /// When to look again at a Job that runs, for a deadline of ours.
 pub fn next_deadline(observed: &Observed<'_>, now: Timestamp) -> Option<Duration> {
     let job = observed.job?;
-    let start = job.created.checked_add(observed.start_deadline + START_SLACK).ok();
+    let start = job
+        .created
+        .checked_add(observed.start_deadline + START_SLACK)
+        .ok();
     let end = job.created.checked_add(job.active_deadline + JOB_PATIENCE).ok();
-    let next = start.into_iter().chain(end).filter(|deadline| *deadline > now).min()?;
-    Duration::try_from(next.duration_since(now)).ok().map(|left| left + Duration::from_secs(1))
+    let next = start
+        .into_iter()
+        .chain(end)
+        .filter(|deadline| *deadline > now)
+        .min()?;
+    Duration::try_from(next.duration_since(now))
+        .ok()
+        .map(|left| left + Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -172,7 +204,14 @@ mod tests {
     }
 
     fn case() -> Case {
-        Case { job: Some(job()), pods: vec![pod(0), pod(1)], harvested: &[], suspend: false, start_known: true, now: 10 }
+        Case {
+            job: Some(job()),
+            pods: vec![pod(0), pod(1)],
+            harvested: &[],
+            suspend: false,
+            start_known: true,
+            now: 10,
+        }
     }
 
     fn step(case: &Case) -> Step {
@@ -214,88 +253,231 @@ mod tests {
     #[test]
     fn after_the_start() {
         let running = case;
-        let deleted = JobView { deleting: true, ..job() };
-        let complete = JobView { ended: Some(at(100)), ..job() };
-        let halted = JobView { suspended: true, ..job() };
-        let failing = JobView { ending: true, ..job() };
+        let deleted = JobView {
+            deleting: true,
+            ..job()
+        };
+        let complete = JobView {
+            ended: Some(at(100)),
+            ..job()
+        };
+        let halted = JobView {
+            suspended: true,
+            ..job()
+        };
+        let failing = JobView {
+            ending: true,
+            ..job()
+        };
         let done = || vec![ended(0, 0), ended(1, 0)];
         let mut lost = pod(1);
         lost.deletion = Some(at(50));
         for (what, case, expected) in [
             ("running", running(), Step::Watch),
-            ("suspend is asked", Case { suspend: true, ..running() }, Step::Halt),
-            ("halted, pods stop", Case { job: Some(halted.clone()), ..running() }, Step::Harvest(LOOK)),
+            (
+                "suspend is asked",
+                Case {
+                    suspend: true,
+                    ..running()
+                },
+                Step::Halt,
+            ),
+            (
+                "halted, pods stop",
+                Case {
+                    job: Some(halted.clone()),
+                    ..running()
+                },
+                Step::Harvest(LOOK),
+            ),
             (
                 "halted, pods have stopped",
-                Case { job: Some(halted.clone()), pods: vec![], ..running() },
+                Case {
+                    job: Some(halted.clone()),
+                    pods: vec![],
+                    ..running()
+                },
                 Step::Judge(Ending::Stopped),
             ),
             (
                 "halted and released again stays stopped",
-                Case { job: Some(halted), pods: done(), suspend: false, ..running() },
+                Case {
+                    job: Some(halted),
+                    pods: done(),
+                    suspend: false,
+                    ..running()
+                },
                 Step::Judge(Ending::Stopped),
             ),
             (
                 "suspend comes after the end",
-                Case { job: Some(complete.clone()), pods: done(), harvested: &[0, 1], suspend: true, now: 101, ..running() },
+                Case {
+                    job: Some(complete.clone()),
+                    pods: done(),
+                    harvested: &[0, 1],
+                    suspend: true,
+                    now: 101,
+                    ..running()
+                },
                 Step::Judge(Ending::Ended),
             ),
             (
                 "complete, all safe",
-                Case { job: Some(complete.clone()), pods: done(), harvested: &[0, 1], now: 101, ..running() },
+                Case {
+                    job: Some(complete.clone()),
+                    pods: done(),
+                    harvested: &[0, 1],
+                    now: 101,
+                    ..running()
+                },
                 Step::Judge(Ending::Ended),
             ),
             (
                 "complete, the pods' cache is behind",
-                Case { job: Some(complete.clone()), harvested: &[0], now: 101, ..running() },
+                Case {
+                    job: Some(complete.clone()),
+                    harvested: &[0],
+                    now: 101,
+                    ..running()
+                },
                 Step::Harvest(LOOK),
             ),
             (
                 "complete, a result does not come",
-                Case { job: Some(complete.clone()), pods: done(), harvested: &[0], now: 110, ..running() },
+                Case {
+                    job: Some(complete.clone()),
+                    pods: done(),
+                    harvested: &[0],
+                    now: 110,
+                    ..running()
+                },
                 Step::Judge(Ending::Ended),
             ),
             (
                 "complete, a pod does not end",
-                Case { job: Some(complete.clone()), harvested: &[0], now: 159, ..running() },
+                Case {
+                    job: Some(complete.clone()),
+                    harvested: &[0],
+                    now: 159,
+                    ..running()
+                },
                 Step::Harvest(LOOK),
             ),
             (
                 "complete, a pod never ends",
-                Case { job: Some(complete), harvested: &[0], now: 160, ..running() },
+                Case {
+                    job: Some(complete),
+                    harvested: &[0],
+                    now: 160,
+                    ..running()
+                },
                 Step::Judge(Ending::Ended),
             ),
             (
                 "failing, a node is lost with its pod",
-                Case { job: Some(failing.clone()), pods: vec![ended(0, 0), lost.clone()], harvested: &[0], now: 81, ..running() },
+                Case {
+                    job: Some(failing.clone()),
+                    pods: vec![ended(0, 0), lost.clone()],
+                    harvested: &[0],
+                    now: 81,
+                    ..running()
+                },
                 Step::Judge(Ending::Ended),
             ),
             (
                 "failing, a pod is on its way out",
-                Case { job: Some(failing), pods: vec![ended(0, 0), lost], harvested: &[0], now: 60, ..running() },
+                Case {
+                    job: Some(failing),
+                    pods: vec![ended(0, 0), lost],
+                    harvested: &[0],
+                    now: 60,
+                    ..running()
+                },
                 Step::Harvest(LOOK),
             ),
-            ("the Job is gone", Case { job: None, pods: vec![], ..running() }, Step::Judge(Ending::JobDeleted)),
-            ("the Job goes, pods stop", Case { job: Some(deleted), ..running() }, Step::Harvest(LOOK)),
+            (
+                "the Job is gone",
+                Case {
+                    job: None,
+                    pods: vec![],
+                    ..running()
+                },
+                Step::Judge(Ending::JobDeleted),
+            ),
+            (
+                "the Job goes, pods stop",
+                Case {
+                    job: Some(deleted),
+                    ..running()
+                },
+                Step::Harvest(LOOK),
+            ),
             (
                 "no pod ever",
-                Case { pods: vec![], start_known: false, now: 211, ..running() },
+                Case {
+                    pods: vec![],
+                    start_known: false,
+                    now: 211,
+                    ..running()
+                },
                 Step::Judge(Ending::NotStarted),
             ),
-            ("no pod yet", Case { pods: vec![], start_known: false, now: 209, ..running() }, Step::Watch),
+            (
+                "no pod yet",
+                Case {
+                    pods: vec![],
+                    start_known: false,
+                    now: 209,
+                    ..running()
+                },
+                Step::Watch,
+            ),
             (
                 "worker 0 cannot start",
-                Case { pods: vec![PodView { up: false, ..pod(0) }, pod(1)], start_known: false, now: 211, ..running() },
+                Case {
+                    pods: vec![PodView { up: false, ..pod(0) }, pod(1)],
+                    start_known: false,
+                    now: 211,
+                    ..running()
+                },
                 Step::Judge(Ending::NotStarted),
             ),
             (
                 "workers have given up",
-                Case { pods: vec![ended(0, 75), pod(0), pod(1)], start_known: false, now: 211, ..running() },
+                Case {
+                    pods: vec![ended(0, 75), pod(0), pod(1)],
+                    start_known: false,
+                    now: 211,
+                    ..running()
+                },
                 Step::Judge(Ending::NotStarted),
             ),
-            ("a long run whose progress cannot be read", Case { start_known: false, now: 400, ..running() }, Step::Watch),
-            ("a replaced worker in a run", Case { pods: vec![ended(1, 75), pod(0), pod(1)], now: 400, ..running() }, Step::Watch),
-            ("a Job that never ends", Case { now: 600 + 181, ..running() }, Step::Judge(Ending::Overdue)),
+            (
+                "a long run whose progress cannot be read",
+                Case {
+                    start_known: false,
+                    now: 400,
+                    ..running()
+                },
+                Step::Watch,
+            ),
+            (
+                "a replaced worker in a run",
+                Case {
+                    pods: vec![ended(1, 75), pod(0), pod(1)],
+                    now: 400,
+                    ..running()
+                },
+                Step::Watch,
+            ),
+            (
+                "a Job that never ends",
+                Case {
+                    now: 600 + 181,
+                    ..running()
+                },
+                Step::Judge(Ending::Overdue),
+            ),
         ] {
             assert_eq!(step(&case), expected, "{what}");
         }

@@ -40,7 +40,11 @@ pub enum Mood {
 impl Say {
     /// What to say.
     pub fn new(mood: Mood, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { mood, reason: reason.into(), message: message.into() }
+        Self {
+            mood,
+            reason: reason.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -74,7 +78,12 @@ pub fn finished(
     };
     let mut conditions = Conditions::new(&before.conditions, test.metadata.generation, now);
     set_mood(&mut conditions, say, Wait::TooLong);
-    conditions.set(condition::COMPLETE, true, reason, format!("the verdict is {verdict:?}"));
+    conditions.set(
+        condition::COMPLETE,
+        true,
+        reason,
+        format!("the verdict is {verdict:?}"),
+    );
     conditions.set(condition::SUCCEEDED, succeeded, reason, message);
     LoadTestStatus {
         conditions: conditions.into_vec(),
@@ -96,7 +105,11 @@ pub fn still_finished(test: &LoadTest) -> LoadTestStatus {
 }
 
 fn set_mood(conditions: &mut Conditions, say: &Say, wait: Wait) {
-    let Say { mood, reason, message } = say;
+    let Say {
+        mood,
+        reason,
+        message,
+    } = say;
     let (ready, reconciling, stalled) = match (mood, wait) {
         (Mood::Done, _) => (true, false, false),
         (Mood::Idle, _) => (false, false, false),
@@ -104,19 +117,39 @@ fn set_mood(conditions: &mut Conditions, say: &Say, wait: Wait) {
         (Mood::Failed, _) | (Mood::Waiting, Wait::TooLong) => (false, false, true),
     };
     conditions.set(condition::READY, ready, reason, message);
-    conditions.set(condition::RECONCILING, reconciling, reason, if reconciling { message } else { "" });
-    conditions.set(condition::STALLED, stalled, reason, if stalled { message } else { "" });
+    conditions.set(
+        condition::RECONCILING,
+        reconciling,
+        reason,
+        if reconciling { message } else { "" },
+    );
+    conditions.set(
+        condition::STALLED,
+        stalled,
+        reason,
+        if stalled { message } else { "" },
+    );
 }
 
 /// How a run that goes on is called, from what its pods and worker 0 say. `trouble` is why workers are missing.
-pub fn running(up: i32, desired: i32, progress: Option<&Progress>, start_known: bool, trouble: Option<&str>) -> Say {
+pub fn running(
+    up: i32,
+    desired: i32,
+    progress: Option<&Progress>,
+    start_known: bool,
+    trouble: Option<&str>,
+) -> Say {
     let working = |reason, message: String| Say::new(Mood::Working, reason, message);
     match progress.map(|progress| progress.state) {
-        Some(RunState::Finished) => working("Harvesting", "the schedule is over; the workers leave their results".into()),
+        Some(RunState::Finished) => working(
+            "Harvesting",
+            "the schedule is over; the workers leave their results".into(),
+        ),
         Some(RunState::Running) => working("Running", format!("{up} of {desired} workers send requests")),
-        None if start_known || up >= desired => {
-            working("Running", format!("{up} of {desired} workers run; worker 0 has not told its progress yet"))
-        }
+        None if start_known || up >= desired => working(
+            "Running",
+            format!("{up} of {desired} workers run; worker 0 has not told its progress yet"),
+        ),
         Some(RunState::Waiting) | None => {
             let why = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
             working("Pending", format!("{up} of {desired} workers are up{why}"))
@@ -127,7 +160,10 @@ pub fn running(up: i32, desired: i32, progress: Option<&Progress>, start_known: 
 /// Takes what worker 0 says into a status.
 pub fn with_progress(mut status: LoadTestStatus, progress: &Progress) -> LoadTestStatus {
     if status.start_time.is_none() {
-        let start = progress.start_time.as_deref().and_then(|time| time.parse::<Timestamp>().ok());
+        let start = progress
+            .start_time
+            .as_deref()
+            .and_then(|time| time.parse::<Timestamp>().ok());
         status.start_time = start.map(Time);
     }
     if progress.state == RunState::Waiting {
@@ -167,14 +203,21 @@ mod tests {
     use super::*;
 
     fn true_ones(status: &LoadTestStatus) -> Vec<&str> {
-        let conditions = status.conditions.iter().filter(|condition| condition.status == "True");
+        let conditions = status
+            .conditions
+            .iter()
+            .filter(|condition| condition.status == "True");
         conditions.map(|condition| condition.type_.as_str()).collect()
     }
 
     #[test]
     fn a_wait_stalls_and_is_over_when_work_begins() {
         let mut test = load_test();
-        let wait = Say::new(Mood::Waiting, "WaitingForReference", "AgentPool support does not exist");
+        let wait = Say::new(
+            Mood::Waiting,
+            "WaitingForReference",
+            "AgentPool support does not exist",
+        );
         let work = Say::new(Mood::Working, "Pending", "0 of 2 workers are up");
         for (say, now, expected) in [
             (&wait, 0, vec!["Reconciling"]),
@@ -185,7 +228,11 @@ mod tests {
         ] {
             let status = unfinished(&test, say, at(now));
             assert_eq!(true_ones(&status), expected, "second {now}");
-            assert_eq!(status.conditions.len(), 5, "every condition is there from the first visit");
+            assert_eq!(
+                status.conditions.len(),
+                5,
+                "every condition is there from the first visit"
+            );
             test.status = Some(status);
         }
     }
@@ -196,10 +243,18 @@ mod tests {
         inconclusive_passes.spec.on_inconclusive = OnInconclusive::Pass;
         let done = Say::new(Mood::Done, "Complete", "p95: 3 of 300 over 4000 ms");
         for (test, verdict, expected) in [
-            (load_test(), Verdict::Passed, vec!["Ready", "Complete", "Succeeded"]),
+            (
+                load_test(),
+                Verdict::Passed,
+                vec!["Ready", "Complete", "Succeeded"],
+            ),
             (load_test(), Verdict::Failed, vec!["Ready", "Complete"]),
             (load_test(), Verdict::Inconclusive, vec!["Ready", "Complete"]),
-            (inconclusive_passes, Verdict::Inconclusive, vec!["Ready", "Complete", "Succeeded"]),
+            (
+                inconclusive_passes,
+                Verdict::Inconclusive,
+                vec!["Ready", "Complete", "Succeeded"],
+            ),
             (load_test(), Verdict::Invalid, vec!["Ready", "Complete"]),
         ] {
             let status = finished(&test, &done, verdict, ("ThresholdsMet", "why"), at(5));
@@ -207,7 +262,13 @@ mod tests {
             assert_eq!(status.completion_time.unwrap().0, at(5));
         }
         let failed = Say::new(Mood::Failed, "InvalidSpec", "…");
-        let status = finished(&load_test(), &failed, Verdict::Invalid, ("InvalidSpec", "…"), at(5));
+        let status = finished(
+            &load_test(),
+            &failed,
+            Verdict::Invalid,
+            ("InvalidSpec", "…"),
+            at(5),
+        );
         assert_eq!(true_ones(&status), ["Stalled", "Complete"]);
     }
 
@@ -215,18 +276,36 @@ mod tests {
     fn a_touched_spec_does_not_reopen_a_finished_test() {
         let mut test = load_test();
         let done = Say::new(Mood::Done, "Complete", "");
-        test.status = Some(finished(&test, &done, Verdict::Passed, ("ThresholdsMet", ""), at(5)));
+        test.status = Some(finished(
+            &test,
+            &done,
+            Verdict::Passed,
+            ("ThresholdsMet", ""),
+            at(5),
+        ));
         test.metadata.generation = Some(2);
         let status = still_finished(&test);
         assert!(is_true(&status.conditions, "Ready"));
-        assert_eq!((status.observed_generation, find(&status.conditions, "Ready").unwrap().observed_generation), (2, Some(2)));
+        assert_eq!(
+            (
+                status.observed_generation,
+                find(&status.conditions, "Ready").unwrap().observed_generation
+            ),
+            (2, Some(2))
+        );
     }
 
     #[test]
     fn running_has_words() {
-        let progress = |state| Progress { state, ..Progress::default() };
-        let (waiting, runs, over) =
-            (progress(RunState::Waiting), progress(RunState::Running), progress(RunState::Finished));
+        let progress = |state| Progress {
+            state,
+            ..Progress::default()
+        };
+        let (waiting, runs, over) = (
+            progress(RunState::Waiting),
+            progress(RunState::Running),
+            progress(RunState::Finished),
+        );
         for (up, progress, start_known, expected) in [
             (0, None, false, "Pending"),
             (2, None, false, "Running"),
@@ -255,8 +334,14 @@ mod tests {
         let start = status.start_time.clone();
         assert!(start.is_some());
         let shown = status.progress.clone().unwrap();
-        assert_eq!((shown.percent, shown.done, shown.stage.as_deref()), (10, 30, Some("steady")));
-        let later = Progress { start_time: Some("2026-11-21T11:00:00Z".into()), ..progress };
+        assert_eq!(
+            (shown.percent, shown.done, shown.stage.as_deref()),
+            (10, 30, Some("steady"))
+        );
+        let later = Progress {
+            start_time: Some("2026-11-21T11:00:00Z".into()),
+            ..progress
+        };
         assert_eq!(with_progress(status, &later).start_time, start);
         let waiting = with_progress(LoadTestStatus::default(), &Progress::default());
         assert_eq!((waiting.start_time, waiting.progress), (None, None));

@@ -23,12 +23,18 @@ pub struct NotYet {
 impl NotYet {
     /// Something that is named does not exist.
     pub fn reference(message: impl Into<String>) -> Self {
-        Self { reason: "WaitingForReference", message: message.into() }
+        Self {
+            reason: "WaitingForReference",
+            message: message.into(),
+        }
     }
 
     /// The target exists but does not serve.
     pub fn target(message: impl Into<String>) -> Self {
-        Self { reason: "WaitingForTarget", message: message.into() }
+        Self {
+            reason: "WaitingForTarget",
+            message: message.into(),
+        }
     }
 }
 
@@ -51,14 +57,28 @@ pub fn of_pool(name: &str, pool: Option<&AgentPool>, wanted: Option<LoadProtocol
             "AgentPool {name} does not exist in this namespace; create it, or delete this LoadTest and name another pool"
         )));
     };
-    let conditions = pool.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let conditions = pool
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default();
     match find(conditions, condition::AVAILABLE) {
         Some(available) if available.status == "True" => {}
         Some(available) => {
-            let why = if available.message.is_empty() { &available.reason } else { &available.message };
-            return Err(NotYet::target(format!("AgentPool {name} does not serve yet: {why}")));
+            let why = if available.message.is_empty() {
+                &available.reason
+            } else {
+                &available.message
+            };
+            return Err(NotYet::target(format!(
+                "AgentPool {name} does not serve yet: {why}"
+            )));
         }
-        None => return Err(NotYet::target(format!("AgentPool {name} does not serve yet: it was just created"))),
+        None => {
+            return Err(NotYet::target(format!(
+                "AgentPool {name} does not serve yet: it was just created"
+            )));
+        }
     }
     let namespace = pool.namespace().unwrap_or_default();
     let protocol = match pool.spec.agent.protocol {
@@ -87,16 +107,31 @@ pub fn of_service(
             "Service {name} does not exist in this namespace; create it, or delete this LoadTest and name another Service"
         )));
     };
-    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let ports = service
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ports.as_deref())
+        .unwrap_or_default();
     if !ports.iter().any(|found| found.port == *port) {
         let known: Vec<String> = ports.iter().map(|found| found.port.to_string()).collect();
         return Err(NotYet::reference(format!(
             "Service {name} has no port {port}, only {}; add it, or delete this LoadTest and name another port",
-            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            }
         )));
     }
-    let port = if *port == 80 { String::new() } else { format!(":{port}") };
-    Ok(Target { url: format!("http://{name}.{namespace}.svc{port}"), protocol: protocol_of(wanted) })
+    let port = if *port == 80 {
+        String::new()
+    } else {
+        format!(":{port}")
+    };
+    Ok(Target {
+        url: format!("http://{name}.{namespace}.svc{port}"),
+        protocol: protocol_of(wanted),
+    })
 }
 
 /// The plan's word for a protocol.
@@ -112,10 +147,26 @@ pub fn protocol_of(protocol: LoadProtocol) -> Protocol {
 /// models costs something else; which of them a token went to, only the provider's bill knows.
 pub fn price(pool: &AgentPool, providers: &[Arc<ModelProvider>]) -> Option<Price> {
     let models = &pool.spec.agent.models;
-    let main: &Model = models.iter().find(|model| model.name == "default").or_else(|| models.first())?;
-    let provider = providers.iter().find(|provider| provider.name_any() == main.provider_ref.name)?;
-    let price = provider.spec.models.iter().find(|offered| offered.name == main.model)?.price.as_ref()?;
-    Price::parse(&price.currency, &price.input_per_million, &price.output_per_million).ok()
+    let main: &Model = models
+        .iter()
+        .find(|model| model.name == "default")
+        .or_else(|| models.first())?;
+    let provider = providers
+        .iter()
+        .find(|provider| provider.name_any() == main.provider_ref.name)?;
+    let price = provider
+        .spec
+        .models
+        .iter()
+        .find(|offered| offered.name == main.model)?
+        .price
+        .as_ref()?;
+    Price::parse(
+        &price.currency,
+        &price.input_per_million,
+        &price.output_per_million,
+    )
+    .ok()
 }
 
 #[cfg(test)]
@@ -137,14 +188,32 @@ mod tests {
     fn pools() {
         let serving = pool(json!({"image": "a", "protocol": "A2A"}), "True");
         let target = of_pool("support", Some(&serving), None).unwrap();
-        assert_eq!((target.url.as_str(), target.protocol), ("http://front.shop.svc", Protocol::A2A));
-        let spoken = of_pool("support", Some(&serving), Some(LoadProtocol::OpenAIChat)).unwrap().protocol;
+        assert_eq!(
+            (target.url.as_str(), target.protocol),
+            ("http://front.shop.svc", Protocol::A2A)
+        );
+        let spoken = of_pool("support", Some(&serving), Some(LoadProtocol::OpenAIChat))
+            .unwrap()
+            .protocol;
         assert_eq!(spoken, Protocol::OpenAIChat);
         let starting = pool(json!({"image": "a"}), "False");
-        let fresh = AgentPool { status: None, ..starting.clone() };
+        let fresh = AgentPool {
+            status: None,
+            ..starting.clone()
+        };
         for (what, pool, reason, part) in [
-            ("absent", None, "WaitingForReference", "AgentPool support does not exist"),
-            ("starting", Some(&starting), "WaitingForTarget", "0 of 2 replicas are ready"),
+            (
+                "absent",
+                None,
+                "WaitingForReference",
+                "AgentPool support does not exist",
+            ),
+            (
+                "starting",
+                Some(&starting),
+                "WaitingForTarget",
+                "0 of 2 replicas are ready",
+            ),
             ("fresh", Some(&fresh), "WaitingForTarget", "just created"),
         ] {
             let wait = of_pool("support", pool, None).unwrap_err();
@@ -155,15 +224,38 @@ mod tests {
 
     #[test]
     fn services() {
-        let service: Service =
-            serde_json::from_value(json!({"metadata": {"name": "api"}, "spec": {"ports": [{"port": 80}, {"port": 9000}]}})).unwrap();
+        let service: Service = serde_json::from_value(
+            json!({"metadata": {"name": "api"}, "spec": {"ports": [{"port": 80}, {"port": 9000}]}}),
+        )
+        .unwrap();
         let target = |port, service: Option<&Service>| {
-            of_service(&ServiceRef { name: "api".into(), port }, "shop", service, LoadProtocol::HTTP)
+            of_service(
+                &ServiceRef {
+                    name: "api".into(),
+                    port,
+                },
+                "shop",
+                service,
+                LoadProtocol::HTTP,
+            )
         };
         assert_eq!(target(80, Some(&service)).unwrap().url, "http://api.shop.svc");
-        assert_eq!(target(9000, Some(&service)).unwrap().url, "http://api.shop.svc:9000");
-        assert!(target(81, Some(&service)).unwrap_err().message.contains("no port 81, only 80, 9000"));
-        assert!(target(80, None).unwrap_err().message.contains("Service api does not exist"));
+        assert_eq!(
+            target(9000, Some(&service)).unwrap().url,
+            "http://api.shop.svc:9000"
+        );
+        assert!(
+            target(81, Some(&service))
+                .unwrap_err()
+                .message
+                .contains("no port 81, only 80, 9000")
+        );
+        assert!(
+            target(80, None)
+                .unwrap_err()
+                .message
+                .contains("Service api does not exist")
+        );
     }
 
     #[test]
@@ -177,10 +269,25 @@ mod tests {
         }))
         .unwrap();
         let providers = [Arc::new(provider)];
-        let price_of = |models: Value| price(&pool(json!({"image": "a", "models": models}), "True"), &providers);
+        let price_of =
+            |models: Value| price(&pool(json!({"image": "a", "models": models}), "True"), &providers);
         let model = |name: &str, provider: &str, model: &str| json!({"name": name, "providerRef": {"name": provider}, "model": model});
-        assert_eq!(price_of(json!([model("other", "main", "free"), model("default", "main", "mini")])).unwrap().currency, "USD");
-        assert!(price_of(json!([model("first", "main", "mini"), model("second", "main", "free")])).is_some());
+        assert_eq!(
+            price_of(json!([
+                model("other", "main", "free"),
+                model("default", "main", "mini")
+            ]))
+            .unwrap()
+            .currency,
+            "USD"
+        );
+        assert!(
+            price_of(json!([
+                model("first", "main", "mini"),
+                model("second", "main", "free")
+            ]))
+            .is_some()
+        );
         assert!(price_of(json!([model("default", "main", "free")])).is_none());
         assert!(price_of(json!([model("default", "gone", "mini")])).is_none());
         assert!(price_of(json!([])).is_none());

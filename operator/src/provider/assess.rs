@@ -33,7 +33,11 @@ pub struct Assessment {
 impl Assessment {
     /// A state with its words.
     pub fn new(state: State, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { state, reason, message: message.into() }
+        Self {
+            state,
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -63,7 +67,11 @@ pub struct Gateways {
 pub fn assess(spec: &ModelProviderSpec, generation: i64, gateways: &Gateways) -> Assessment {
     let waiting = |reason, message: String| Assessment::new(State::Waiting, reason, message);
     if !gateways.wanted {
-        let unchecked = if spec.auth.api_key.is_some() { "; its key is checked once there is one" } else { "" };
+        let unchecked = if spec.auth.api_key.is_some() {
+            "; its key is checked once there is one"
+        } else {
+            ""
+        };
         return Assessment::new(
             State::Ready,
             "Unused",
@@ -80,18 +88,41 @@ pub fn assess(spec: &ModelProviderSpec, generation: i64, gateways: &Gateways) ->
         );
     }
     let total = gateways.seen.len();
-    let current = gateways.seen.iter().flatten().filter(|seen| seen.generation >= generation).count();
+    let current = gateways
+        .seen
+        .iter()
+        .flatten()
+        .filter(|seen| seen.generation >= generation)
+        .count();
     if current < total {
-        return waiting("Applying", format!("{current} of {total} gateways have taken over this version of the spec"));
+        return waiting(
+            "Applying",
+            format!("{current} of {total} gateways have taken over this version of the spec"),
+        );
     }
-    let missing = gateways.seen.iter().flatten().filter(|seen| seen.credential == Credential::Missing).count();
+    let missing = gateways
+        .seen
+        .iter()
+        .flatten()
+        .filter(|seen| seen.credential == Credential::Missing)
+        .count();
     if missing > 0 {
         let Some(key) = &spec.auth.api_key else {
-            return waiting("Applying", format!("{missing} of {total} gateways still look for a key"));
+            return waiting(
+                "Applying",
+                format!("{missing} of {total} gateways still look for a key"),
+            );
         };
         if !gateways.settled {
-            let why = gateways.problem.as_ref().map(|problem| format!(": {}", problem.message)).unwrap_or_default();
-            return waiting("Applying", format!("the gateways are being replaced so that they mount the key{why}"));
+            let why = gateways
+                .problem
+                .as_ref()
+                .map(|problem| format!(": {}", problem.message))
+                .unwrap_or_default();
+            return waiting(
+                "Applying",
+                format!("the gateways are being replaced so that they mount the key{why}"),
+            );
         }
         let (secret, key) = (&key.secret_key_ref.name, &key.secret_key_ref.key);
         return waiting(
@@ -102,7 +133,11 @@ pub fn assess(spec: &ModelProviderSpec, generation: i64, gateways: &Gateways) ->
             ),
         );
     }
-    let gateways = if total == 1 { "1 gateway uses it".to_owned() } else { format!("{total} gateways use it") };
+    let gateways = if total == 1 {
+        "1 gateway uses it".to_owned()
+    } else {
+        format!("{total} gateways use it")
+    };
     Assessment::new(State::Ready, "Ready", gateways)
 }
 
@@ -121,23 +156,71 @@ mod tests {
     }
 
     fn seen(generation: i64, credential: Credential) -> Option<Seen> {
-        Some(Seen { generation, credential })
+        Some(Seen {
+            generation,
+            credential,
+        })
     }
 
     #[test]
     fn states() {
         use Credential::{Missing, NotNeeded, Present};
-        let gateways = |seen: Vec<Option<Seen>>, settled| Gateways { wanted: true, seen, settled, problem: None };
+        let gateways = |seen: Vec<Option<Seen>>, settled| Gateways {
+            wanted: true,
+            seen,
+            settled,
+            problem: None,
+        };
         for (what, with_key, gateways, expected) in [
             ("no pool", true, Gateways::default(), (State::Ready, "Unused")),
-            ("no gateway", false, gateways(vec![], false), (State::Waiting, "WaitingForGateway")),
-            ("not told yet", false, gateways(vec![None], true), (State::Waiting, "Applying")),
-            ("old spec", false, gateways(vec![seen(1, NotNeeded), seen(2, NotNeeded)], true), (State::Waiting, "Applying")),
-            ("no key needed", false, gateways(vec![seen(2, NotNeeded)], false), (State::Ready, "Ready")),
-            ("key there", true, gateways(vec![seen(2, Present), seen(2, Present)], false), (State::Ready, "Ready")),
-            ("not mounted yet", true, gateways(vec![seen(2, Missing)], false), (State::Waiting, "Applying")),
-            ("no Secret", true, gateways(vec![seen(2, Missing)], true), (State::Waiting, "WaitingForReference")),
-            ("in one only", true, gateways(vec![seen(2, Present), seen(2, Missing)], true), (State::Waiting, "WaitingForReference")),
+            (
+                "no gateway",
+                false,
+                gateways(vec![], false),
+                (State::Waiting, "WaitingForGateway"),
+            ),
+            (
+                "not told yet",
+                false,
+                gateways(vec![None], true),
+                (State::Waiting, "Applying"),
+            ),
+            (
+                "old spec",
+                false,
+                gateways(vec![seen(1, NotNeeded), seen(2, NotNeeded)], true),
+                (State::Waiting, "Applying"),
+            ),
+            (
+                "no key needed",
+                false,
+                gateways(vec![seen(2, NotNeeded)], false),
+                (State::Ready, "Ready"),
+            ),
+            (
+                "key there",
+                true,
+                gateways(vec![seen(2, Present), seen(2, Present)], false),
+                (State::Ready, "Ready"),
+            ),
+            (
+                "not mounted yet",
+                true,
+                gateways(vec![seen(2, Missing)], false),
+                (State::Waiting, "Applying"),
+            ),
+            (
+                "no Secret",
+                true,
+                gateways(vec![seen(2, Missing)], true),
+                (State::Waiting, "WaitingForReference"),
+            ),
+            (
+                "in one only",
+                true,
+                gateways(vec![seen(2, Present), seen(2, Missing)], true),
+                (State::Waiting, "WaitingForReference"),
+            ),
         ] {
             let assessment = assess(&spec(with_key), 2, &gateways);
             assert_eq!((assessment.state, assessment.reason), expected, "{what}");
@@ -146,17 +229,34 @@ mod tests {
 
     #[test]
     fn the_sentence_names_the_secret_and_the_key_and_what_to_do() {
-        let gateways =
-            Gateways { wanted: true, seen: vec![seen(2, Credential::Missing)], settled: true, problem: None };
+        let gateways = Gateways {
+            wanted: true,
+            seen: vec![seen(2, Credential::Missing)],
+            settled: true,
+            problem: None,
+        };
         let message = assess(&spec(true), 2, &gateways).message;
         assert!(message.contains("Secret vault with key token"), "{message}");
-        assert!(message.contains("kubectl create secret generic vault --from-literal=token="), "{message}");
+        assert!(
+            message.contains("kubectl create secret generic vault --from-literal=token="),
+            "{message}"
+        );
     }
 
     #[test]
     fn a_gateway_in_trouble_says_why() {
-        let problem = Some(Problem { reason: "ImagePull", message: "gateway pod g: image x: not found".into() });
-        let gateways = Gateways { wanted: true, problem, ..Gateways::default() };
-        assert_eq!(assess(&spec(false), 1, &gateways).message, "gateway pod g: image x: not found");
+        let problem = Some(Problem {
+            reason: "ImagePull",
+            message: "gateway pod g: image x: not found".into(),
+        });
+        let gateways = Gateways {
+            wanted: true,
+            problem,
+            ..Gateways::default()
+        };
+        assert_eq!(
+            assess(&spec(false), 1, &gateways).message,
+            "gateway pod g: image x: not found"
+        );
     }
 }

@@ -32,11 +32,17 @@ impl Ledger {
     ) -> Vec<InstanceUse> {
         let mut ledger = self.0.lock();
         let entries = ledger.entry(provider.clone()).or_default();
-        let recorded: BTreeSet<&str> =
-            written.iter().flat_map(|usage| &usage.counted).map(|source| source.instance.as_str()).collect();
+        let recorded: BTreeSet<&str> = written
+            .iter()
+            .flat_map(|usage| &usage.counted)
+            .map(|source| source.instance.as_str())
+            .collect();
         for stats in reports {
-            let Some(provider) = stats.providers.get(&provider.name) else { continue };
-            let is_known = recorded.contains(stats.instance.as_str()) || entries.contains_key(&stats.instance);
+            let Some(provider) = stats.providers.get(&provider.name) else {
+                continue;
+            };
+            let is_known =
+                recorded.contains(stats.instance.as_str()) || entries.contains_key(&stats.instance);
             if !is_known && (!pods.contains(&stats.pod) || provider.models.is_empty()) {
                 continue;
             }
@@ -70,8 +76,14 @@ mod tests {
     use super::*;
 
     fn report(instance: &str, pod: &str, requests: u64) -> Arc<Stats> {
-        let used = ModelUse { requests, ..ModelUse::default() };
-        let provider = ProviderStats { models: [("mini".to_owned(), used)].into(), ..ProviderStats::default() };
+        let used = ModelUse {
+            requests,
+            ..ModelUse::default()
+        };
+        let provider = ProviderStats {
+            models: [("mini".to_owned(), used)].into(),
+            ..ProviderStats::default()
+        };
         Arc::new(Stats {
             instance: instance.into(),
             pod: pod.into(),
@@ -85,7 +97,12 @@ mod tests {
     }
 
     /// One look: what would be written, and the requests in it.
-    fn look(ledger: &Ledger, reports: &[Arc<Stats>], pods: &BTreeSet<String>, written: &Option<Usage>) -> (Option<Usage>, i64) {
+    fn look(
+        ledger: &Ledger,
+        reports: &[Arc<Stats>],
+        pods: &BTreeSet<String>,
+        written: &Option<Usage>,
+    ) -> (Option<Usage>, i64) {
         let used = ledger.take_in(&Key::new("shop", "main"), reports, pods, written.as_ref());
         let usage = accumulate(written.as_ref(), &used, pods, Timestamp::UNIX_EPOCH);
         let requests = usage.as_ref().map_or(0, |usage| usage.requests);
@@ -97,26 +114,52 @@ mod tests {
         let ledger = Ledger::default();
         let (written, _) = look(&ledger, &[report("a", "p", 10)], &pods(&["p"]), &None);
         // Seen, but the counters' next write is not due.
-        assert_eq!(look(&ledger, &[report("a", "p", 25)], &pods(&["p"]), &written).1, 25);
+        assert_eq!(
+            look(&ledger, &[report("a", "p", 25)], &pods(&["p"]), &written).1,
+            25
+        );
         // Gone from the scraper and from the cluster.
         let (next, requests) = look(&ledger, &[], &pods(&[]), &written);
         assert_eq!(requests, 25);
         // Written: the process is dropped in two steps and never counted again.
         let (last, requests) = look(&ledger, &[], &pods(&[]), &next);
-        assert_eq!((requests, last.as_ref().map(|usage| usage.counted.len())), (25, Some(0)));
-        assert_eq!(look(&ledger, &[report("a", "p", 25)], &pods(&[]), &last).1, 25, "a late report of a stranger");
+        assert_eq!(
+            (requests, last.as_ref().map(|usage| usage.counted.len())),
+            (25, Some(0))
+        );
+        assert_eq!(
+            look(&ledger, &[report("a", "p", 25)], &pods(&[]), &last).1,
+            25,
+            "a late report of a stranger"
+        );
     }
 
     #[test]
     fn a_restarted_operator_counts_nothing_twice() {
         let (written, _) = look(&Ledger::default(), &[report("a", "p", 10)], &pods(&["p"]), &None);
-        assert_eq!(look(&Ledger::default(), &[report("a", "p", 12)], &pods(&["p"]), &written).1, 12);
+        assert_eq!(
+            look(
+                &Ledger::default(),
+                &[report("a", "p", 12)],
+                &pods(&["p"]),
+                &written
+            )
+            .1,
+            12
+        );
     }
 
     #[test]
     fn a_process_that_has_counted_nothing_is_not_recorded() {
-        let mut idle = Stats { instance: "a".into(), pod: "p".into(), ..Stats::default() };
+        let mut idle = Stats {
+            instance: "a".into(),
+            pod: "p".into(),
+            ..Stats::default()
+        };
         idle.providers.insert("main".into(), ProviderStats::default());
-        assert_eq!(look(&Ledger::default(), &[Arc::new(idle)], &pods(&["p"]), &None).0, None);
+        assert_eq!(
+            look(&Ledger::default(), &[Arc::new(idle)], &pods(&["p"]), &None).0,
+            None
+        );
     }
 }

@@ -29,8 +29,8 @@ use kube::{Resource as _, ResourceExt as _};
 use crate::caches::Caches;
 use crate::gateway::{GatewayHealth, build};
 use crate::runtime::{
-    Blame, Conditions, Controller, Error, EventKind, Failure, Key, Manager, Next, Note, Reconciler, StatusWrite,
-    Trigger, Visit, key_of,
+    Blame, Conditions, Controller, Error, EventKind, Failure, Key, Manager, Next, Note, Reconciler,
+    StatusWrite, Trigger, Visit, key_of,
 };
 use crate::waiting::{self, Wait};
 use assess::{Assessment, Gateways, State};
@@ -56,29 +56,49 @@ pub struct ProviderReconciler<R> {
 }
 
 /// Makes the controller. `reports` is what the scraper keeps, `health` what the gateway controller found.
-pub fn register<R: Reports>(manager: &mut Manager, caches: &Caches, reports: R, health: GatewayHealth) -> Trigger {
+pub fn register<R: Reports>(
+    manager: &mut Manager,
+    caches: &Caches,
+    reports: R,
+    health: GatewayHealth,
+) -> Trigger {
     let of_namespace = |caches: &Caches| {
         let providers = caches.providers.clone();
         move |namespace: &str| -> Vec<Key> {
-            providers.in_namespace(namespace).iter().map(|provider| key_of(&**provider)).collect()
+            providers
+                .in_namespace(namespace)
+                .iter()
+                .map(|provider| key_of(&**provider))
+                .collect()
         }
     };
-    let (by_pool, by_deployment, by_health) = (of_namespace(caches), of_namespace(caches), of_namespace(caches));
+    let (by_pool, by_deployment, by_health) =
+        (of_namespace(caches), of_namespace(caches), of_namespace(caches));
     // Only the first and the last pool of a namespace change anything for its providers, and a pool's status changes
     // often: so its own generation decides, and a pool that goes is seen by its gateway's going.
     let trigger = Controller::new("modelprovider", &caches.providers)
         .watches(&caches.pools, move |pool: &flotilla_crds::AgentPool| {
-            let is_new = pool.status.as_ref().is_none_or(|status| status.conditions.is_empty());
+            let is_new = pool
+                .status
+                .as_ref()
+                .is_none_or(|status| status.conditions.is_empty());
             let goes = pool.meta().deletion_timestamp.is_some();
-            if is_new || goes { by_pool(&pool.namespace().unwrap_or_default()) } else { Vec::new() }
-        })
-        .watches(&caches.deployments, move |deployment: &k8s_openapi::api::apps::v1::Deployment| {
-            if build::is_gateway(&deployment.metadata) {
-                by_deployment(&deployment.namespace().unwrap_or_default())
+            if is_new || goes {
+                by_pool(&pool.namespace().unwrap_or_default())
             } else {
                 Vec::new()
             }
         })
+        .watches(
+            &caches.deployments,
+            move |deployment: &k8s_openapi::api::apps::v1::Deployment| {
+                if build::is_gateway(&deployment.metadata) {
+                    by_deployment(&deployment.namespace().unwrap_or_default())
+                } else {
+                    Vec::new()
+                }
+            },
+        )
         .register(
             manager,
             ProviderReconciler {
@@ -89,7 +109,11 @@ pub fn register<R: Reports>(manager: &mut Manager, caches: &Caches, reports: R, 
             },
         );
     let triggered = trigger.clone();
-    health.on_change(move |namespace| by_health(namespace).into_iter().for_each(|key| triggered.now(key)));
+    health.on_change(move |namespace| {
+        by_health(namespace)
+            .into_iter()
+            .for_each(|key| triggered.now(key))
+    });
     trigger
 }
 
@@ -147,11 +171,19 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
         let assessment = match validate::validate(&provider.spec) {
             Err(sentence) => Assessment::new(State::Invalid, "InvalidSpec", sentence),
             Ok(()) => {
-                let deployment = self.caches.deployments.get(&Key::new(&key.namespace, names::GATEWAY));
-                let live = reports.iter().filter(|stats| pods.contains(&stats.pod) && !stats.draining);
+                let deployment = self
+                    .caches
+                    .deployments
+                    .get(&Key::new(&key.namespace, names::GATEWAY));
+                let live = reports
+                    .iter()
+                    .filter(|stats| pods.contains(&stats.pod) && !stats.draining);
                 let seen = live.map(|stats| {
                     let known = stats.providers.get(name);
-                    known.map(|known| assess::Seen { generation: known.generation, credential: known.credential })
+                    known.map(|known| assess::Seen {
+                        generation: known.generation,
+                        credential: known.credential,
+                    })
                 });
                 assess::assess(
                     &provider.spec,
@@ -174,7 +206,10 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
             usage: accumulate(status.usage.as_ref(), &used, &pods, now),
         };
         note_transition(visit, &status, &assessment, wait);
-        let how = StatusWrite { lazy: &["/usage"], ..StatusWrite::default() };
+        let how = StatusWrite {
+            lazy: &["/usage"],
+            ..StatusWrite::default()
+        };
         visit.write_status(&*provider, &desired, how).await?;
 
         Ok(match assessment.state {
@@ -196,8 +231,15 @@ fn conditions(
     status: &ModelProviderStatus,
     assessment: &Assessment,
     now: jiff::Timestamp,
-) -> (Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>, Wait) {
-    let Assessment { state, reason, message } = assessment;
+) -> (
+    Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+    Wait,
+) {
+    let Assessment {
+        state,
+        reason,
+        message,
+    } = assessment;
     let wait = waiting::judge(&status.conditions, now);
     let mut conditions = Conditions::new(&status.conditions, provider.metadata.generation, now);
     let (reconciling, stalled) = match (state, wait) {
@@ -206,20 +248,35 @@ fn conditions(
         (State::Waiting, Wait::Until(_)) => (true, false),
     };
     conditions.set(condition::READY, *state == State::Ready, reason, message);
-    conditions.set(condition::RECONCILING, reconciling, reason, if reconciling { message } else { "" });
-    conditions.set(condition::STALLED, stalled, reason, if stalled { message } else { "" });
+    conditions.set(
+        condition::RECONCILING,
+        reconciling,
+        reason,
+        if reconciling { message } else { "" },
+    );
+    conditions.set(
+        condition::STALLED,
+        stalled,
+        reason,
+        if stalled { message } else { "" },
+    );
     (conditions.into_vec(), wait)
 }
 
 /// Says on the object what has changed, once.
 fn note_transition(visit: &Visit, status: &ModelProviderStatus, assessment: &Assessment, wait: Wait) {
-    let before = status.conditions.iter().find(|condition| condition.type_ == condition::READY);
+    let before = status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == condition::READY);
     if before.is_some_and(|before| before.reason == assessment.reason) && wait != Wait::TooLong {
         return;
     }
     let kind = match assessment.state {
         State::Ready => EventKind::Normal,
-        State::Waiting if wait != Wait::TooLong && assessment.reason != assess::WAITING_FOR_REFERENCE => return,
+        State::Waiting if wait != Wait::TooLong && assessment.reason != assess::WAITING_FOR_REFERENCE => {
+            return;
+        }
         State::Waiting | State::Invalid => EventKind::Warning,
     };
     // The publisher drops what it has said lately.
@@ -268,7 +325,11 @@ mod condition_tests {
         assert_eq!(look(&missing, 600), (false, false, true));
         assert_eq!(look(&missing, 5000), (false, false, true));
         assert_eq!(look(&ready, 5001), (true, false, false));
-        assert_eq!(look(&missing, 6000), (false, true, false), "the next wait begins anew");
+        assert_eq!(
+            look(&missing, 6000),
+            (false, true, false),
+            "the next wait begins anew"
+        );
     }
 
     #[test]
@@ -277,6 +338,13 @@ mod condition_tests {
         let (conditions, _) = conditions(&provider(), &ModelProviderStatus::default(), &invalid, at(0));
         assert!(is_true(&conditions, "Stalled"));
         let ready = find(&conditions, "Ready").unwrap();
-        assert_eq!((ready.status.as_str(), ready.reason.as_str(), ready.observed_generation), ("False", "InvalidSpec", Some(3)));
+        assert_eq!(
+            (
+                ready.status.as_str(),
+                ready.reason.as_str(),
+                ready.observed_generation
+            ),
+            ("False", "InvalidSpec", Some(3))
+        );
     }
 }

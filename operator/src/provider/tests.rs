@@ -29,9 +29,18 @@ impl Reports for Written {
 impl Written {
     /// One gateway, `g-1`, reports this.
     fn write(&self, credential: Credential, requests: u64) {
-        let used = ModelUse { requests, failed: 0, input_tokens: requests * 10, output_tokens: requests };
-        let provider =
-            ProviderStats { generation: 1, credential, in_flight: 0, models: [("mini".to_owned(), used)].into() };
+        let used = ModelUse {
+            requests,
+            failed: 0,
+            input_tokens: requests * 10,
+            output_tokens: requests,
+        };
+        let provider = ProviderStats {
+            generation: 1,
+            credential,
+            in_flight: 0,
+            models: [("mini".to_owned(), used)].into(),
+        };
         *self.0.lock() = vec![Arc::new(Stats {
             instance: "i-1".into(),
             pod: "g-1".into(),
@@ -50,27 +59,46 @@ fn operator(cluster: &FakeCluster, reports: &Written) -> Running {
 
 fn put_provider(cluster: &FakeCluster) {
     let auth = json!({"type": "APIKey", "apiKey": {"secretKeyRef": {"name": "vault", "key": "token"}}});
-    cluster.put(PROVIDER, json!({"metadata": {"name": "main"}, "spec": {"endpoint": "https://m/v1", "auth": auth}}));
+    cluster.put(
+        PROVIDER,
+        json!({"metadata": {"name": "main"}, "spec": {"endpoint": "https://m/v1", "auth": auth}}),
+    );
 }
 
 /// A pool, and a gateway whose pods have the newest template.
 fn put_gateway(cluster: &FakeCluster) {
     let pool = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
-    cluster.put(pool, json!({"metadata": {"name": "support"}, "spec": {"agent": {"image": "a"}}}));
-    let labels = json!({"app.kubernetes.io/name": "flotilla-gateway", "app.kubernetes.io/managed-by": "flotilla"});
-    let status = json!({"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1});
+    cluster.put(
+        pool,
+        json!({"metadata": {"name": "support"}, "spec": {"agent": {"image": "a"}}}),
+    );
+    let labels =
+        json!({"app.kubernetes.io/name": "flotilla-gateway", "app.kubernetes.io/managed-by": "flotilla"});
+    let status =
+        json!({"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1});
     let spec = json!({"replicas": 1, "selector": {}, "template": {}});
-    cluster.put(DEPLOYMENT, json!({"metadata": {"name": "flotilla-gateway", "labels": labels}, "spec": spec, "status": status}));
+    cluster.put(
+        DEPLOYMENT,
+        json!({"metadata": {"name": "flotilla-gateway", "labels": labels}, "spec": spec, "status": status}),
+    );
     cluster.put(POD, json!({"metadata": {"name": "g-1", "labels": labels}}));
 }
 
 fn status(cluster: &FakeCluster) -> Value {
-    cluster.get(PROVIDER).map(|provider| provider["status"].clone()).unwrap_or_default()
+    cluster
+        .get(PROVIDER)
+        .map(|provider| provider["status"].clone())
+        .unwrap_or_default()
 }
 
 fn ready(cluster: &FakeCluster) -> (String, String) {
     let conditions = status(cluster)["conditions"].clone();
-    let ready = conditions.as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready").cloned();
+    let ready = conditions
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == "Ready")
+        .cloned();
     let ready = ready.unwrap_or_default();
     let text = |field: &str| ready[field].as_str().unwrap_or_default().to_owned();
     (text("status"), text("reason"))
@@ -79,7 +107,11 @@ fn ready(cluster: &FakeCluster) -> (String, String) {
 async fn becomes(cluster: &FakeCluster, expected: &str, reason: &str) {
     eventually(&format!("Ready={expected} {reason}"), MINUTE, || {
         let is = ready(cluster);
-        if is == (expected.to_owned(), reason.to_owned()) { Ok(()) } else { Err(format!("{is:?}")) }
+        if is == (expected.to_owned(), reason.to_owned()) {
+            Ok(())
+        } else {
+            Err(format!("{is:?}"))
+        }
     })
     .await;
 }
@@ -95,11 +127,19 @@ async fn a_missing_secret_is_seen_through_the_gateway_and_recovers() {
     reports.write(Credential::Missing, 0);
     becomes(&cluster, "False", "WaitingForReference").await;
     tokio::time::sleep(11 * MINUTE).await;
-    let stalled = status(&cluster)["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "Stalled" && c["status"] == "True");
+    let stalled = status(&cluster)["conditions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|c| c["type"] == "Stalled" && c["status"] == "True");
     assert!(stalled, "{}", status(&cluster));
     reports.write(Credential::Present, 0);
     becomes(&cluster, "True", "Ready").await;
-    let reads = cluster.requests(0).into_iter().filter(|request| request.contains("/secrets")).count();
+    let reads = cluster
+        .requests(0)
+        .into_iter()
+        .filter(|request| request.contains("/secrets"))
+        .count();
     assert_eq!(reads, 0, "Secrets are never read");
 }
 
@@ -110,10 +150,14 @@ async fn use_is_counted_once_whoever_is_restarted_and_written_rarely() {
     put_gateway(&cluster);
     reports.write(Credential::Present, 10);
     let first = operator(&cluster, &reports);
-    eventually("the first count", MINUTE, || match status(&cluster)["usage"]["requests"].as_i64() {
-        Some(10) => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
+    eventually(
+        "the first count",
+        MINUTE,
+        || match status(&cluster)["usage"]["requests"].as_i64() {
+            Some(10) => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
     .await;
 
     let skip = cluster.request_count();
@@ -127,11 +171,18 @@ async fn use_is_counted_once_whoever_is_restarted_and_written_rarely() {
     let _second = operator(&cluster, &reports);
     tokio::time::sleep(MINUTE).await;
     let usage = status(&cluster)["usage"].clone();
-    assert_eq!((usage["requests"].as_i64(), usage["inputTokens"].as_i64()), (Some(70), Some(700)));
+    assert_eq!(
+        (usage["requests"].as_i64(), usage["inputTokens"].as_i64()),
+        (Some(70), Some(700))
+    );
 
     let skip = cluster.request_count();
     tokio::time::sleep(10 * MINUTE).await;
-    assert_eq!(cluster.requests(skip), Vec::<String>::new(), "without use nothing is written");
+    assert_eq!(
+        cluster.requests(skip),
+        Vec::<String>::new(),
+        "without use nothing is written"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,18 +192,34 @@ async fn the_last_counts_of_a_gateway_that_goes_are_kept() {
     put_gateway(&cluster);
     reports.write(Credential::Present, 10);
     let _operator = operator(&cluster, &reports);
-    eventually("the first count", MINUTE, || status(&cluster)["usage"]["requests"].as_i64().map(drop).ok_or_else(String::new)).await;
+    eventually("the first count", MINUTE, || {
+        status(&cluster)["usage"]["requests"]
+            .as_i64()
+            .map(drop)
+            .ok_or_else(String::new)
+    })
+    .await;
     reports.write(Credential::Present, 25);
     tokio::time::sleep(Duration::from_secs(12)).await;
     cluster.delete(POD);
     reports.0.lock().clear();
-    eventually("all of it", 2 * MINUTE, || match status(&cluster)["usage"]["requests"].as_i64() {
-        Some(25) => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
+    eventually(
+        "all of it",
+        2 * MINUTE,
+        || match status(&cluster)["usage"]["requests"].as_i64() {
+            Some(25) => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
     .await;
     tokio::time::sleep(2 * MINUTE).await;
-    assert_eq!(status(&cluster)["usage"]["counted"].as_array().map(Vec::len).unwrap_or_default(), 0);
+    assert_eq!(
+        status(&cluster)["usage"]["counted"]
+            .as_array()
+            .map(Vec::len)
+            .unwrap_or_default(),
+        0
+    );
     assert_eq!(status(&cluster)["usage"]["requests"], 25);
 }
 
@@ -162,6 +229,8 @@ async fn an_impossible_spec_is_told() {
     let _operator = operator(&cluster, &reports);
     cluster.put(PROVIDER, json!({"metadata": {"name": "main"}, "spec": {"endpoint": "http://flotilla-gateway:8081/providers/main/v1"}}));
     becomes(&cluster, "False", "InvalidSpec").await;
-    cluster.update(PROVIDER, |provider| provider["spec"]["endpoint"] = json!("https://m/v1"));
+    cluster.update(PROVIDER, |provider| {
+        provider["spec"]["endpoint"] = json!("https://m/v1")
+    });
     becomes(&cluster, "True", "Unused").await;
 }

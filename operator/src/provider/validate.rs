@@ -9,7 +9,10 @@ use flotilla_crds::{ModelProviderSpec, names};
 /// A sentence that says what to write instead.
 pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
     let host = host(&spec.endpoint).ok_or_else(|| {
-        format!("endpoint {:?} has no host; write a base address such as https://api.example.com/v1", spec.endpoint)
+        format!(
+            "endpoint {:?} has no host; write a base address such as https://api.example.com/v1",
+            spec.endpoint
+        )
     })?;
     // Requests to it would come back to the gateway, until something runs out.
     if host == names::GATEWAY || host.starts_with(&format!("{}.", names::GATEWAY)) {
@@ -20,8 +23,12 @@ pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
     }
     for model in &spec.models {
         let Some(price) = &model.price else { continue };
-        Price::parse(&price.currency, &price.input_per_million, &price.output_per_million)
-            .map_err(|error| format!("models[{}].price: {error}", model.name))?;
+        Price::parse(
+            &price.currency,
+            &price.input_per_million,
+            &price.output_per_million,
+        )
+        .map_err(|error| format!("models[{}].price: {error}", model.name))?;
     }
     Ok(())
 }
@@ -51,10 +58,22 @@ mod tests {
             ("http://simulator.tools.svc:8080/v1", json!([]), None),
             ("http://[fd00::1]:9/v1", json!([]), None),
             ("https://:443/v1", json!([]), Some("has no host")),
-            ("http://flotilla-gateway:8081/v1", json!([]), Some("the gateway itself")),
-            ("http://flotilla-gateway.shop.svc:8081/v1", json!([]), Some("the gateway itself")),
+            (
+                "http://flotilla-gateway:8081/v1",
+                json!([]),
+                Some("the gateway itself"),
+            ),
+            (
+                "http://flotilla-gateway.shop.svc:8081/v1",
+                json!([]),
+                Some("the gateway itself"),
+            ),
             ("http://flotilla-gateway-logs.shop.svc/v1", json!([]), None),
-            ("https://api.example.com/v1", price("cheap"), Some("models[mini].price")),
+            (
+                "https://api.example.com/v1",
+                price("cheap"),
+                Some("models[mini].price"),
+            ),
         ] {
             let spec = serde_json::from_value(json!({"endpoint": endpoint, "models": models})).unwrap();
             match (validate(&spec), expected) {

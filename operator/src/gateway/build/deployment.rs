@@ -10,8 +10,9 @@ use flotilla_crds::names;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath, Lifecycle,
-    LifecycleHandler, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction, TopologySpreadConstraint, Volume, VolumeMount,
+    LifecycleHandler, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction,
+    TopologySpreadConstraint, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -71,7 +72,10 @@ pub fn build(shared: &Shared<'_>, settings: &Settings, credentials: &[Credential
 
 fn template(settings: &Settings, credentials: &[Credential]) -> PodTemplateSpec {
     PodTemplateSpec {
-        metadata: Some(ObjectMeta { labels: Some(labels()), ..ObjectMeta::default() }),
+        metadata: Some(ObjectMeta {
+            labels: Some(labels()),
+            ..ObjectMeta::default()
+        }),
         spec: Some(PodSpec {
             service_account_name: Some(names::GATEWAY.to_owned()),
             automount_service_account_token: Some(true),
@@ -120,7 +124,9 @@ fn container(settings: &Settings, credentials: &[Credential]) -> Container {
     };
     let quantities = |cpu: Option<&str>, memory: &str| {
         let cpu = cpu.map(|cpu| ("cpu".to_owned(), Quantity(cpu.to_owned())));
-        cpu.into_iter().chain([("memory".to_owned(), Quantity(memory.to_owned()))]).collect::<BTreeMap<_, _>>()
+        cpu.into_iter()
+            .chain([("memory".to_owned(), Quantity(memory.to_owned()))])
+            .collect::<BTreeMap<_, _>>()
     };
     Container {
         name: names::GATEWAY_CONTAINER.to_owned(),
@@ -143,7 +149,9 @@ fn container(settings: &Settings, credentials: &[Credential]) -> Container {
         liveness_probe: Some(probe("/healthz", 10, 6)),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {
-                sleep: Some(SleepAction { seconds: PRE_STOP_SECONDS }),
+                sleep: Some(SleepAction {
+                    seconds: PRE_STOP_SECONDS,
+                }),
                 ..LifecycleHandler::default()
             }),
             ..Lifecycle::default()
@@ -157,7 +165,10 @@ fn container(settings: &Settings, credentials: &[Credential]) -> Container {
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                ..Capabilities::default()
+            }),
             ..SecurityContext::default()
         }),
         volume_mounts: Some(credentials.iter().map(mount).collect()),
@@ -169,7 +180,10 @@ fn field(name: &str, path: &str) -> EnvVar {
     EnvVar {
         name: name.to_owned(),
         value_from: Some(EnvVarSource {
-            field_ref: Some(ObjectFieldSelector { field_path: path.to_owned(), ..ObjectFieldSelector::default() }),
+            field_ref: Some(ObjectFieldSelector {
+                field_path: path.to_owned(),
+                ..ObjectFieldSelector::default()
+            }),
             ..EnvVarSource::default()
         }),
         ..EnvVar::default()
@@ -226,7 +240,10 @@ fn volume_name(provider: &str) -> String {
         return plain;
     }
     let hash = hash(&provider);
-    let kept: String = provider.chars().take(MAX - PREFIX.len() - 1 - hash.len()).collect();
+    let kept: String = provider
+        .chars()
+        .take(MAX - PREFIX.len() - 1 - hash.len())
+        .collect();
     format!("{PREFIX}{}-{hash}", kept.trim_end_matches('-'))
 }
 
@@ -234,7 +251,11 @@ fn volume_name(provider: &str) -> String {
 fn hash(value: &impl Serialize) -> String {
     // serde_json's maps are sorted, so equal values have equal text; our types always serialise.
     let text = serde_json::to_value(value).unwrap_or_default().to_string();
-    Sha256::digest(text).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text)
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -244,15 +265,31 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings { image: "flotilla.dev/gateway:dev".into(), replicas: 2, upgrade_parallelism: 2 }
+        Settings {
+            image: "flotilla.dev/gateway:dev".into(),
+            replicas: 2,
+            upgrade_parallelism: 2,
+        }
     }
 
     fn credential(provider: &str) -> Credential {
-        Credential { provider: provider.into(), secret: "keys".into(), key: "main".into() }
+        Credential {
+            provider: provider.into(),
+            secret: "keys".into(),
+            key: "main".into(),
+        }
     }
 
     fn built(credentials: &[Credential]) -> Value {
-        serde_json::to_value(build(&Shared { namespace: "shop", owners: &[] }, &settings(), credentials)).unwrap()
+        serde_json::to_value(build(
+            &Shared {
+                namespace: "shop",
+                owners: &[],
+            },
+            &settings(),
+            credentials,
+        ))
+        .unwrap()
     }
 
     #[test]
@@ -264,15 +301,27 @@ mod tests {
         for (pointer, expected) in [
             ("/metadata/name".to_owned(), json!("flotilla-gateway")),
             ("/spec/replicas".to_owned(), json!(2)),
-            ("/spec/strategy/rollingUpdate".to_owned(), json!({"maxUnavailable": 0, "maxSurge": 1})),
+            (
+                "/spec/strategy/rollingUpdate".to_owned(),
+                json!({"maxUnavailable": 0, "maxSurge": 1}),
+            ),
             (format!("{pod}/serviceAccountName"), json!("flotilla-gateway")),
             (format!("{pod}/automountServiceAccountToken"), json!(true)),
             (format!("{pod}/terminationGracePeriodSeconds"), json!(330)),
             (format!("{gateway}/name"), json!("gateway")),
             (format!("{gateway}/image"), json!("flotilla.dev/gateway:dev")),
-            (format!("{gateway}/lifecycle/preStop"), json!({"sleep": {"seconds": 5}})),
-            (format!("{gateway}/readinessProbe/httpGet"), json!({"path": "/readyz", "port": 9090})),
-            (format!("{gateway}/livenessProbe/httpGet"), json!({"path": "/healthz", "port": 9090})),
+            (
+                format!("{gateway}/lifecycle/preStop"),
+                json!({"sleep": {"seconds": 5}}),
+            ),
+            (
+                format!("{gateway}/readinessProbe/httpGet"),
+                json!({"path": "/readyz", "port": 9090}),
+            ),
+            (
+                format!("{gateway}/livenessProbe/httpGet"),
+                json!({"path": "/healthz", "port": 9090}),
+            ),
             (
                 format!("{gateway}/ports"),
                 json!([
@@ -288,7 +337,12 @@ mod tests {
             .as_array()
             .unwrap()
             .iter()
-            .map(|variable| format!("{}={}", variable["name"], variable["valueFrom"]["fieldRef"]["fieldPath"]))
+            .map(|variable| {
+                format!(
+                    "{}={}",
+                    variable["name"], variable["valueFrom"]["fieldRef"]["fieldPath"]
+                )
+            })
             .collect();
         assert_eq!(
             variables.join(" "),
@@ -340,17 +394,44 @@ mod tests {
     fn the_marks_tell_credentials_from_all_else() {
         let marks = |deployment: &Value| {
             let annotations = &deployment["metadata"]["annotations"];
-            (annotations[TEMPLATE_HASH].clone(), annotations[CREDENTIALS_HASH].clone())
+            (
+                annotations[TEMPLATE_HASH].clone(),
+                annotations[CREDENTIALS_HASH].clone(),
+            )
         };
         let (template, keys) = marks(&built(&[credential("main")]));
         let (other_template, other_keys) = marks(&built(&[credential("main"), credential("spare")]));
         assert!(template != other_template && keys != other_keys);
-        let newer = Settings { image: "flotilla.dev/gateway:next".into(), ..settings() };
-        let upgraded = build(&Shared { namespace: "shop", owners: &[] }, &newer, &[credential("main")]);
+        let newer = Settings {
+            image: "flotilla.dev/gateway:next".into(),
+            ..settings()
+        };
+        let upgraded = build(
+            &Shared {
+                namespace: "shop",
+                owners: &[],
+            },
+            &newer,
+            &[credential("main")],
+        );
         let (next_template, next_keys) = marks(&serde_json::to_value(upgraded).unwrap());
         assert!(next_template != template && next_keys == keys);
-        let scaled = Settings { replicas: 5, ..settings() };
-        let scaled = build(&Shared { namespace: "shop", owners: &[] }, &scaled, &[credential("main")]);
-        assert_eq!(marks(&serde_json::to_value(scaled).unwrap()), (template, keys), "scaling replaces no pod");
+        let scaled = Settings {
+            replicas: 5,
+            ..settings()
+        };
+        let scaled = build(
+            &Shared {
+                namespace: "shop",
+                owners: &[],
+            },
+            &scaled,
+            &[credential("main")],
+        );
+        assert_eq!(
+            marks(&serde_json::to_value(scaled).unwrap()),
+            (template, keys),
+            "scaling replaces no pod"
+        );
     }
 }

@@ -25,7 +25,12 @@ mod tests {
 
     #[test]
     fn one_at_a_time() {
-        let spec = build(&Shared { namespace: "shop", owners: &[] }).spec.unwrap();
+        let spec = build(&Shared {
+            namespace: "shop",
+            owners: &[],
+        })
+        .spec
+        .unwrap();
         assert_eq!(spec.max_unavailable, Some(IntOrString::Int(1)));
         assert_eq!(spec.selector, Some(label_selector()));
     }

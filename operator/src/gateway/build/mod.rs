@@ -58,13 +58,20 @@ pub fn selector() -> BTreeMap<String, String> {
 
 /// Whether an object is (part of) a gateway.
 pub fn is_gateway(metadata: &ObjectMeta) -> bool {
-    let label = metadata.labels.as_ref().and_then(|labels| labels.get(names::APP_NAME));
+    let label = metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(names::APP_NAME));
     label.is_some_and(|name| name == names::GATEWAY)
 }
 
 /// Whether every wanted pod of the newest template is available and none of an older one is left.
 pub fn is_settled(deployment: &Deployment) -> bool {
-    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let wanted = deployment
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.replicas)
+        .unwrap_or(1);
     deployment.status.as_ref().is_some_and(|status| {
         status.observed_generation >= deployment.metadata.generation
             && status.updated_replicas.unwrap_or_default() >= wanted
@@ -75,7 +82,11 @@ pub fn is_settled(deployment: &Deployment) -> bool {
 
 /// Whether pods are being replaced and the Deployment has not given up on it.
 pub fn is_rolling(deployment: &Deployment) -> bool {
-    let conditions = deployment.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let conditions = deployment
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
     let given_up = conditions.iter().any(|condition| {
         (condition.type_ == "Progressing" && condition.status == "False")
             || (condition.type_ == "ReplicaFailure" && condition.status == "True")
@@ -102,7 +113,10 @@ fn labels() -> BTreeMap<String, String> {
 }
 
 fn label_selector() -> LabelSelector {
-    LabelSelector { match_labels: Some(selector()), ..LabelSelector::default() }
+    LabelSelector {
+        match_labels: Some(selector()),
+        ..LabelSelector::default()
+    }
 }
 
 #[cfg(test)]
@@ -122,16 +136,17 @@ mod tests {
         let (with, without) = (provider("b", key.clone()), provider("a", json!({})));
         let also = provider("a2", key);
         let found = credentials(&[&with, &without, &also]);
-        let names: Vec<_> = found.iter().map(|credential| credential.provider.as_str()).collect();
+        let names: Vec<_> = found
+            .iter()
+            .map(|credential| credential.provider.as_str())
+            .collect();
         assert_eq!(names, ["a2", "b"]);
         assert_eq!((found[0].secret.as_str(), found[0].key.as_str()), ("s", "k"));
     }
 
     #[test]
     fn rollouts() {
-        let status = |observed: i64, replicas: i32, updated: i32, available: i32| {
-            json!({"observedGeneration": observed, "replicas": replicas, "updatedReplicas": updated, "availableReplicas": available})
-        };
+        let status = |observed: i64, replicas: i32, updated: i32, available: i32| json!({"observedGeneration": observed, "replicas": replicas, "updatedReplicas": updated, "availableReplicas": available});
         let mut stuck = status(3, 3, 1, 2);
         stuck["conditions"] = json!([{"type": "Progressing", "status": "False"}]);
         for (what, status, settled, rolling) in [
@@ -144,13 +159,20 @@ mod tests {
         ] {
             let object = json!({"metadata": {"generation": 3}, "spec": {"replicas": 2, "selector": {}, "template": {}}, "status": status});
             let deployment: Deployment = serde_json::from_value(object).unwrap();
-            assert_eq!((is_settled(&deployment), is_rolling(&deployment)), (settled, rolling), "{what}");
+            assert_eq!(
+                (is_settled(&deployment), is_rolling(&deployment)),
+                (settled, rolling),
+                "{what}"
+            );
         }
     }
 
     #[test]
     fn pods_of_a_gateway_are_known_by_their_name_label() {
-        assert!(is_gateway(&ObjectMeta { labels: Some(labels()), ..ObjectMeta::default() }));
+        assert!(is_gateway(&ObjectMeta {
+            labels: Some(labels()),
+            ..ObjectMeta::default()
+        }));
         assert!(!is_gateway(&ObjectMeta::default()));
     }
 }

@@ -30,8 +30,14 @@ mod tests {
 
     #[test]
     fn binds_the_shipped_role_to_the_account_of_the_same_namespace() {
-        let binding = build(&Shared { namespace: "shop", owners: &[] });
-        assert_eq!((binding.role_ref.kind.as_str(), binding.role_ref.name.as_str()), ("ClusterRole", "flotilla-gateway"));
+        let binding = build(&Shared {
+            namespace: "shop",
+            owners: &[],
+        });
+        assert_eq!(
+            (binding.role_ref.kind.as_str(), binding.role_ref.name.as_str()),
+            ("ClusterRole", "flotilla-gateway")
+        );
         let subjects = binding.subjects.unwrap();
         assert_eq!(subjects.len(), 1);
         assert_eq!(subjects[0].namespace.as_deref(), Some("shop"));

@@ -20,7 +20,11 @@ pub fn build(shared: &Shared<'_>) -> Service {
             selector: Some(selector()),
             ports: Some(vec![
                 port("ingress", 80, names::GATEWAY_INGRESS_PORT),
-                port("egress", i32::from(names::GATEWAY_EGRESS_PORT), names::GATEWAY_EGRESS_PORT),
+                port(
+                    "egress",
+                    i32::from(names::GATEWAY_EGRESS_PORT),
+                    names::GATEWAY_EGRESS_PORT,
+                ),
             ]),
             ..ServiceSpec::default()
         }),
@@ -34,7 +38,10 @@ mod tests {
 
     #[test]
     fn exposes_ingress_and_egress_and_never_the_admin_port() {
-        let service = build(&Shared { namespace: "shop", owners: &[] });
+        let service = build(&Shared {
+            namespace: "shop",
+            owners: &[],
+        });
         let spec = service.spec.unwrap();
         let ports: Vec<_> = spec
             .ports
@@ -49,9 +56,9 @@ mod tests {
                 ("egress".to_owned(), 8081, IntOrString::Int(8081))
             ]
         );
-        assert_eq!(spec.selector.unwrap().into_iter().collect::<Vec<_>>(), [(
-            "app.kubernetes.io/name".to_owned(),
-            "flotilla-gateway".to_owned()
-        )]);
+        assert_eq!(
+            spec.selector.unwrap().into_iter().collect::<Vec<_>>(),
+            [("app.kubernetes.io/name".to_owned(), "flotilla-gateway".to_owned())]
+        );
     }
 }

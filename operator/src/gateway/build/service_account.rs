@@ -19,7 +19,10 @@ mod tests {
 
     #[test]
     fn gives_no_token_unasked() {
-        let account = build(&Shared { namespace: "shop", owners: &[] });
+        let account = build(&Shared {
+            namespace: "shop",
+            owners: &[],
+        });
         assert_eq!(account.automount_service_account_token, Some(false));
         assert_eq!(account.metadata.name.as_deref(), Some("flotilla-gateway"));
     }

@@ -55,21 +55,32 @@ pub fn result(load_test: &LoadTest, workload: &str) -> ConfigMap {
 
 /// The workers whose results are in a result ConfigMap.
 pub fn harvested(metadata: &ObjectMeta) -> BTreeSet<u32> {
-    let text = metadata.annotations.as_ref().and_then(|annotations| annotations.get(HARVESTED));
-    text.iter().flat_map(|text| text.split(',')).filter_map(|index| index.trim().parse().ok()).collect()
+    let text = metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(HARVESTED));
+    text.iter()
+        .flat_map(|text| text.split(','))
+        .filter_map(|index| index.trim().parse().ok())
+        .collect()
 }
 
 /// Whether a result ConfigMap holds the merged result.
 pub fn is_judged(metadata: &ObjectMeta) -> bool {
-    metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(JUDGED))
+    metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|annotations| annotations.contains_key(JUDGED))
 }
 
 /// The patch that adds workers' messages; `before` are those already there.
 pub fn harvest_patch(before: &BTreeSet<u32>, messages: &BTreeMap<u32, String>) -> Value {
     let all: BTreeSet<u32> = before.iter().chain(messages.keys()).copied().collect();
     let list = all.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-    let data: BTreeMap<String, &String> =
-        messages.iter().map(|(index, message)| (format!("{WORKER_PREFIX}{index}"), message)).collect();
+    let data: BTreeMap<String, &String> = messages
+        .iter()
+        .map(|(index, message)| (format!("{WORKER_PREFIX}{index}"), message))
+        .collect();
     json!({"metadata": {"annotations": {HARVESTED: list}}, "data": data})
 }
 
@@ -85,10 +96,8 @@ pub fn judged_patch(verdict: &str, result: &Value) -> Value {
 /// The workers' messages in a result ConfigMap.
 pub fn messages(config_map: &ConfigMap) -> BTreeMap<u32, String> {
     let data = config_map.data.iter().flatten();
-    data.filter_map(|(key, message)| {
-        Some((key.strip_prefix(WORKER_PREFIX)?.parse().ok()?, message.clone()))
-    })
-    .collect()
+    data.filter_map(|(key, message)| Some((key.strip_prefix(WORKER_PREFIX)?.parse().ok()?, message.clone())))
+        .collect()
 }
 
 #[cfg(test)]
@@ -105,9 +114,14 @@ mod tests {
         assert_eq!(patch["data"], json!({"worker-2": "lt1:two"}));
         let mut stored = result(&load_test(), "sha256:1");
         assert!(harvested(&stored.metadata).is_empty() && !is_judged(&stored.metadata));
-        stored.metadata.annotations = serde_json::from_value(patch["metadata"]["annotations"].clone()).unwrap();
+        stored.metadata.annotations =
+            serde_json::from_value(patch["metadata"]["annotations"].clone()).unwrap();
         stored.data = serde_json::from_value(patch["data"].clone()).unwrap();
-        stored.data.as_mut().unwrap().insert(RESULT_KEY.into(), "{}".into());
+        stored
+            .data
+            .as_mut()
+            .unwrap()
+            .insert(RESULT_KEY.into(), "{}".into());
         assert_eq!(harvested(&stored.metadata), BTreeSet::from([0, 2, 10]));
         assert_eq!(messages(&stored), added);
     }
@@ -115,7 +129,10 @@ mod tests {
     #[test]
     fn the_merged_result_closes_it() {
         let patch = judged_patch("Passed", &json!({"a": 1}));
-        assert_eq!((&patch["immutable"], &patch["metadata"]["annotations"][JUDGED]), (&json!(true), &json!("Passed")));
+        assert_eq!(
+            (&patch["immutable"], &patch["metadata"]["annotations"][JUDGED]),
+            (&json!(true), &json!("Passed"))
+        );
     }
 
     #[test]
@@ -131,6 +148,10 @@ mod tests {
         let small = plan(&load_test(), &plan_of(10)).unwrap();
         assert_eq!(small.immutable, Some(true));
         assert!(small.data.unwrap().contains_key("plan.json"));
-        assert!(plan(&load_test(), &plan_of(1 << 20)).unwrap_err().contains("shorten the prompts"));
+        assert!(
+            plan(&load_test(), &plan_of(1 << 20))
+                .unwrap_err()
+                .contains("shorten the prompts")
+        );
     }
 }

@@ -9,13 +9,13 @@ use std::collections::BTreeMap;
 use flotilla_core::load::plan::LoadPlan;
 use flotilla_crds::{LoadTest, names};
 use k8s_openapi::api::batch::v1::{
-    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
-    PodFailurePolicyRule,
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
+    PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, ObjectFieldSelector, Pod,
-    PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume,
-    VolumeMount,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, ObjectFieldSelector,
+    Pod, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext,
+    Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -65,13 +65,18 @@ pub fn worker_pod(load_test: &LoadTest, template: PodTemplateSpec) -> Pod {
     let mut metadata = template.metadata.unwrap_or_default();
     metadata.name = Some(format!("{}-0-probe", job_name(&load_test.name_any())));
     metadata.namespace = load_test.namespace();
-    Pod { metadata, spec: template.spec, status: None }
+    Pod {
+        metadata,
+        spec: template.spec,
+        status: None,
+    }
 }
 
 /// How many workers may fail before the coverage cannot be reached any more.
 fn max_failed(plan: &LoadPlan) -> i32 {
     let workers = &plan.workers;
-    let failing = u64::from(workers.count) * u64::from(100_u32.saturating_sub(workers.min_coverage_percent)) / 100;
+    let failing =
+        u64::from(workers.count) * u64::from(100_u32.saturating_sub(workers.min_coverage_percent)) / 100;
     i32::try_from(failing).unwrap_or(i32::MAX)
 }
 
@@ -79,7 +84,9 @@ fn active_deadline(plan: &LoadPlan) -> i64 {
     let seconds = u64::from(plan.workers.start_deadline_seconds)
         .saturating_add(plan.seconds())
         .saturating_add(plan.requests.timeout_milliseconds.div_ceil(1000));
-    i64::try_from(seconds).unwrap_or(i64::MAX).saturating_add(SLACK_SECONDS)
+    i64::try_from(seconds)
+        .unwrap_or(i64::MAX)
+        .saturating_add(SLACK_SECONDS)
 }
 
 fn failure_policy() -> PodFailurePolicy {
@@ -137,7 +144,10 @@ fn template(load_test: &LoadTest, plan: &LoadPlan, image: &str) -> PodTemplateSp
             containers: vec![container(load_test, plan, image)],
             volumes: Some(vec![Volume {
                 name: "plan".to_owned(),
-                config_map: Some(ConfigMapVolumeSource { name: plan_name(&name), ..ConfigMapVolumeSource::default() }),
+                config_map: Some(ConfigMapVolumeSource {
+                    name: plan_name(&name),
+                    ..ConfigMapVolumeSource::default()
+                }),
                 ..Volume::default()
             }]),
             ..PodSpec::default()
@@ -148,7 +158,9 @@ fn template(load_test: &LoadTest, plan: &LoadPlan, image: &str) -> PodTemplateSp
 fn container(load_test: &LoadTest, plan: &LoadPlan, image: &str) -> Container {
     let namespace = load_test.namespace().unwrap_or_default();
     let coordinator = coordinator_name(&load_test.name_any());
-    let folder = names::PLAN_PATH.rsplit_once('/').map_or("/", |(folder, _)| folder);
+    let folder = names::PLAN_PATH
+        .rsplit_once('/')
+        .map_or("/", |(folder, _)| folder);
     let quantity = |mebibytes: u64| Quantity(format!("{mebibytes}Mi"));
     let share = plan.requests() / u64::from(plan.workers.count.max(1));
     let memory = BASE_MEMORY + share / REQUESTS_PER_MEMORY;
@@ -160,7 +172,10 @@ fn container(load_test: &LoadTest, plan: &LoadPlan, image: &str) -> Container {
         env: Some(vec![
             EnvVar {
                 name: "FLOTILLA_COORDINATOR".to_owned(),
-                value: Some(format!("{coordinator}.{namespace}.svc:{}", names::COORDINATOR_PORT)),
+                value: Some(format!(
+                    "{coordinator}.{namespace}.svc:{}",
+                    names::COORDINATOR_PORT
+                )),
                 value_from: None,
             },
             EnvVar {
@@ -188,13 +203,19 @@ fn container(load_test: &LoadTest, plan: &LoadPlan, image: &str) -> Container {
                 ("cpu".to_owned(), Quantity("100m".to_owned())),
                 ("memory".to_owned(), quantity(memory)),
             ])),
-            limits: Some(BTreeMap::from([("memory".to_owned(), quantity((memory * 8).max(512)))])),
+            limits: Some(BTreeMap::from([(
+                "memory".to_owned(),
+                quantity((memory * 8).max(512)),
+            )])),
             ..ResourceRequirements::default()
         }),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                ..Capabilities::default()
+            }),
             ..SecurityContext::default()
         }),
         volume_mounts: Some(vec![VolumeMount {
@@ -240,15 +261,24 @@ mod tests {
             ("/spec/backoffLimitPerIndex".to_owned(), json!(0)),
             ("/spec/maxFailedIndexes".to_owned(), json!(0)),
             ("/spec/podReplacementPolicy".to_owned(), json!("Failed")),
-            ("/spec/activeDeadlineSeconds".to_owned(), json!(180 + 60 + 31 + 120)),
+            (
+                "/spec/activeDeadlineSeconds".to_owned(),
+                json!(180 + 60 + 31 + 120),
+            ),
             ("/spec/ttlSecondsAfterFinished".to_owned(), Value::Null),
             (format!("{pod}/restartPolicy"), json!("Never")),
             (format!("{pod}/automountServiceAccountToken"), json!(false)),
             (format!("{pod}/volumes/0/configMap/name"), json!("steady-plan")),
             (format!("{worker}/name"), json!("worker")),
             (format!("{worker}/terminationMessagePolicy"), json!("File")),
-            (format!("{worker}/volumeMounts/0/mountPath"), json!("/etc/flotilla/plan")),
-            (format!("{worker}/env/0/value"), json!("steady-coordinator.shop.svc:9091")),
+            (
+                format!("{worker}/volumeMounts/0/mountPath"),
+                json!("/etc/flotilla/plan"),
+            ),
+            (
+                format!("{worker}/env/0/value"),
+                json!("steady-coordinator.shop.svc:9091"),
+            ),
         ] {
             assert_eq!(at(&pointer), expected, "{pointer}");
         }
@@ -259,7 +289,15 @@ mod tests {
             .iter()
             .map(|rule| format!("{} {}", rule["action"], rule["onExitCodes"]["values"]))
             .collect();
-        assert_eq!(rules, [r#""FailJob" [64,65]"#, r#""Ignore" [75]"#, r#""FailIndex" [76]"#, r#""FailIndex" null"#]);
+        assert_eq!(
+            rules,
+            [
+                r#""FailJob" [64,65]"#,
+                r#""Ignore" [75]"#,
+                r#""FailIndex" [76]"#,
+                r#""FailIndex" null"#
+            ]
+        );
     }
 
     #[test]
@@ -268,14 +306,31 @@ mod tests {
         let pod = &job["spec"]["template"]["spec"];
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
-        assert_eq!(pod["containers"][0]["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
-        assert_eq!(pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"], false);
+        assert_eq!(
+            pod["containers"][0]["securityContext"]["capabilities"],
+            json!({"drop": ["ALL"]})
+        );
+        assert_eq!(
+            pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"],
+            false
+        );
     }
 
     #[test]
     fn as_many_may_fail_as_the_coverage_allows() {
-        for (workers, coverage, expected) in [(1, 99, 0), (4, 99, 0), (4, 75, 1), (200, 99, 2), (10, 1, 9), (3, 100, 0)] {
-            assert_eq!(max_failed(&plan(workers, coverage)), expected, "{workers} workers, {coverage} %");
+        for (workers, coverage, expected) in [
+            (1, 99, 0),
+            (4, 99, 0),
+            (4, 75, 1),
+            (200, 99, 2),
+            (10, 1, 9),
+            (3, 100, 0),
+        ] {
+            assert_eq!(
+                max_failed(&plan(workers, coverage)),
+                expected,
+                "{workers} workers, {coverage} %"
+            );
         }
     }
 }

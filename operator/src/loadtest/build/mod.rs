@@ -80,7 +80,12 @@ pub(super) mod tests {
     #[test]
     fn names_of_the_longest_test_fit() {
         let longest = "a".repeat(names::POOL_NAME_MAX);
-        for name in [job_name(&longest), plan_name(&longest), result_name(&longest), coordinator_name(&longest)] {
+        for name in [
+            job_name(&longest),
+            plan_name(&longest),
+            result_name(&longest),
+            coordinator_name(&longest),
+        ] {
             assert!(name.len() <= 63, "{name}");
         }
     }
@@ -89,7 +94,10 @@ pub(super) mod tests {
     fn everything_belongs_to_the_test_and_says_to_which_run() {
         let metadata = metadata(&load_test(), "steady-plan".into(), "sha256:1");
         let owners = metadata.owner_references.unwrap();
-        assert_eq!((owners.len(), owners[0].uid.as_str(), owners[0].controller), (1, "u-1", Some(true)));
+        assert_eq!(
+            (owners.len(), owners[0].uid.as_str(), owners[0].controller),
+            (1, "u-1", Some(true))
+        );
         assert_eq!(metadata.annotations.unwrap()[WORKLOAD], "sha256:1");
         assert_eq!(metadata.labels.unwrap()[names::LOAD_TEST], "steady");
     }

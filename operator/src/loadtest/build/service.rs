@@ -21,7 +21,10 @@ pub fn build(load_test: &LoadTest, workload: &str) -> Service {
         spec: Some(ServiceSpec {
             selector: Some(BTreeMap::from([
                 ("batch.kubernetes.io/job-name".to_owned(), job_name(&name)),
-                ("batch.kubernetes.io/job-completion-index".to_owned(), "0".to_owned()),
+                (
+                    "batch.kubernetes.io/job-completion-index".to_owned(),
+                    "0".to_owned(),
+                ),
             ])),
             ports: Some(vec![ServicePort {
                 name: Some("coordinator".to_owned()),
@@ -46,10 +49,18 @@ mod tests {
     fn selects_worker_0_of_its_own_job() {
         let service = build(&load_test(), "sha256:1");
         let spec = service.spec.unwrap();
-        let selector: Vec<String> = spec.selector.unwrap().into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let selector: Vec<String> = spec
+            .selector
+            .unwrap()
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
         assert_eq!(
             selector,
-            ["batch.kubernetes.io/job-completion-index=0", "batch.kubernetes.io/job-name=steady"]
+            [
+                "batch.kubernetes.io/job-completion-index=0",
+                "batch.kubernetes.io/job-name=steady"
+            ]
         );
         assert_eq!(service.metadata.name.as_deref(), Some("steady-coordinator"));
         assert_eq!(spec.ports.unwrap()[0].port, 9091);
