@@ -1,7 +1,7 @@
 //! Command line and environment.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -38,7 +38,7 @@ pub struct RunArgs {
     /// Kubeconfig to use; several files separated by `:` are merged. Without it the pod's service account is used;
     /// `~/.kube/config` never is.
     #[arg(long, env = "KUBECONFIG", value_name = "FILE", help_heading = "Cluster")]
-    pub kubeconfig: Option<PathBuf>,
+    pub kubeconfig: Option<OsString>,
 
     /// Context of the kubeconfig. Default: its current context.
     #[arg(

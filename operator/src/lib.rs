@@ -20,6 +20,7 @@ pub mod server;
 pub mod telemetry;
 pub mod waiting;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,15 +92,14 @@ pub async fn execute(cli: Cli) -> Result<(), ExitError> {
 pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError> {
     let listener = server::bind(args.http_address).await?;
     let (metrics, jitter, readiness) = (Metrics::new(), Jitter::random(), Readiness::default());
-    let config = client::load(args.kubeconfig.as_deref(), args.context.as_deref()).await?;
+    let config = client::load(args.kubeconfig.as_deref().map(Path::new), args.context.as_deref()).await?;
     let clients = client::connect(&config, &metrics, &jitter)?;
+    // An environment variable that is set to nothing is the same as one that is not set.
+    let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
     let election = Election {
-        namespace: args
-            .lease_namespace
-            .clone()
-            .unwrap_or_else(|| config.default_namespace.clone()),
+        namespace: given(&args.lease_namespace).unwrap_or_else(|| config.default_namespace.clone()),
         name: args.lease_name.clone(),
-        identity: args.identity.clone().unwrap_or_else(host_identity),
+        identity: given(&args.identity).unwrap_or_else(host_identity),
     };
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -115,7 +115,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
         jitter,
         metrics: metrics.clone(),
         readiness: readiness.clone(),
-        namespaces: args.watch_namespaces.clone(),
+        namespaces: args.watch_namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
         election: Some(election),
     });
     let settings = Settings {

@@ -104,6 +104,7 @@ pub async fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Co
                     .merge(Kubeconfig::read_from(path).map_err(failed)?)
                     .map_err(failed)?;
             }
+            let context = context.filter(|name| !name.is_empty());
             let options = KubeConfigOptions {
                 context: context.map(str::to_owned),
                 ..Default::default()

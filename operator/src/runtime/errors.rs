@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use kube::Error as KubeError;
+use kube::core::Status;
 
 /// Who can mend an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +93,12 @@ pub enum Error {
         /// The server's sentence.
         message: String,
     },
+    /// The namespace is on its way out, and everything in it, the visited object included.
+    #[error("failed to {action}: the namespace is being deleted")]
+    NamespaceTerminating {
+        /// What was tried.
+        action: String,
+    },
     /// The API server could not be reached, timed out or asked us to come back.
     #[error("failed to {action}")]
     Unavailable {
@@ -132,6 +139,7 @@ impl Error {
         match error {
             KubeError::Api(status) => match status.code {
                 409 if status.reason != "AlreadyExists" => Self::Conflict { action },
+                403 if is_terminating(&status) => Self::NamespaceTerminating { action },
                 // How a patch with another UID than the live object's is refused: the object was replaced meanwhile.
                 422 if status.message.contains("metadata.uid: Invalid value") => Self::Conflict { action },
                 408 | 429 | 500..=599 => Self::Unavailable {
@@ -167,6 +175,7 @@ impl Failure for Error {
             Self::BeingCollected { .. } => "BeingCollected",
             Self::Conflict { .. } => "Conflict",
             Self::Refused { .. } => "Refused",
+            Self::NamespaceTerminating { .. } => "NamespaceTerminating",
             Self::Unavailable { .. } => "Unavailable",
             Self::NotLeader => "NotLeader",
             Self::StaleCache { .. } => "StaleCache",
@@ -182,6 +191,7 @@ impl Failure for Error {
             | Self::BeingCollected { .. }
             | Self::Conflict { .. }
             | Self::Refused { .. }
+            | Self::NamespaceTerminating { .. }
             | Self::Unavailable { .. }
             | Self::NotLeader
             | Self::StaleCache { .. } => Blame::Cluster,
@@ -190,7 +200,7 @@ impl Failure for Error {
 
     fn backoff_cap(&self) -> Duration {
         match self {
-            Self::Refused { .. } | Self::NameTaken { .. } => Duration::from_secs(30),
+            Self::Refused { .. } | Self::NamespaceTerminating { .. } | Self::NameTaken { .. } => Duration::from_secs(30),
             Self::Conflict { .. } | Self::BeingCollected { .. } | Self::StaleCache { .. } => {
                 Duration::from_secs(2)
             }
@@ -203,10 +213,18 @@ impl Failure for Error {
         !matches!(
             self,
             Self::Conflict { .. }
+                | Self::NamespaceTerminating { .. }
                 | Self::Unavailable { .. }
                 | Self::NotLeader
                 | Self::StaleCache { .. }
                 | Self::BeingCollected { .. }
         )
     }
+}
+
+/// Whether a refusal is for the reason that the namespace is being deleted.
+fn is_terminating(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+        || status.message.contains("because it is being terminated")
 }

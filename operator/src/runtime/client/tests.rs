@@ -197,6 +197,18 @@ async fn errors_are_judged_by_the_http_status() {
             "changed",
         ),
         (
+            403,
+            r#"{"kind":"Status","code":403,"reason":"Forbidden","message":"no","details":{"causes":[{"reason":"NamespaceTerminating","message":"n","field":"metadata.namespace"}]}}"#,
+            "NamespaceTerminating",
+            "no",
+        ),
+        (
+            422,
+            r#"{"kind":"Status","code":422,"reason":"Invalid","message":"metadata.uid: Invalid value: x: field is immutable"}"#,
+            "Conflict",
+            "metadata.uid: Invalid value: x: field is immutable",
+        ),
+        (
             422,
             r#"{"kind":"Status","code":422,"reason":"Invalid","message":"no"}"#,
             "Refused",
