@@ -4,7 +4,7 @@ use kubectl_flotilla::check::{Outcome, change};
 use serde_json::{Value, json};
 
 fn table() -> Value {
-    serde_saphyr::from_str(include_str!("../../crds/tests/cel_cases.yaml")).unwrap()
+    serde_saphyr::from_str(include_str!("../../crds/tests/cel_cases.yaml")).expect("the table is YAML")
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Commands are objects of their own, not fields of the pool: they have their own RBAC (on-call may abort without
 //! being able to change the image), leave an audit trail, and do not fight GitOps over `spec`.
 
+#![allow(clippy::duplicated_attributes, reason = "each printcolumn has the same keys")]
+
 use crate::common::LocalRef;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};

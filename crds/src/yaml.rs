@@ -102,7 +102,11 @@ fn tidy(schema: &mut Value) {
     integers(object);
     if let Some(Value::String(text)) = object.get_mut("description") {
         // Line breaks of the source; `kubectl explain` wraps by itself.
-        *text = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
+        *text = text
+            .split("\n\n")
+            .map(|paragraph| paragraph.replace('\n', " "))
+            .collect::<Vec<_>>()
+            .join("\n\n");
     }
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
         properties.values_mut().for_each(tidy);

@@ -87,7 +87,9 @@ fn check(allowed: &[(&str, &str)], wrong: impl Fn(&Field<'_>) -> Option<String>)
     let mut problems = Vec::new();
     for definition in &definitions() {
         let mut fields = Vec::new();
-        let kind = definition["spec"]["names"]["kind"].as_str().unwrap();
+        let kind = definition["spec"]["names"]["kind"]
+            .as_str()
+            .expect("a definition names its kind");
         walk(kind.to_owned(), None, schema_of(definition), true, &mut fields);
         assert!(
             fields.len() > 5,
@@ -376,7 +378,7 @@ fn fits(value: &Value, schema: &Value, problems: &mut Vec<String>) {
                 .as_array()
                 .into_iter()
                 .flatten()
-                .all(|name| map.contains_key(name.as_str().unwrap()))
+                .all(|name| name.as_str().is_some_and(|name| map.contains_key(name)))
         }
         ("integer", Value::Number(number)) => number
             .as_i64()

@@ -576,3 +576,56 @@ async fn both_helms_install_upgrade_and_uninstall() {
         .await;
     }
 }
+
+/// On the cluster's own installation: what the operator's account may do, asked of the API server.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_may_bind_the_gateways_role_and_no_other() {
+    with_namespace("chart-rights", async |namespace: Namespace| {
+        let user = format!("--as={}", flotilla_e2e::operator::USER);
+        let bind = async |role: &str| {
+            let role = format!("--clusterrole={role}");
+            let subject = format!("--serviceaccount={}:flotilla-gateway", namespace.name);
+            namespace
+                .kubectl(&[
+                    "create",
+                    "rolebinding",
+                    "flotilla-gateway",
+                    &role,
+                    &subject,
+                    "--dry-run=server",
+                    &user,
+                ])
+                .await
+        };
+        bind("flotilla-gateway").await?;
+        for role in ["system:aggregate-to-edit", "cluster-admin"] {
+            let refused = bind(role)
+                .await
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
+            ensure!(
+                refused.contains("attempting to grant RBAC permissions not currently held"),
+                "{role}: {refused}"
+            );
+        }
+        for (verb, resource) in [
+            ("get", "secrets"),
+            ("list", "secrets"),
+            ("create", "clusterrolebindings"),
+            ("update", "agentpools"),
+        ] {
+            let answer = namespace.kubectl(&["auth", "can-i", verb, resource, &user]).await;
+            ensure!(answer.is_err(), "the operator may {verb} {resource}");
+        }
+        let answer = namespace
+            .kubectl(&["auth", "can-i", "list", "agentpools.flotilla.dev", &user])
+            .await?;
+        ensure!(
+            answer.trim() == "yes",
+            "the operator may not list AgentPools: {answer}"
+        );
+        Ok(())
+    })
+    .await;
+}
