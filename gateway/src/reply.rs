@@ -3,7 +3,10 @@
 //! The gateway's own errors have the shape that OpenAI's SDKs and most others read:
 //! `{"error": {"message": "a sentence", "type": "flotilla_gateway", "code": "QueueFull", "limit": "…"}}`.
 
+use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,6 +14,7 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use crate::egress::Meter;
@@ -53,6 +57,15 @@ pub enum Outgoing {
     Agent(Passing<Exchange>),
     /// From a provider.
     Provider(Passing<Meter>),
+    /// From either, by way of a task: see [`Outgoing::detached`].
+    Detached(Detached),
+}
+
+/// The client's end of a body that a task passes on.
+pub struct Detached {
+    frames: mpsc::Receiver<Result<Frame<Bytes>, Broken>>,
+    /// The task has seen the end, as opposed to: was stopped.
+    whole: Arc<AtomicBool>,
 }
 
 /// Why a response was cut off on our side; hyper then closes the connection (HTTP/1.1) or resets the stream (HTTP/2).
@@ -128,7 +141,59 @@ impl<O: Observer> Drop for Passing<O> {
     }
 }
 
+/// Passes frames on until the end, the deadline, or until nobody wants them.
+async fn pass_on<O: Observer>(
+    mut passing: Passing<O>,
+    frames: mpsc::Sender<Result<Frame<Bytes>, Broken>>,
+    whole: Arc<AtomicBool>,
+) {
+    let deadline = passing.deadline.deadline();
+    loop {
+        let place = tokio::select! {
+            biased;
+            place = frames.reserve() => place,
+            () = tokio::time::sleep_until(deadline) => return passing.end(End::TimedOut),
+        };
+        let Ok(place) = place else { return };
+        let frame = tokio::select! {
+            biased;
+            frame = poll_fn(|cx| passing.poll(cx)) => frame,
+            () = frames.closed() => return,
+        };
+        match frame {
+            Some(frame) => place.send(frame),
+            None => return whole.store(true, Ordering::Release),
+        }
+    }
+}
+
 // === impl Outgoing ===
+
+impl Outgoing {
+    /// The same body, passed on by a task of its own.
+    ///
+    /// HTTP/2 asks for frames only when the client grants a window for them, so a client that grants none would hold a
+    /// slot past the request's deadline. With HTTP/1.1 the socket's own time limit does that.
+    pub fn detached(self) -> Self {
+        let (sender, frames) = mpsc::channel(1);
+        let whole = Arc::new(AtomicBool::new(false));
+        match self {
+            Self::Agent(passing) => drop(tokio::spawn(pass_on(passing, sender, whole.clone()))),
+            Self::Provider(passing) => drop(tokio::spawn(pass_on(passing, sender, whole.clone()))),
+            held => return held,
+        }
+        Self::Detached(Detached { frames, whole })
+    }
+}
+
+impl Detached {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        self.frames.poll_recv(cx).map(|frame| match frame {
+            None if !self.whole.load(Ordering::Acquire) => Some(Err(Broken::TimedOut)),
+            frame => frame,
+        })
+    }
+}
 
 impl Body for Outgoing {
     type Data = Bytes;
@@ -142,6 +207,7 @@ impl Body for Outgoing {
             Self::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Agent(passing) => passing.poll(cx),
             Self::Provider(passing) => passing.poll(cx),
+            Self::Detached(detached) => detached.poll(cx),
         }
     }
 
@@ -150,6 +216,7 @@ impl Body for Outgoing {
             Self::Held(bytes) => bytes.is_none(),
             Self::Agent(passing) => passing.incoming.is_end_stream(),
             Self::Provider(passing) => passing.incoming.is_end_stream(),
+            Self::Detached(_) => false,
         }
     }
 
@@ -158,6 +225,7 @@ impl Body for Outgoing {
             Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Agent(passing) => passing.incoming.size_hint(),
             Self::Provider(passing) => passing.incoming.size_hint(),
+            Self::Detached(_) => SizeHint::default(),
         }
     }
 }

@@ -152,10 +152,11 @@ async fn connection<H: Handler>(
         let handler = handler.clone();
         async move {
             let mut response = handler.handle(request, client).await;
-            if guard.drain.is_leaving() && !guard.state.is_http2() {
-                response
-                    .headers_mut()
-                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            if guard.state.is_http2() {
+                response = response.map(Outgoing::detached);
+            } else if guard.drain.is_leaving() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
             }
             Ok::<_, Infallible>(response.map(|body| Guarded { body, _guard: guard }))
         }

@@ -212,6 +212,37 @@ async fn http2_with_prior_knowledge_comes_in() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_nothing_frees_its_slot_at_the_deadline() {
+    let agent = Agent::start(|_| async { Response::new(full(vec![b'x'; 8_000_000])) }).await;
+    let mut wanted = pool().revision("a", 100, 4, &[agent.address]);
+    wanted.request_timeout = Duration::from_millis(400);
+    let fixture = Fixture::with(config(wanted)).await;
+    let stream = TcpStream::connect(fixture.gateway.ingress).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    let _connection = tokio::spawn(connection);
+    let request = Request::get("http://support.apps/x").body(full("")).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let idle = |stats: &flotilla_core::stats::Stats| stats.pools["support"].revisions["a"].in_flight == 0;
+    assert!(!idle(&fixture.stats().await), "it still sends");
+    let stats = fixture.wait("the slot is free", idle).await;
+    assert_eq!(
+        stats.pools["support"].revisions["a"]
+            .windows
+            .iter()
+            .map(|window| window.failed)
+            .sum::<u64>(),
+        1
+    );
+    assert!(
+        response.into_body().collect().await.is_err(),
+        "a body that ends early must not look whole"
+    );
+}
+
+#[tokio::test]
 async fn upgrades_are_refused_clearly_but_h2c_is_ignored() {
     let agent = echo().await;
     let fixture = Fixture::with(config(pool().revision("a", 100, 4, &[agent.address]))).await;
