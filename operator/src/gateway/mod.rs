@@ -22,7 +22,7 @@ pub mod health;
 pub mod plan;
 pub mod turns;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 
 use crate::caches::Caches;
 use crate::runtime::{
-    Action, Blame, Controller, Error, Failure, Key, Manager, Next, Reconciler, Trigger, Visit, key_of, uid_of,
+    Action, Controller, Error, Key, Manager, Next, Reconciler, Trigger, Visit, key_of, uid_of,
 };
 
 pub use health::{GatewayHealth, Problem};
@@ -51,8 +51,8 @@ pub struct Settings {
 
 /// How soon a namespace that waits for its turn looks again. Nothing is asked of the API server for it.
 const TURN_PAUSE: Duration = Duration::from_secs(3);
-/// How soon the health of a gateway that is not settled is looked at again: its pods tell why, and are watched, but a
-/// problem counts only once it has lasted.
+/// How soon the health of a gateway that is not settled is looked at again: its pods tell why, and this controller does not
+/// watch them.
 const HEALTH_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keeps one gateway per namespace with pools.
@@ -61,7 +61,7 @@ pub struct GatewayReconciler {
     settings: Settings,
     health: GatewayHealth,
     turns: Mutex<turns::Turns>,
-    pending: Mutex<std::collections::HashMap<String, plan::Pending>>,
+    pending: Mutex<HashMap<String, plan::Pending>>,
 }
 
 /// Makes the controller. `health` is where it reports what is wrong with each namespace's gateway.
@@ -130,45 +130,11 @@ fn is_live<K: Resource>(object: &K) -> bool {
     object.meta().deletion_timestamp.is_none()
 }
 
-/// Why a gateway could not be kept.
-#[derive(Debug, thiserror::Error)]
-pub enum GatewayError {
-    /// The runtime could not carry it out.
-    #[error(transparent)]
-    Runtime(#[from] Error),
-}
-
-impl Failure for GatewayError {
-    fn category(&self) -> &'static str {
-        match self {
-            Self::Runtime(error) => error.category(),
-        }
-    }
-
-    fn blame(&self) -> Blame {
-        match self {
-            Self::Runtime(error) => error.blame(),
-        }
-    }
-
-    fn backoff_cap(&self) -> Duration {
-        match self {
-            Self::Runtime(error) => error.backoff_cap(),
-        }
-    }
-
-    fn is_notable(&self) -> bool {
-        match self {
-            Self::Runtime(error) => error.is_notable(),
-        }
-    }
-}
-
 impl Reconciler for GatewayReconciler {
     type Kind = AgentPool;
-    type Error = GatewayError;
+    type Error = Error;
 
-    async fn reconcile(&self, pool: Arc<AgentPool>, visit: &Visit) -> Result<Next, GatewayError> {
+    async fn reconcile(&self, pool: Arc<AgentPool>, visit: &Visit) -> Result<Next, Error> {
         let namespace = visit.key().namespace.clone();
         let pools = self.caches.pools.in_namespace(&namespace);
         if speaker(&pools).is_none_or(|speaker| key_of(&*speaker) != key_of(&*pool)) {

@@ -29,8 +29,8 @@ use kube::{Resource as _, ResourceExt as _};
 use crate::caches::Caches;
 use crate::gateway::{GatewayHealth, build};
 use crate::runtime::{
-    Blame, Conditions, Controller, Error, EventKind, Failure, Key, Manager, Next, Note, Reconciler,
-    StatusWrite, Trigger, Visit, key_of,
+    Conditions, Controller, Error, EventKind, Key, Manager, Next, Note, Reconciler, StatusWrite, Trigger,
+    Visit, key_of,
 };
 use crate::waiting::{self, Wait};
 use assess::{Assessment, Gateways, State};
@@ -117,45 +117,11 @@ pub fn register<R: Reports>(
     trigger
 }
 
-/// Why a provider could not be kept.
-#[derive(Debug, thiserror::Error)]
-pub enum ProviderError {
-    /// The runtime could not carry it out.
-    #[error(transparent)]
-    Runtime(#[from] Error),
-}
-
-impl Failure for ProviderError {
-    fn category(&self) -> &'static str {
-        match self {
-            Self::Runtime(error) => error.category(),
-        }
-    }
-
-    fn blame(&self) -> Blame {
-        match self {
-            Self::Runtime(error) => error.blame(),
-        }
-    }
-
-    fn backoff_cap(&self) -> Duration {
-        match self {
-            Self::Runtime(error) => error.backoff_cap(),
-        }
-    }
-
-    fn is_notable(&self) -> bool {
-        match self {
-            Self::Runtime(error) => error.is_notable(),
-        }
-    }
-}
-
 impl<R: Reports> Reconciler for ProviderReconciler<R> {
     type Kind = ModelProvider;
-    type Error = ProviderError;
+    type Error = Error;
 
-    async fn reconcile(&self, provider: Arc<ModelProvider>, visit: &Visit) -> Result<Next, ProviderError> {
+    async fn reconcile(&self, provider: Arc<ModelProvider>, visit: &Visit) -> Result<Next, Error> {
         let (key, now) = (visit.key(), visit.now());
         let name = key.name.as_str();
         let status = provider.status.clone().unwrap_or_default();
