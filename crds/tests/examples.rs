@@ -1,6 +1,9 @@
 //! The examples decode into the types and back, and the types' defaults are the schema's.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy.toml exempts only inside #[test]")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which clippy.toml exempts only inside #[test]"
+)]
 
 use flotilla_crds::{AgentPool, LoadTest, ModelProvider, RolloutAction};
 use serde::Serialize;
