@@ -225,10 +225,7 @@ impl<'a> Round<'a> {
         let Situation { replicas, .. } = *self.situation;
         let arm = stable.arm;
         if arm.available < replicas {
-            let message = format!(
-                "{replicas} replicas of {} have to become available",
-                stable.revision
-            );
+            let message = still_needed(replicas, &stable.revision);
             (State::Starting, Some(wait("ReplicasAvailable", message, None)))
         } else if let Some(unconfirmed) = self.unconfirmed() {
             (State::Starting, Some(unconfirmed))
@@ -339,10 +336,7 @@ impl<'a> Round<'a> {
         }
         let waiting = match step.wait {
             Wait::Available { want, .. } => {
-                let message = format!(
-                    "{want} replicas of {} have to become available",
-                    candidate.revision
-                );
+                let message = still_needed(want, &candidate.revision);
                 wait("CandidateAvailable", message, None)
             }
             Wait::Nothing | Wait::Room => wait("PodsStop", "old pods are stopping to make room", None),
@@ -416,7 +410,7 @@ impl<'a> Round<'a> {
         decision.progress = Some(self.progress(Subject::Returning, stable.arm.available, has_moved));
         let waiting = match step.wait {
             Wait::Available { want, .. } => {
-                let message = format!("{want} replicas of {} have to become available", stable.revision);
+                let message = still_needed(want, &stable.revision);
                 wait("ReplicasAvailable", message, None)
             }
             _ => self.unconfirmed().unwrap_or_else(|| {
@@ -553,6 +547,13 @@ fn split(stable: &Member, other: &Member, weight: i32, is_returning: bool) -> Ve
         100 if !is_returning => vec![(other.revision.clone(), 100)],
         0 if is_returning => vec![(stable.revision.clone(), 100)],
         _ => both,
+    }
+}
+
+fn still_needed(replicas: i32, revision: &str) -> String {
+    match replicas {
+        1 => format!("1 replica of {revision} has to become available"),
+        _ => format!("{replicas} replicas of {revision} have to become available"),
     }
 }
 

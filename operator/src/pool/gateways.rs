@@ -196,7 +196,7 @@ mod tests {
         let pods = [pod("10.0.0.1"), pod("10.0.0.2")];
         let both = view("a", 1, &["10.0.0.1", "10.0.0.2:8080"]);
         let one = view("b", 1, &["10.0.0.2"]);
-        assert_eq!(reports(&[both.clone()]).seen("r", &pods), 2);
+        assert_eq!(reports(std::slice::from_ref(&both)).seen("r", &pods), 2);
         assert_eq!(reports(&[both.clone(), one]).seen("r", &pods), 1);
         assert_eq!(
             reports(&[

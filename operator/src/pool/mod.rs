@@ -38,11 +38,12 @@ use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
+use tracing::warn;
 
 use crate::caches::{Caches, ConfigMapMeta};
 use crate::runtime::visit::DryRun;
 use crate::runtime::{
-    Blame, Controller, Error, Failure, Key, Manager, Next, Reconciler, Trigger, Visit, key_of, uid_of,
+    Blame, Controller, Error, Failure, Key, Manager, Next, Note, Reconciler, Trigger, Visit, key_of, uid_of,
 };
 use crate::scrape::Scraper;
 use dereference::{Observed, dereference};
@@ -54,6 +55,10 @@ use validate::{INVALID_POD_TEMPLATE, Problem, Wanted, validate};
 
 /// After this long the API server is asked again about pods it refused: its policies may have changed.
 const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+
+/// What somebody has to mend is tried again this often: no watch tells when a foreign object is gone or a policy
+/// has changed.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Keeps AgentPools.
 pub struct PoolReconciler {
@@ -221,8 +226,12 @@ impl Reconciler for PoolReconciler {
             now,
         );
         visit.write_status(&*observed.pool, &status, how).await?;
-        if let Some((_, error)) = blocked {
-            return Err(error.into());
+        if let Some((problem, error)) = blocked {
+            visit.note(Note::warning(problem.word, problem.sentence));
+            warn!(error = %error, "blocked");
+            return Ok(Next::after(
+                made.look_again.map_or(TRY_AGAIN, |pause| pause.min(TRY_AGAIN)),
+            ));
         }
         Ok(made.look_again.map_or(Next::on_change(), |pause| {
             Next::after(pause.max(Duration::from_millis(100)))

@@ -1,9 +1,10 @@
 //! What is not needed any more: revisions beyond `revisionHistoryLimit`, their snapshots, a front Service under a
 //! former name. Pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use flotilla_core::rollout::Decision;
+use flotilla_core::rollout::{Decision, Standing};
 use kube::ResourceExt as _;
 
 use super::build::{service, snapshot};
@@ -42,7 +43,14 @@ pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) 
         .iter()
         .filter(|known| !is_kept(&known.record.revision))
         .collect();
-    history.sort_by_key(|known| std::cmp::Reverse((known.record.order, known.object.creation_timestamp())));
+    // What was superseded before it was proved is worth least: a return goes to what has served.
+    history.sort_by_key(|known| {
+        let is_unproved = known.record.standing == Standing::Unproved;
+        (
+            is_unproved,
+            Reverse((known.record.order, known.object.creation_timestamp())),
+        )
+    });
     let limit = usize::try_from(spec.revision_history_limit).unwrap_or_default();
     let surplus: Vec<&Revision> = history.into_iter().skip(limit).collect();
     let is_surplus = |revision: &str| surplus.iter().any(|known| known.record.revision == revision);

@@ -242,10 +242,10 @@ fn conditions(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: 
             condition::AVAILABLE,
             true,
             "CapacityAvailable",
-            format!("{replicas} replicas are available"),
+            "every wanted replica is available",
         );
     } else {
-        let message = format!("fewer than {replicas} replicas are available");
+        let message = "fewer replicas are available than are wanted";
         conditions.set(condition::AVAILABLE, false, "CapacityMissing", message);
     }
 
