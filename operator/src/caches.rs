@@ -73,7 +73,11 @@ impl Caches {
                     action.spec.pool_ref.name
                 )]
             })),
-            replica_sets: manager.cache(ours().index(BY_POOL, by_label(names::POOL)).trim(trim_replica_set)),
+            replica_sets: manager.cache(
+                ours()
+                    .index(BY_POOL, by_label(names::POOL))
+                    .trim(trim_replica_set),
+            ),
             controller_revisions: manager.cache(ours().index(BY_POOL, by_label(names::POOL))),
             services: manager.cache(
                 ours()
@@ -99,7 +103,9 @@ impl Caches {
 
 /// Everything with our label: thousands of objects, of which a visit reads a handful.
 fn ours<K: Serialize + DeserializeOwned>() -> Watch<K> {
-    Watch::all().labels(format!("{}={}", names::MANAGED_BY, names::MANAGER)).packed()
+    Watch::all()
+        .labels(format!("{}={}", names::MANAGED_BY, names::MANAGER))
+        .packed()
 }
 
 /// Index values: `<namespace>/<value of the label>`.
@@ -119,7 +125,10 @@ fn by_label<K: Resource>(label: &'static str) -> impl Fn(&K) -> Vec<String> + Se
 fn trim_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         let node_name = spec.node_name.take();
-        *spec = PodSpec { node_name, ..PodSpec::default() };
+        *spec = PodSpec {
+            node_name,
+            ..PodSpec::default()
+        };
     }
 }
 

@@ -209,7 +209,9 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
     pub fn filled(objects: impl IntoIterator<Item = K>) -> Self {
         let cache = Self::new(Watch::all(), [String::new()]);
         let mut relist = Relist::default();
-        objects.into_iter().for_each(|object| relist.add(&cache, Ok(object)));
+        objects
+            .into_iter()
+            .for_each(|object| relist.add(&cache, Ok(object)));
         cache.finish(&String::new(), relist);
         cache
     }
@@ -239,7 +241,10 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         let slots: Vec<_> = {
             let state = self.inner.state.read();
             let range = state.objects.range::<Key, _>(&first..);
-            range.take_while(|(key, _)| key.namespace == namespace).map(|(_, slot)| slot.clone()).collect()
+            range
+                .take_while(|(key, _)| key.namespace == namespace)
+                .map(|(_, slot)| slot.clone())
+                .collect()
         };
         self.all_opened(slots)
     }
@@ -268,9 +273,12 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         match slot {
             Slot::Plain(object) => Some(object),
             // What was encoded from this very type decodes into it.
-            Slot::Packed(text) => {
-                self.inner.packing.as_ref().and_then(|packing| (packing.unpack)(&text)).map(Arc::new)
-            }
+            Slot::Packed(text) => self
+                .inner
+                .packing
+                .as_ref()
+                .and_then(|packing| (packing.unpack)(&text))
+                .map(Arc::new),
         }
     }
 
@@ -279,7 +287,11 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
     }
 
     fn closed(&self, object: &Arc<K>) -> Slot<K> {
-        let text = self.inner.packing.as_ref().and_then(|packing| (packing.pack)(object));
+        let text = self
+            .inner
+            .packing
+            .as_ref()
+            .and_then(|packing| (packing.pack)(object));
         text.map_or_else(|| Slot::Plain(Arc::clone(object)), Slot::Packed)
     }
 
@@ -443,7 +455,10 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         let key = Arc::new(key_of(&object));
         let object = Arc::new(object);
         state.undecodable.remove(&*key);
-        let old = state.objects.insert(Arc::clone(&key), self.closed(&object)).and_then(|old| self.opened(old));
+        let old = state
+            .objects
+            .insert(Arc::clone(&key), self.closed(&object))
+            .and_then(|old| self.opened(old));
         if let Some(old) = &old {
             self.unindex(state, &key, old);
         }
@@ -460,7 +475,11 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
                 && old.meta().resource_version == object.meta().resource_version
                 && old.meta().uid == object.meta().uid
         });
-        (!unchanged).then(|| Change { key: (*key).clone(), old, new: Some(object) })
+        (!unchanged).then(|| Change {
+            key: (*key).clone(),
+            old,
+            new: Some(object),
+        })
     }
 
     fn take(&self, state: &mut State<K>, key: &Key) -> Option<Change<K>> {

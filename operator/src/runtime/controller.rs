@@ -270,7 +270,10 @@ impl<R: Reconciler> Driver<R> {
                 self.metrics.panics.inc();
                 Err(Failed::bug(
                     "Panic",
-                    format!("the reconcile panicked: {}", crate::telemetry::panic_text(&*panic)),
+                    format!(
+                        "the reconcile panicked: {}",
+                        crate::telemetry::panic_text(&*panic)
+                    ),
                 ))
             }
             Err(_) => Err(Failed::bug(

@@ -200,7 +200,9 @@ impl Failure for Error {
 
     fn backoff_cap(&self) -> Duration {
         match self {
-            Self::Refused { .. } | Self::NamespaceTerminating { .. } | Self::NameTaken { .. } => Duration::from_secs(30),
+            Self::Refused { .. } | Self::NamespaceTerminating { .. } | Self::NameTaken { .. } => {
+                Duration::from_secs(30)
+            }
             Self::Conflict { .. } | Self::BeingCollected { .. } | Self::StaleCache { .. } => {
                 Duration::from_secs(2)
             }
@@ -225,6 +227,8 @@ impl Failure for Error {
 /// Whether a refusal is for the reason that the namespace is being deleted.
 fn is_terminating(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
-    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "NamespaceTerminating")
         || status.message.contains("because it is being terminated")
 }
