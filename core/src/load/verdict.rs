@@ -27,8 +27,10 @@ use crate::histogram::Histogram;
 
 /// A generator is late when the 99th percentile of its own lateness is above this many microseconds …
 const LATE_MICROSECONDS: f64 = 5_000.0;
-/// … and above this share of the median latency, of which it would then be a visible part.
-const LATE_SHARE_OF_MEDIAN: f64 = 0.01;
+/// … and above this share of both the median latency and the tightest limit on a latency, of which it would then be a
+/// visible part. Latency counts from the intended start, so a late generator can only make a target look worse: with
+/// a limit of 4 s, 13 ms of its own change no verdict, and a median of 20 ms alone must not make them a reason.
+const LATE_SHARE: f64 = 0.01;
 
 /// The share of failures, in millionths of a percent, above which a run fails that sets no `failedPercent`.
 const UNASKED_FAILED_MILLIONTHS: u128 = 1_000_000;
@@ -222,7 +224,7 @@ pub fn judge(run: &RunResult, thresholds: &Thresholds, validity: &Validity) -> J
             .collect();
         failing.join("; ")
     };
-    let (verdict, reason, message) = match invalidity(run, validity) {
+    let (verdict, reason, message) = match invalidity(run, thresholds, validity) {
         Some((reason, message)) => (Verdict::Invalid, reason, message),
         None if run.totals().done == 0 => (
             Verdict::Inconclusive,
@@ -248,7 +250,11 @@ pub fn judge(run: &RunResult, thresholds: &Thresholds, validity: &Validity) -> J
 }
 
 /// Why the measurement itself cannot be trusted, if it cannot.
-fn invalidity(run: &RunResult, validity: &Validity) -> Option<(&'static str, String)> {
+fn invalidity(
+    run: &RunResult,
+    thresholds: &Thresholds,
+    validity: &Validity,
+) -> Option<(&'static str, String)> {
     if validity.stopped {
         return Some((
             "Stopped",
@@ -273,7 +279,8 @@ fn invalidity(run: &RunResult, validity: &Validity) -> Option<(&'static str, Str
     }
     let lateness = run.series.lateness.quantile(0.99)?;
     let median = run.series.latency.quantile(0.5).unwrap_or(0.0);
-    let limit = LATE_MICROSECONDS.max(median * LATE_SHARE_OF_MEDIAN);
+    let tightest = tightest_limit(thresholds).unwrap_or(0.0);
+    let limit = LATE_MICROSECONDS.max(median.max(tightest) * LATE_SHARE);
     (lateness > limit).then(|| {
         (
             "GeneratorLate",
@@ -285,6 +292,23 @@ fn invalidity(run: &RunResult, validity: &Validity) -> Option<(&'static str, Str
             ),
         )
     })
+}
+
+/// The smallest limit of any threshold on a time, in microseconds.
+fn tightest_limit(thresholds: &Thresholds) -> Option<f64> {
+    let Thresholds {
+        p50_milliseconds,
+        p90_milliseconds,
+        p95_milliseconds,
+        p99_milliseconds,
+        failed_percent: _,
+        confidence_percent: _,
+        custom,
+    } = thresholds;
+    let named = [p50_milliseconds, p90_milliseconds, p95_milliseconds, p99_milliseconds];
+    let named = named.into_iter().flatten().copied();
+    let limits = named.chain(custom.iter().map(|threshold| threshold.max_milliseconds));
+    limits.min().map(|milliseconds| milliseconds as f64 * 1000.0)
 }
 
 /// Microseconds as text in milliseconds, with one place below 100.

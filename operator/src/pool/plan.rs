@@ -186,7 +186,10 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
             .unwrap_or_default();
         let available = pods.iter().filter(|pod| is_ready(pod)).count();
         let trouble = (count(available) < wanted)
-            .then(|| trouble::find(set.map(|set| &**set), pods.iter().map(|pod| &**pod), now))
+            .then(|| {
+                let deadline = observed.pool.spec.rollout.progress_deadline_seconds;
+                trouble::find(set.map(|set| &**set), pods.iter().map(|pod| &**pod), deadline, now)
+            })
             .flatten()
             .map(|mut trouble| {
                 trouble.reason = trouble::steady(before.get(revision), trouble.reason);

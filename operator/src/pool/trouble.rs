@@ -6,7 +6,7 @@
 //! | `Unschedulable` | the pod's condition `PodScheduled` |
 //! | `ImagePull`, `ConfigError` | a container's waiting state |
 //! | `CrashLoop` | restarts and the last termination; three restarts need no deadline |
-//! | `ProbeFailing` | running for 30 s without being ready |
+//! | `ProbeFailing` | running for 30 s, or half the progress deadline, without being ready |
 //!
 //! Sentences are made so that they stay the same while the trouble does (kubelet alternates between two states for
 //! one image), because each other sentence would be a write of status.
@@ -25,14 +25,18 @@ const PROBE_PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 pub const PROBE_FAILING: &str = "ProbeFailing";
 
 /// The trouble of one revision: the gravest of its pods', the first by name.
+///
+/// `deadline_seconds` is the pool's `progressDeadlineSeconds`: a probe that fails must be known before it passes.
 pub fn find<'a>(
     set: Option<&ReplicaSet>,
     pods: impl Iterator<Item = &'a Pod>,
+    deadline_seconds: i32,
     now: Timestamp,
 ) -> Option<Trouble> {
+    let patience = PROBE_PATIENCE.min(SignedDuration::from_secs(i64::from(deadline_seconds) / 2));
     let mut found: Option<(u8, Trouble)> = None;
     for pod in pods {
-        if let Some((grade, trouble)) = of_pod(pod, now)
+        if let Some((grade, trouble)) = of_pod(pod, patience, now)
             && found.as_ref().is_none_or(|(gravest, _)| grade > *gravest)
         {
             found = Some((grade, trouble));
@@ -70,7 +74,7 @@ fn of_set(set: &ReplicaSet) -> Option<Trouble> {
     })
 }
 
-fn of_pod(pod: &Pod, now: Timestamp) -> Option<(u8, Trouble)> {
+fn of_pod(pod: &Pod, patience: SignedDuration, now: Timestamp) -> Option<(u8, Trouble)> {
     let status = pod.status.as_ref()?;
     let trouble = |grade, word: &str, message: String, is_final| {
         Some((
@@ -135,7 +139,7 @@ fn of_pod(pod: &Pod, now: Timestamp) -> Option<(u8, Trouble)> {
         let since = running
             .and_then(|running| running.started_at.as_ref())
             .map(|time| time.0);
-        if since.is_some_and(|since| now.duration_since(since) >= PROBE_PATIENCE) {
+        if since.is_some_and(|since| now.duration_since(since) >= patience) {
             let message = format!("container {name} runs, but its readiness probe does not succeed");
             return trouble(1, PROBE_FAILING, message, false);
         }
@@ -214,7 +218,7 @@ mod tests {
 
     fn seen(status: Value) -> Option<(String, String, bool)> {
         let now = Timestamp::from_second(NOW).unwrap();
-        let trouble = find(None, [pod("p", status)].iter(), now)?;
+        let trouble = find(None, [pod("p", status)].iter(), 600, now)?;
         Some((trouble.reason.word, trouble.reason.message, trouble.is_final))
     }
 
@@ -311,7 +315,7 @@ mod tests {
                 ]},
             }))
             .unwrap();
-            let trouble = find(Some(&set), [].into_iter(), Timestamp::UNIX_EPOCH).unwrap();
+            let trouble = find(Some(&set), [].into_iter(), 600, Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(
                 (trouble.reason.word.as_str(), trouble.reason.message.as_str()),
                 (word, sentence)
