@@ -17,6 +17,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -34,12 +35,20 @@ const RESET_POLL: Duration = Duration::from_millis(5);
 /// A connection that has no exchange in progress, or exactly one.
 #[derive(Debug)]
 pub struct Connection {
-    sender: SendRequest<RequestBody>,
+    shared: Arc<Shared>,
     /// `Some(unread)` after the end.
     end: watch::Receiver<Option<bool>>,
-    /// A request is out and its response has not begun.
-    waiting: Arc<AtomicBool>,
     reused: bool,
+}
+
+/// What the connection and its task share.
+#[derive(Debug)]
+struct Shared {
+    /// `None` after the end. The task takes it then, because a request that enters hyper's channel in the very moment in
+    /// which the other end of it goes stays in there, and its sender waits for ever, until the last sending half is gone.
+    sender: Mutex<Option<SendRequest<RequestBody>>>,
+    /// A request is out and its response has not begun.
+    waiting: AtomicBool,
 }
 
 impl Connection {
@@ -49,24 +58,34 @@ impl Connection {
             .await
             .map_err(io::Error::other)?;
         let (report, end) = watch::channel(None);
-        let waiting = Arc::new(AtomicBool::new(false));
-        tokio::spawn(drive(connection, report, waiting.clone()));
+        let shared = Arc::new(Shared {
+            sender: Mutex::new(Some(sender)),
+            waiting: AtomicBool::new(false),
+        });
+        tokio::spawn(drive(connection, report, shared.clone()));
         Ok(Self {
-            sender,
+            shared,
             end,
-            waiting,
             reused: false,
         })
     }
 
     /// Takes another request at once.
     pub(super) fn is_ready(&self) -> bool {
-        self.sender.is_ready()
+        self.shared
+            .sender
+            .lock()
+            .as_ref()
+            .is_some_and(SendRequest::is_ready)
     }
 
     /// Will never take another request.
     pub(super) fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.shared
+            .sender
+            .lock()
+            .as_ref()
+            .is_none_or(SendRequest::is_closed)
     }
 
     pub(super) async fn send(
@@ -74,10 +93,24 @@ impl Connection {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Failure> {
         let reused = std::mem::replace(&mut self.reused, true);
-        self.waiting.store(true, Ordering::Relaxed);
-        let mut error = match self.sender.try_send_request(request).await {
+        self.shared.waiting.store(true, Ordering::Relaxed);
+        let sent = match self.shared.sender.lock().as_mut() {
+            Some(sender) => Ok(sender.try_send_request(request)),
+            None => Err(request),
+        };
+        let sent = match sent {
+            Ok(sent) => sent.await,
+            Err(request) => {
+                let kind = FailureKind::NotSent(io::ErrorKind::NotConnected.into());
+                return Err(Failure {
+                    kind,
+                    request: Some(request),
+                });
+            }
+        };
+        let mut error = match sent {
             Ok(response) => {
-                self.waiting.store(false, Ordering::Relaxed);
+                self.shared.waiting.store(false, Ordering::Relaxed);
                 return Ok(response);
             }
             Err(error) => error,
@@ -106,6 +139,13 @@ impl Connection {
             Ok(unread) => *unread == Some(true),
             Err(_) => false,
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // hyper closes the connection when its sending half goes; the task would keep it.
+        self.shared.sender.lock().take();
     }
 }
 
@@ -141,12 +181,13 @@ fn io_error(error: &hyper::Error) -> Option<&io::Error> {
 async fn drive(
     mut connection: http1::Connection<TokioIo<Io>, RequestBody>,
     report: watch::Sender<Option<bool>>,
-    waiting: Arc<AtomicBool>,
+    shared: Arc<Shared>,
 ) {
     let result = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
     let mut io = connection.into_parts().io.into_inner();
+    drop(shared.sender.lock().take());
     let refused = result.as_ref().is_err_and(is_refusal);
-    let unread = refused || (waiting.load(Ordering::Relaxed) && io.was_reset().await);
+    let unread = refused || (shared.waiting.load(Ordering::Relaxed) && io.was_reset().await);
     report.send_replace(Some(unread));
     // A courtesy: the peer learns of the end also when this fails.
     let _ = io.shutdown().await;
