@@ -15,92 +15,21 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, core::ApiResource};
 use parking_lot::RwLock;
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
 use tokio::sync::watch;
 
-use super::gate::{Mark, ResourceVersion};
+use super::gate::ResourceVersion;
 use super::key::{Key, key_of};
+
+mod selection;
+mod view;
+
+use selection::Packing;
+pub use selection::Watch;
+pub(super) use view::{AnyCache, Cached};
 
 type TrimFn<K> = Arc<dyn Fn(&mut K) + Send + Sync>;
 type IndexFn<K> = Arc<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 type Subscriber<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
-
-/// What to watch and what to keep of it.
-pub struct Watch<K> {
-    pub(super) labels: Option<String>,
-    pub(super) fields: Option<String>,
-    pub(super) trim: Option<TrimFn<K>>,
-    pub(super) indexes: Vec<(&'static str, IndexFn<K>)>,
-    packing: Option<Packing<K>>,
-}
-
-/// How to keep an object as text.
-struct Packing<K> {
-    pack: fn(&K) -> Option<Arc<[u8]>>,
-    unpack: fn(&[u8]) -> Option<K>,
-}
-
-impl<K> Default for Watch<K> {
-    fn default() -> Self {
-        Self {
-            labels: None,
-            fields: None,
-            trim: None,
-            indexes: Vec::new(),
-            packing: None,
-        }
-    }
-}
-
-impl<K> Watch<K> {
-    /// Everything of the kind.
-    pub fn all() -> Self {
-        Self::default()
-    }
-
-    /// Only objects that match a label selector.
-    pub fn labels(mut self, selector: impl Into<String>) -> Self {
-        self.labels = Some(selector.into());
-        self
-    }
-
-    /// Only objects that match a field selector.
-    pub fn fields(mut self, selector: impl Into<String>) -> Self {
-        self.fields = Some(selector.into());
-        self
-    }
-
-    /// Drops what is never read, to save memory. `managedFields` and kubectl's last-applied annotation always go. Do
-    /// not trim a field that an [`Action::apply`](super::Action::apply) sets: the comparison would never be equal.
-    pub fn trim(mut self, trim: impl Fn(&mut K) + Send + Sync + 'static) -> Self {
-        self.trim = Some(Arc::new(trim));
-        self
-    }
-
-    /// Keeps the objects as JSON text and decodes one at each look-up. A typed pod is 5 kB of mostly empty fields, its
-    /// text 1 kB; decoding takes some ten microseconds. For kinds of which there are many, read few at a time.
-    pub fn packed(mut self) -> Self
-    where
-        K: Serialize + DeserializeOwned,
-    {
-        self.packing = Some(Packing {
-            pack: |object| serde_json::to_vec(object).ok().map(Into::into),
-            unpack: |text| serde_json::from_slice(text).ok(),
-        });
-        self
-    }
-
-    /// Adds a look-up for [`Cache::by_index`]: `values` names the values under which an object is found.
-    pub fn index(
-        mut self,
-        name: &'static str,
-        values: impl Fn(&K) -> Vec<String> + Send + Sync + 'static,
-    ) -> Self {
-        self.indexes.push((name, Arc::new(values)));
-        self
-    }
-}
 
 /// One difference between what was held and what is. Both are `None` for an object that does not decode.
 #[derive(Debug)]
@@ -561,89 +490,6 @@ fn key_of_meta(meta: &ObjectMeta) -> Key {
         meta.namespace.clone().unwrap_or_default(),
         meta.name.clone().unwrap_or_default(),
     )
-}
-
-// === the view without a type, for the executor and the gate ===
-
-/// A cached object as the executor sees it.
-#[derive(Clone, Debug)]
-pub(super) struct Cached {
-    pub(super) metadata: ObjectMeta,
-    pub(super) value: Value,
-}
-
-/// A [`Cache`] of any kind.
-pub(super) trait AnyCache: Send + Sync {
-    fn resource(&self) -> &ApiResource;
-    fn cached(&self, key: &Key) -> Option<Cached>;
-    fn metadata(&self, key: &Key) -> Option<ObjectMeta>;
-    /// Whether what `mark` stands for has arrived.
-    fn has_seen(&self, key: &Key, mark: &Mark) -> bool;
-    fn progress(&self) -> watch::Receiver<u64>;
-    fn is_synced(&self) -> bool;
-    fn counts(&self) -> (usize, usize);
-}
-
-impl<K> AnyCache for Cache<K>
-where
-    K: Resource<DynamicType = ()> + Serialize + Send + Sync + 'static,
-{
-    fn resource(&self) -> &ApiResource {
-        &self.inner.resource
-    }
-
-    fn cached(&self, key: &Key) -> Option<Cached> {
-        let object = self.get(key)?;
-        let value = serde_json::to_value(&*object).unwrap_or_default();
-        Some(Cached {
-            metadata: object.meta().clone(),
-            value,
-        })
-    }
-
-    fn metadata(&self, key: &Key) -> Option<ObjectMeta> {
-        let held = self.get(key).map(|object| object.meta().clone());
-        held.or_else(|| self.undecodable(key).map(|object| *object.metadata))
-    }
-
-    fn has_seen(&self, key: &Key, mark: &Mark) -> bool {
-        let held = self.metadata(key);
-        let state = self.inner.state.read();
-        let read_past = |version: ResourceVersion| {
-            let shard = if state.high_water.contains_key(&key.namespace) {
-                &key.namespace
-            } else {
-                ""
-            };
-            state.high_water.get(shard).is_some_and(|mark| *mark >= version)
-        };
-        match mark {
-            Mark::Written { version: None } => false,
-            Mark::Written {
-                version: Some(version),
-            } => {
-                held.and_then(|meta| ResourceVersion::of(&meta))
-                    .is_some_and(|held| held >= *version)
-                    || read_past(*version)
-            }
-            Mark::Deleted { uid } => {
-                held.is_none_or(|meta| meta.uid.as_ref() != Some(uid) || meta.deletion_timestamp.is_some())
-            }
-        }
-    }
-
-    fn progress(&self) -> watch::Receiver<u64> {
-        self.inner.progress.subscribe()
-    }
-
-    fn is_synced(&self) -> bool {
-        Cache::is_synced(self)
-    }
-
-    fn counts(&self) -> (usize, usize) {
-        let state = self.inner.state.read();
-        (state.objects.len(), state.undecodable.len())
-    }
 }
 
 #[cfg(test)]

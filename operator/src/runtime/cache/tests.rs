@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::*;
+use crate::runtime::gate::Mark;
 
 fn map(name: &str, version: u64, owner: &str) -> ConfigMap {
     serde_json::from_value(json!({
