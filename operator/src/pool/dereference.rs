@@ -55,7 +55,7 @@ pub struct Observed {
     pub port: Option<i32>,
 }
 
-/// Gathers what there is.
+/// Gathers what there is; `with_bytes` as for [`SourceReader::read`].
 ///
 /// # Errors
 /// When a changed ConfigMap cannot be read.
@@ -66,10 +66,13 @@ pub async fn dereference(
     scraper: &Scraper,
     reader: &SourceReader,
     ports: &Ports,
+    with_bytes: bool,
 ) -> Result<Observed, Error> {
     let key = visit.key();
     let uid = uid_of(&*pool);
-    let sources = reader.read(visit, &pool.spec.agent, &caches.config_maps).await?;
+    let sources = reader
+        .read(visit, &pool.spec.agent, &caches.config_maps, with_bytes)
+        .await?;
 
     let revisions = caches.controller_revisions.owned_by(&uid);
     let revisions = revisions

@@ -56,6 +56,8 @@ use validate::{INVALID_POD_TEMPLATE, Problem, Wanted, validate};
 /// After this long the API server is asked again about pods it refused: its policies may have changed.
 const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
+/// Pause before a look at something that has just changed.
+const AGAIN: Duration = Duration::from_millis(200);
 /// What somebody has to mend is tried again this often: no watch tells when a foreign object is gone or a policy
 /// has changed.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -189,20 +191,20 @@ impl Reconciler for PoolReconciler {
             return Ok(Next::on_change());
         }
         let (key, now) = (visit.key(), visit.now());
-        let observed = dereference(
-            pool,
-            visit,
-            &self.caches,
-            &self.scraper,
-            &self.sources,
-            &self.ports,
-        )
-        .await?;
-        let wanted = validate(&observed);
-        let mut memory = self
-            .memories
-            .recall(key, &uid_of(&*observed.pool), &observed.status);
+        let uid = uid_of(&*pool);
+        let mut observed = self.look(&pool, visit, false).await?;
+        let mut wanted = validate(&observed);
+        let mut memory = self.memories.recall(key, &uid, &observed.status);
         let mut made = plan(&observed, &wanted, &memory, now);
+        if made.lacks_bytes {
+            observed = self.look(&pool, visit, true).await?;
+            wanted = validate(&observed);
+            made = plan(&observed, &wanted, &memory, now);
+            if made.lacks_bytes {
+                // The source changed between the two looks; its watch will say so as well.
+                return Ok(Next::after(AGAIN));
+            }
+        }
         if self.learn(visit, &observed, &made, &mut memory).await? {
             made = plan(&observed, &wanted, &memory, now);
         }
@@ -248,6 +250,26 @@ impl Reconciler for PoolReconciler {
 }
 
 impl PoolReconciler {
+    async fn look(&self, pool: &Arc<AgentPool>, visit: &Visit, with_bytes: bool) -> Result<Observed, Error> {
+        let Self {
+            caches,
+            scraper,
+            sources,
+            ports,
+            ..
+        } = self;
+        dereference(
+            Arc::clone(pool),
+            visit,
+            caches,
+            scraper,
+            sources,
+            ports,
+            with_bytes,
+        )
+        .await
+    }
+
     /// Asks the API server what a plan cannot know: whether it accepts the pods, and what a failing probe said. Returns
     /// whether something was learnt that makes another plan.
     async fn learn(

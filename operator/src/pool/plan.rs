@@ -56,6 +56,8 @@ pub struct Plan {
     pub members: Vec<Member>,
     /// A restart under way.
     pub restarting: Option<Restarting>,
+    /// The plan needs the bytes of a source that was not read: it must be made again with them before it is carried out.
+    pub lacks_bytes: bool,
     /// A pod to dry-run before the actions, with the revision it is of.
     pub check: Option<(String, Pod)>,
     /// Whether gateways are to be asked every second.
@@ -112,11 +114,16 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         now,
         actions: Vec::new(),
         check: None,
+        lacks_bytes: false,
         held: false,
     };
     let restarting = draft.write(&reports, &memory);
     let Draft {
-        actions, check, held, ..
+        actions,
+        check,
+        lacks_bytes,
+        held,
+        ..
     } = draft;
 
     let is_retiring = members.iter().any(|member| {
@@ -142,6 +149,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         members,
         restarting,
         check,
+        lacks_bytes,
         look_again,
         memory,
     }
@@ -188,7 +196,12 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
         let trouble = (count(available) < wanted)
             .then(|| {
                 let deadline = observed.pool.spec.rollout.progress_deadline_seconds;
-                trouble::find(set.map(|set| &**set), pods.iter().map(|pod| &**pod), deadline, now)
+                trouble::find(
+                    set.map(|set| &**set),
+                    pods.iter().map(|pod| &**pod),
+                    deadline,
+                    now,
+                )
             })
             .flatten()
             .map(|mut trouble| {
@@ -318,6 +331,7 @@ struct Draft<'a> {
     now: Timestamp,
     actions: Vec<Action>,
     check: Option<(String, Pod)>,
+    lacks_bytes: bool,
     /// A scale-down waits for a report or for a mark to be seen.
     held: bool,
 }
@@ -365,7 +379,7 @@ impl Draft<'_> {
             self.content(revision)
                 .is_some_and(|content| content.agent.service_account_name.is_none())
         };
-        let mut actions = Vec::new();
+        let (mut actions, mut lacks_bytes) = (Vec::new(), false);
         if self.live().any(uses_ours) {
             actions.push(Action::apply(&service_account::build(pool)));
         }
@@ -380,14 +394,18 @@ impl Draft<'_> {
                     .snapshots
                     .iter()
                     .any(|snapshot| snapshot.name_any() == name);
-                if let Some(files) = self.observed.sources.files.get(source).filter(|_| !is_there)
-                    && self.observed.sources.hashes.get(source) == Some(hash)
-                {
-                    actions.push(Action::create(&snapshot::build(pool, source, hash, files)));
+                // Another hash: an older revision is pinned, whose bytes are in its snapshot or nowhere.
+                if is_there || self.observed.sources.hashes.get(source) != Some(hash) {
+                    continue;
+                }
+                match self.observed.sources.files.get(source) {
+                    Some(files) => actions.push(Action::create(&snapshot::build(pool, source, hash, files))),
+                    None => lacks_bytes = true,
                 }
             }
         }
         self.actions.extend(actions);
+        self.lacks_bytes = lacks_bytes;
     }
 
     /// The records' changes. Only the last change of a revision is written.

@@ -38,7 +38,7 @@ enum Origin {
 pub struct Sources {
     /// Hash of each by name.
     pub hashes: BTreeMap<String, String>,
-    /// Bytes of those without a snapshot.
+    /// Bytes of those that were read just now.
     pub files: BTreeMap<String, Files>,
     /// Bytes of all together.
     pub bytes: usize,
@@ -60,7 +60,8 @@ pub struct SourceReader {
 }
 
 impl SourceReader {
-    /// Hashes the sources of an agent; reads what changed, and what has no snapshot among `config_maps` yet.
+    /// Hashes the sources of an agent; reads what has changed since it was last hashed. `with_bytes`: reads what has no
+    /// snapshot among `config_maps` as well, to make one.
     ///
     /// # Errors
     /// Those of [`Visit::read`]. A ConfigMap that is not there is no error but in [`Sources::missing`].
@@ -69,6 +70,7 @@ impl SourceReader {
         visit: &Visit,
         agent: &Agent,
         config_maps: &Cache<ConfigMapMeta>,
+        with_bytes: bool,
     ) -> Result<Sources, Error> {
         let pool = visit.key();
         let known = self.known.lock().get(pool).cloned().unwrap_or_default();
@@ -105,7 +107,7 @@ impl SourceReader {
                 Some(Hashed {
                     found: Ok((hash, bytes)),
                     ..
-                }) if has_snapshot(hash) => {
+                }) if !with_bytes || has_snapshot(hash) => {
                     sources.add(&name, hash.clone(), *bytes);
                     current.cloned()
                 }

@@ -1,5 +1,6 @@
 //! Whole lives of pools against a [`world`] in miniature.
 
+mod controller;
 mod world;
 
 use flotilla_crds::names;
