@@ -10,6 +10,8 @@ pub const APP_NAME: &str = "app.kubernetes.io/name";
 pub const POOL: &str = "flotilla.dev/pool";
 /// Label with the full revision name (`<pool>-<hash>`) on everything that belongs to one revision.
 pub const REVISION: &str = "flotilla.dev/revision";
+/// Label on a revision's Service, copied to its EndpointSlices: `agent.concurrency` of that revision.
+pub const CONCURRENCY: &str = "flotilla.dev/concurrency";
 /// Label with the LoadTest's name on its Job, pods, ConfigMaps and Service.
 pub const LOAD_TEST: &str = "flotilla.dev/loadtest";
 /// Label on a ControllerRevision: its standing, one of `candidate`, `stable`, `verified`, `rejected`.

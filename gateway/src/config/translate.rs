@@ -17,8 +17,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::{Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig};
 
-/// Label on a revision's Service, and so on its EndpointSlices: `agent.concurrency` of that revision.
-pub const CONCURRENCY: &str = "flotilla.dev/concurrency";
+pub use flotilla_crds::names::CONCURRENCY;
 /// Label of the EndpointSlice controller: the Service's name.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 

@@ -92,9 +92,15 @@ pub fn template(
     merged
 }
 
-/// A pod of the template, for a dry run: what the ReplicaSet controller would create.
-pub fn sample(pool: &AgentPool, revision: &str, template: PodTemplateSpec) -> Pod {
-    let metadata = template.metadata.unwrap_or_default();
+/// A pod of the template, for a dry run: what the ReplicaSet controller would create. Our own ServiceAccount need not
+/// exist yet (it is made once the template is known to be good), so the namespace's `default` stands in for it.
+pub fn sample(pool: &AgentPool, revision: &str, mut template: PodTemplateSpec) -> Pod {
+    let metadata = template.metadata.take().unwrap_or_default();
+    if let Some(spec) = &mut template.spec
+        && spec.service_account_name.as_deref() == Some(service_account::name(&pool.name_any()).as_str())
+    {
+        spec.service_account_name = None;
+    }
     Pod {
         metadata: ObjectMeta {
             name: Some(format!("{revision}-check")),

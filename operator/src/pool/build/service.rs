@@ -3,6 +3,7 @@
 //! A revision's Service makes EndpointSlices by which gateways find its pods. Its selector is the revision for good;
 //! a Service that is pointed from one revision to the next is where a proxy's 503s at promotion come from.
 
+use flotilla_crds::agent_pool::Agent;
 use flotilla_crds::{AgentPool, names};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -10,14 +11,18 @@ use kube::ResourceExt as _;
 
 use super::{child_meta, selector};
 
-/// The Service of one revision: port 80 to the agent's port of its ready pods.
-pub fn of_revision(pool: &AgentPool, revision: &str, agent_port: i32) -> Service {
+/// The Service of one revision: port 80 to the agent's port of its ready pods. Its labels are copied to the
+/// EndpointSlices, by which gateways learn how many requests a replica of this revision takes at once.
+pub fn of_revision(pool: &AgentPool, revision: &str, agent: &Agent) -> Service {
     let name = pool.name_any();
+    let mut metadata = child_meta(pool, revision, Some(revision));
+    let labels = metadata.labels.get_or_insert_default();
+    labels.insert(names::CONCURRENCY.to_owned(), agent.concurrency.to_string());
     Service {
-        metadata: child_meta(pool, revision, Some(revision)),
+        metadata,
         spec: Some(ServiceSpec {
             selector: Some(selector(&name, Some(revision))),
-            ports: Some(vec![port(agent_port)]),
+            ports: Some(vec![port(agent.port)]),
             publish_not_ready_addresses: Some(false),
             ..ServiceSpec::default()
         }),
@@ -71,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_revision_is_selected_by_pool_and_revision() {
-        let service = of_revision(&pool(json!({})), "support-1", 8080);
+        let service = of_revision(&pool(json!({})), "support-1", &pool(json!({})).spec.agent);
         let spec = service.spec.unwrap();
         assert_eq!(service.metadata.name.as_deref(), Some("support-1"));
         assert_eq!(
@@ -96,7 +101,7 @@ mod tests {
             assert_eq!(gateway_port(&service), Some(20_417));
         }
         assert_eq!(
-            gateway_port(&of_revision(&pool(json!({})), "support-1", 8080)),
+            gateway_port(&of_revision(&pool(json!({})), "support-1", &pool(json!({})).spec.agent)),
             None
         );
         assert_eq!(gateway_port(&Service::default()), None);
