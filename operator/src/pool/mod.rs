@@ -5,7 +5,7 @@
 //! | what there is | [`dereference`] | only for ConfigMaps whose bytes have changed ([`sources`]) |
 //! | what the spec asks for | [`validate`] | no: pure |
 //! | where the release stands and what is next | [`flotilla_core::rollout`], [`plan`] | no: pure |
-//! | the objects for it | [`build`] | no: pure |
+//! | the objects for it | `draft`, [`build`] | no: pure |
 //! | carried out | [`Visit::execute`](crate::runtime::Visit::execute) | yes |
 //! | told | [`status`] | pure; written on change |
 //!
@@ -15,6 +15,7 @@
 
 pub mod build;
 pub mod dereference;
+mod draft;
 pub mod gateways;
 pub mod memory;
 pub mod plan;
