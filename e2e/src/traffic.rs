@@ -139,7 +139,7 @@ async fn send(plan: &Plan, connection: &mut Option<SendRequest<Full<Bytes>>>, in
         Some(open) => open,
         None => connect(plan.address).await?,
     };
-    let stream = index % 10 == 0;
+    let stream = index.is_multiple_of(10);
     let request = if stream { streamed(plan, index) } else { plain(plan, index) }.map_err(|e| format!("request: {e}"))?;
     let response = sender.send_request(request).await.map_err(|e| format!("send: {}", chain(&e)))?;
     let status = response.status();

@@ -18,7 +18,7 @@ async fn releases_lose_no_request() {
 async fn a_broken_prompt_does_not_take_over() {
     with_namespace("bad-release", |namespace| async move {
         let (message, outcome) = release::bad_release(namespace).await?;
-        anyhow::ensure!(message.contains("customer_name"), "the message does not name the cause: {message}");
+        anyhow::ensure!(message.contains("readiness probe") && message.contains("503"), "the message does not name the cause: {message}");
         anyhow::ensure!(outcome.requests > 0 && outcome.failed() == 0, "{outcome:?}");
         Ok(())
     })
