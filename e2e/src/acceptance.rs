@@ -38,20 +38,34 @@ pub async fn run(args: Args) -> Result<Vec<Row>> {
         ("rest", Box::pin(at_rest(&cluster, 60))),
         ("release", Box::pin(rolling(&cluster, 100_000 / args.divide))),
         ("load", Box::pin(load(&cluster))),
-        ("kills", Box::pin(kills(&cluster, u32::try_from(50 / args.divide)?))),
+        (
+            "kills",
+            Box::pin(kills(&cluster, u32::try_from(50 / args.divide)?)),
+        ),
         ("away", Box::pin(away(&cluster))),
         ("takeover", Box::pin(takeover(&cluster))),
-        ("scale", Box::pin(many(&cluster, usize::try_from(1000 / args.divide)?))),
+        (
+            "scale",
+            Box::pin(many(&cluster, usize::try_from(1000 / args.divide)?)),
+        ),
     ];
     for (name, part) in parts.into_iter().filter(|(name, _)| name.contains(&args.only)) {
-        let measured = part.await.unwrap_or_else(|e| vec![Row::new(name, format!("{e:#}").replace('\n', " "), "the scenario ends well", false)]);
+        let measured = part.await.unwrap_or_else(|e| {
+            vec![Row::new(
+                name,
+                format!("{e:#}").replace('\n', " "),
+                "the scenario ends well",
+                false,
+            )]
+        });
         for row in measured {
             println!("{row}");
             rows.push(row);
         }
     }
     if let Some(path) = &args.write {
-        std::fs::write(path, page(&rows).await).with_context(|| format!("failed to write {}", path.display()))?;
+        std::fs::write(path, page(&rows).await)
+            .with_context(|| format!("failed to write {}", path.display()))?;
         println!("written to {}", path.display());
     }
     Ok(rows)
@@ -61,7 +75,13 @@ async fn page(rows: &[Row]) -> String {
     let commit = output("git", &["rev-parse", "--short", "HEAD"]).await;
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let gib = memory.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0 / 1024.0;
+    let gib = memory
+        .split_whitespace()
+        .nth(1)
+        .and_then(|kb| kb.parse::<f64>().ok())
+        .unwrap_or(0.0)
+        / 1024.0
+        / 1024.0;
     let today = jiff::Zoned::now().strftime("%Y-%m-%d");
     format!(
         "# Measurements\n\nMade by `make acceptance` on {today}, commit {commit}, on one machine with {cores} cores and {gib:.0} GiB that also \
@@ -71,17 +91,35 @@ async fn page(rows: &[Row]) -> String {
 }
 
 async fn output(program: &str, arguments: &[&str]) -> String {
-    let output = tokio::process::Command::new(program).args(arguments).output().await;
-    output.map_or_else(|_| "unknown".into(), |o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+    let output = tokio::process::Command::new(program)
+        .args(arguments)
+        .output()
+        .await;
+    output.map_or_else(
+        |_| "unknown".into(),
+        |o| String::from_utf8_lossy(&o.stdout).trim().to_owned(),
+    )
 }
 
 async fn bring_up(cluster: &Cluster) -> Result<Vec<Row>> {
     let up = in_namespace(cluster, "up", pool::bring_up).await?;
-    let kinds: Vec<String> = up.by_kind.iter().map(|(kind, n)| format!("{n} × {kind}")).collect();
+    let kinds: Vec<String> = up
+        .by_kind
+        .iter()
+        .map(|(kind, n)| format!("{n} × {kind}"))
+        .collect();
     Ok(vec![
-        Row::new("kubectl apply of a short pool → Ready", format!("{:.1} s", up.seconds), "≤ 20 s", up.seconds <= 20.0),
         Row::new(
-            format!("operator's writes from apply to Ready, K = {} objects", up.objects),
+            "kubectl apply of a short pool → Ready",
+            format!("{:.1} s", up.seconds),
+            "≤ 20 s",
+            up.seconds <= 20.0,
+        ),
+        Row::new(
+            format!(
+                "operator's writes from apply to Ready, K = {} objects",
+                up.objects
+            ),
             format!("{}", up.writes),
             format!("≤ K + 4 = {}", up.objects + 4),
             up.writes > 0 && up.writes <= up.objects + 4,
@@ -92,21 +130,42 @@ async fn bring_up(cluster: &Cluster) -> Result<Vec<Row>> {
 
 async fn at_rest(cluster: &Cluster, seconds: u64) -> Result<Vec<Row>> {
     let requests = in_namespace(cluster, "rest", move |n| rest::requests_at_rest(n, seconds)).await?;
-    let seen = if requests.is_empty() { "0".into() } else { format!("{}: {}", requests.len(), requests.join(", ")) };
-    Ok(vec![Row::new(format!("operator's requests at rest in {seconds} s (watches and lease apart)"), seen, "0", requests.is_empty())])
+    let seen = if requests.is_empty() {
+        "0".into()
+    } else {
+        format!("{}: {}", requests.len(), requests.join(", "))
+    };
+    Ok(vec![Row::new(
+        format!("operator's requests at rest in {seconds} s (watches and lease apart)"),
+        seen,
+        "0",
+        requests.is_empty(),
+    )])
 }
 
 async fn rolling(cluster: &Cluster, requests: u64) -> Result<Vec<Row>> {
-    let sizes = release::Sizes { requests, per_second: 500, releases: 4 };
+    let sizes = release::Sizes {
+        requests,
+        per_second: 500,
+        releases: 4,
+    };
     let outcome = in_namespace(cluster, "release", move |n| release::rolling_under_load(n, sizes)).await?;
     Ok(vec![
         Row::new(
             "failed of all requests through 4 releases, operator killed, gateway deleted",
-            format!("{} of {} {:?}", outcome.failed(), outcome.requests, outcome.failures),
+            format!(
+                "{} of {} {:?}",
+                outcome.failed(),
+                outcome.requests,
+                outcome.failures
+            ),
             "0",
             outcome.failed() == 0 && outcome.requests >= requests,
         ),
-        Row::note("of these sent more than 100 ms late by the client", outcome.late.to_string()),
+        Row::note(
+            "of these sent more than 100 ms late by the client",
+            outcome.late.to_string(),
+        ),
     ])
 }
 
@@ -114,11 +173,30 @@ async fn load(cluster: &Cluster) -> Result<Vec<Row>> {
     let done = in_namespace(cluster, "load", |n| load_test::run(n, 50, 60, 4)).await?;
     let status = done.status.unwrap_or_default();
     let latency = status.summary.and_then(|s| s.latency).unwrap_or_default();
-    let killed = in_namespace(cluster, "killed", load_test::with_killed_worker).await?.status.unwrap_or_default();
+    let killed = in_namespace(cluster, "killed", load_test::with_killed_worker)
+        .await?
+        .status
+        .unwrap_or_default();
     Ok(vec![
-        Row::new("verdict of a load test with 4 workers, 3000 requests", format!("{:?}", status.verdict), "Passed", status.verdict == Some(Verdict::Passed)),
-        Row::note("its p50 / p95 / p99", format!("{} / {} / {} ms", latency.p50_milliseconds, latency.p95_milliseconds, latency.p99_milliseconds)),
-        Row::new("verdict when a worker is killed", format!("{:?}", killed.verdict), "Invalid", killed.verdict == Some(Verdict::Invalid)),
+        Row::new(
+            "verdict of a load test with 4 workers, 3000 requests",
+            format!("{:?}", status.verdict),
+            "Passed",
+            status.verdict == Some(Verdict::Passed),
+        ),
+        Row::note(
+            "its p50 / p95 / p99",
+            format!(
+                "{} / {} / {} ms",
+                latency.p50_milliseconds, latency.p95_milliseconds, latency.p99_milliseconds
+            ),
+        ),
+        Row::new(
+            "verdict when a worker is killed",
+            format!("{:?}", killed.verdict),
+            "Invalid",
+            killed.verdict == Some(Verdict::Invalid),
+        ),
     ])
 }
 
@@ -126,14 +204,24 @@ async fn kills(cluster: &Cluster, kills: u32) -> Result<Vec<Row>> {
     let done = in_namespace(cluster, "kills", move |n| survive::kills(n, kills)).await?;
     let status = done.status.unwrap_or_default();
     let good = status.verdict == Some(Verdict::Passed);
-    Ok(vec![Row::new(format!("operator killed {kills} times during releases and a load test"), format!("{:?}", status.verdict), "Passed, converged", good)])
+    Ok(vec![Row::new(
+        format!("operator killed {kills} times during releases and a load test"),
+        format!("{:?}", status.verdict),
+        "Passed, converged",
+        good,
+    )])
 }
 
 async fn away(cluster: &Cluster) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for seconds in [10, 60] {
         let after = in_namespace(cluster, "away", move |n| survive::api_server_away(n, seconds)).await?;
-        rows.push(Row::new(format!("API server away for {seconds} s in a release: Ready after its return"), format!("{after:.1} s"), "≤ 120 s", after <= 120.0));
+        rows.push(Row::new(
+            format!("API server away for {seconds} s in a release: Ready after its return"),
+            format!("{after:.1} s"),
+            "≤ 120 s",
+            after <= 120.0,
+        ));
     }
     Ok(rows)
 }
@@ -144,7 +232,12 @@ async fn takeover(cluster: &Cluster) -> Result<Vec<Row>> {
         worst = worst.max(survive::takeover(cluster).await?);
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
-    Ok(vec![Row::new("second replica leads after SIGKILL (worst of 5)", format!("{worst:.1} s"), "≤ 17 s", worst <= 17.0)])
+    Ok(vec![Row::new(
+        "second replica leads after SIGKILL (worst of 5)",
+        format!("{worst:.1} s"),
+        "≤ 17 s",
+        worst <= 17.0,
+    )])
 }
 
 async fn many(cluster: &Cluster, count: usize) -> Result<Vec<Row>> {
@@ -157,12 +250,35 @@ async fn many(cluster: &Cluster, count: usize) -> Result<Vec<Row>> {
     let native = in_namespace(cluster, "native", move |n| scale::deployments(n, count)).await?;
     let ours = in_namespace(cluster, "many", move |n| scale::pools(n, count)).await?;
     Ok(vec![
-        Row::new(format!("memory of the operator with {count} pools"), format!("{:.0} MiB", ours.memory_mib), "≤ 60 MiB", ours.memory_mib <= 60.0),
-        Row::note("memory of the standby", ours.standby_mib.map_or("-".into(), |m| format!("{m:.0} MiB"))),
-        Row::note("memory of kube-controller-manager (all its controllers)", format!("{:.0} MiB", native.memory_mib)),
-        Row::note(format!("{count} AgentPools created at once → all Ready"), format!("{:.0} s", ours.seconds)),
-        Row::note(format!("{count} Deployments created at once → all Available"), format!("{:.0} s", native.seconds)),
-        Row::note("operator's writes per AgentPool", format!("{:.1}", ours.writes_per_object)),
-        Row::note("controllers' writes per Deployment (pods apart)", format!("{:.1}", native.writes_per_object)),
+        Row::new(
+            format!("memory of the operator with {count} pools"),
+            format!("{:.0} MiB", ours.memory_mib),
+            "≤ 60 MiB",
+            ours.memory_mib <= 60.0,
+        ),
+        Row::note(
+            "memory of the standby",
+            ours.standby_mib.map_or("-".into(), |m| format!("{m:.0} MiB")),
+        ),
+        Row::note(
+            "memory of kube-controller-manager (all its controllers)",
+            format!("{:.0} MiB", native.memory_mib),
+        ),
+        Row::note(
+            format!("{count} AgentPools created at once → all Ready"),
+            format!("{:.0} s", ours.seconds),
+        ),
+        Row::note(
+            format!("{count} Deployments created at once → all Available"),
+            format!("{:.0} s", native.seconds),
+        ),
+        Row::note(
+            "operator's writes per AgentPool",
+            format!("{:.1}", ours.writes_per_object),
+        ),
+        Row::note(
+            "controllers' writes per Deployment (pods apart)",
+            format!("{:.1}", native.writes_per_object),
+        ),
     ])
 }

@@ -54,7 +54,10 @@ pub struct Object {
 impl Request {
     /// True for create, update, patch and delete.
     pub fn is_write(&self) -> bool {
-        matches!(self.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection")
+        matches!(
+            self.verb.as_str(),
+            "create" | "update" | "patch" | "delete" | "deletecollection"
+        )
     }
 
     /// True for the requests that are allowed at rest: watches, and the lease of leader election.
@@ -87,7 +90,9 @@ impl Mark {
     /// Marks the present end of `.local/audit.log`.
     pub fn now(cluster: &crate::Cluster) -> Result<Self> {
         let path = cluster.state.join("audit.log");
-        let offset = std::fs::metadata(&path).with_context(|| format!("no {}", path.display()))?.len();
+        let offset = std::fs::metadata(&path)
+            .with_context(|| format!("no {}", path.display()))?
+            .len();
         Ok(Self { path, offset })
     }
 

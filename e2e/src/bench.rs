@@ -1,9 +1,9 @@
 //! `make bench`: ratios against peers, each pair measured in turns within one run.
 
+use crate::Cluster;
 use crate::namespace::in_namespace;
 use crate::report::Row;
 use crate::scenario::scale;
-use crate::Cluster;
 use anyhow::{Result, anyhow};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -30,7 +30,9 @@ pub async fn run() -> Result<()> {
             println!("{row}");
         }
     } else {
-        println!("fleets beside Deployments: skipped, the audit log and the fake nodes need the local cluster");
+        println!(
+            "fleets beside Deployments: skipped, the audit log and the fake nodes need the local cluster"
+        );
     }
     Ok(())
 }
@@ -56,7 +58,8 @@ fn samples(count: usize) -> Vec<u64> {
 
 fn histogram() -> Result<Vec<Row>> {
     let values = samples(100_000);
-    let new_hdr = || Hdr::<u64>::new_with_bounds(1, 3_600_000_000, 2).map_err(|e| anyhow!("hdrhistogram: {e}"));
+    let new_hdr =
+        || Hdr::<u64>::new_with_bounds(1, 3_600_000_000, 2).map_err(|e| anyhow!("hdrhistogram: {e}"));
     let (mut ours, mut atomic, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         ours.push(nanoseconds(&values, |values| {
@@ -65,7 +68,9 @@ fn histogram() -> Result<Vec<Row>> {
             black_box(histogram.count());
         }));
         let shared = AtomicHistogram::new();
-        atomic.push(nanoseconds(&values, |values| values.iter().for_each(|v| shared.record(black_box(*v)))));
+        atomic.push(nanoseconds(&values, |values| {
+            values.iter().for_each(|v| shared.record(black_box(*v)))
+        }));
         let mut hdr = new_hdr()?;
         theirs.push(nanoseconds(&values, |values| {
             values.iter().for_each(|v| hdr.saturating_record(*v));
@@ -77,14 +82,27 @@ fn histogram() -> Result<Vec<Row>> {
     let mut hdr = new_hdr()?;
     values.iter().for_each(|v| hdr.saturating_record(*v));
     let mut bytes = Vec::new();
-    V2DeflateSerializer::new().serialize(&hdr, &mut bytes).map_err(|e| anyhow!("hdrhistogram: {e}"))?;
+    V2DeflateSerializer::new()
+        .serialize(&hdr, &mut bytes)
+        .map_err(|e| anyhow!("hdrhistogram: {e}"))?;
     let hdr_text = STANDARD.encode(&bytes).len();
     let ratio = |a: f64, b: f64| format!("{:.2} ×", a / b);
     Ok(vec![
-        Row::new("histogram on the wire, 100k samples at 1 %, against HDR", ratio(text as f64, hdr_text as f64), "≤ 0.60 ×", text as f64 <= 0.6 * hdr_text as f64),
+        Row::new(
+            "histogram on the wire, 100k samples at 1 %, against HDR",
+            ratio(text as f64, hdr_text as f64),
+            "≤ 0.60 ×",
+            text as f64 <= 0.6 * hdr_text as f64,
+        ),
         Row::note("  in bytes of text", format!("{text} / {hdr_text}")),
-        Row::note("histogram, record by one owner, against HDR", format!("{} ({ours:.1} / {theirs:.1} ns)", ratio(ours, theirs))),
-        Row::note("histogram, record shared and lock-free, against HDR", format!("{} ({atomic:.1} ns)", ratio(atomic, theirs))),
+        Row::note(
+            "histogram, record by one owner, against HDR",
+            format!("{} ({ours:.1} / {theirs:.1} ns)", ratio(ours, theirs)),
+        ),
+        Row::note(
+            "histogram, record shared and lock-free, against HDR",
+            format!("{} ({atomic:.1} ns)", ratio(atomic, theirs)),
+        ),
     ])
 }
 
@@ -106,16 +124,32 @@ async fn fleet(cluster: &Cluster) -> Result<Vec<Row>> {
         native.push(in_namespace(cluster, "native", |n| scale::deployments(n, POOLS)).await?);
         ours.push(in_namespace(cluster, "fleet", |n| scale::pools(n, POOLS)).await?);
     }
-    let of = |costs: &[scale::Cost], figure: fn(&scale::Cost) -> f64| median(costs.iter().map(figure).collect());
-    let (writes, their_writes) = (of(&ours, |c| c.writes_per_object), of(&native, |c| c.writes_per_object));
+    let of =
+        |costs: &[scale::Cost], figure: fn(&scale::Cost) -> f64| median(costs.iter().map(figure).collect());
+    let (writes, their_writes) = (
+        of(&ours, |c| c.writes_per_object),
+        of(&native, |c| c.writes_per_object),
+    );
     let (seconds, their_seconds) = (of(&ours, |c| c.seconds), of(&native, |c| c.seconds));
     let (memory, their_memory) = (of(&ours, |c| c.memory_mib), of(&native, |c| c.memory_mib));
     Ok(vec![
-        Row::note(format!("{POOLS} pools Ready against {POOLS} Deployments Available"), format!("{:.2} × ({seconds:.0} / {their_seconds:.0} s)", seconds / their_seconds)),
-        Row::note("writes per pool against writes per Deployment", format!("{:.2} × ({writes:.1} / {their_writes:.1})", writes / their_writes)),
+        Row::note(
+            format!("{POOLS} pools Ready against {POOLS} Deployments Available"),
+            format!(
+                "{:.2} × ({seconds:.0} / {their_seconds:.0} s)",
+                seconds / their_seconds
+            ),
+        ),
+        Row::note(
+            "writes per pool against writes per Deployment",
+            format!("{:.2} × ({writes:.1} / {their_writes:.1})", writes / their_writes),
+        ),
         Row::new(
             "memory of the operator against kube-controller-manager",
-            format!("{:.2} × ({memory:.0} / {their_memory:.0} MiB)", memory / their_memory),
+            format!(
+                "{:.2} × ({memory:.0} / {their_memory:.0} MiB)",
+                memory / their_memory
+            ),
             "≤ 0.50 ×",
             memory <= 0.5 * their_memory,
         ),

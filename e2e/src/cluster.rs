@@ -29,9 +29,16 @@ impl Cluster {
             .map(PathBuf::from)
             .context("FLOTILLA_KUBECONFIG is not set: these scenarios need a cluster; run `make test` or `make e2e`")?;
         let state = std::env::var_os("FLOTILLA_STATE").map_or_else(|| PathBuf::from(".local"), PathBuf::from);
-        let tool = std::env::var_os("FLOTILLA_CLUSTER_TOOL").map(PathBuf::from).filter(|_| state.join("audit.log").exists());
+        let tool = std::env::var_os("FLOTILLA_CLUSTER_TOOL")
+            .map(PathBuf::from)
+            .filter(|_| state.join("audit.log").exists());
         let client = client(&kubeconfig).await?;
-        Ok(Self { client, kubeconfig, state, tool })
+        Ok(Self {
+            client,
+            kubeconfig,
+            state,
+            tool,
+        })
     }
 
     /// True when the cluster is the local one, whose components can be stopped and whose processes are on this machine.
@@ -41,18 +48,31 @@ impl Cluster {
 
     /// Runs the cluster tool with `arguments`.
     pub async fn tool(&self, arguments: &[&str]) -> Result<()> {
-        let tool = self.tool.as_deref().context("this scenario stops components and needs the local cluster")?;
-        run(tool, &[arguments, &["--state", &self.state.to_string_lossy()]].concat()).await.map(drop)
+        let tool = self
+            .tool
+            .as_deref()
+            .context("this scenario stops components and needs the local cluster")?;
+        run(
+            tool,
+            &[arguments, &["--state", &self.state.to_string_lossy()]].concat(),
+        )
+        .await
+        .map(drop)
     }
 
     /// Runs kubectl and gives what it printed.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        run(Path::new("kubectl"), &[&["--kubeconfig", &self.kubeconfig.to_string_lossy()], arguments].concat()).await
+        run(
+            Path::new("kubectl"),
+            &[&["--kubeconfig", &self.kubeconfig.to_string_lossy()], arguments].concat(),
+        )
+        .await
     }
 }
 
 async fn client(kubeconfig: &Path) -> Result<Client> {
-    let file = Kubeconfig::read_from(kubeconfig).with_context(|| format!("failed to read {}", kubeconfig.display()))?;
+    let file = Kubeconfig::read_from(kubeconfig)
+        .with_context(|| format!("failed to read {}", kubeconfig.display()))?;
     let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
@@ -70,7 +90,13 @@ async fn run(program: &Path, arguments: &[&str]) -> Result<String> {
         .with_context(|| format!("failed to start {}", program.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
-        bail!("{} {}: {}\n{text}{}", program.display(), arguments.join(" "), output.status, String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{} {}: {}\n{text}{}",
+            program.display(),
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(text)
 }

@@ -34,7 +34,9 @@ struct Demo {
 pub async fn run() -> Result<()> {
     let cluster = Cluster::connect().await?;
     let demo = Demo {
-        examples: Path::new("examples/demo").canonicalize().context("run the demo from the root of the clone")?,
+        examples: Path::new("examples/demo")
+            .canonicalize()
+            .context("run the demo from the root of the clone")?,
         start: Instant::now(),
         pools: Api::namespaced(cluster.client.clone(), NAMESPACE),
         tests: Api::namespaced(cluster.client.clone(), NAMESPACE),
@@ -49,13 +51,19 @@ pub async fn run() -> Result<()> {
     demo.what_next();
     let verdict = test.verdict;
     let failed = test.summary.map_or(-1, |s| s.requests.failed);
-    ensure!(verdict == Some(Verdict::Passed) && failed == 0, "the load test ended with {verdict:?} and {failed} failed requests");
+    ensure!(
+        verdict == Some(Verdict::Passed) && failed == 0,
+        "the load test ended with {verdict:?} and {failed} failed requests"
+    );
     Ok(())
 }
 
 impl Demo {
     fn say(&self, text: &str) {
-        println!("\x1b[2m{:6.1} s\x1b[0m  {text}", self.start.elapsed().as_secs_f64());
+        println!(
+            "\x1b[2m{:6.1} s\x1b[0m  {text}",
+            self.start.elapsed().as_secs_f64()
+        );
     }
 
     fn title(&self, text: &str) {
@@ -63,12 +71,16 @@ impl Demo {
     }
 
     async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.cluster.kubectl(&[&["-n", NAMESPACE], arguments].concat()).await
+        self.cluster
+            .kubectl(&[&["-n", NAMESPACE], arguments].concat())
+            .await
     }
 
     async fn apply(&self, file: &str) -> Result<()> {
         println!("\x1b[36m$ kubectl -n {NAMESPACE} apply -f examples/demo/{file}\x1b[0m");
-        let text = self.kubectl(&["apply", "-f", &self.examples.join(file).to_string_lossy()]).await?;
+        let text = self
+            .kubectl(&["apply", "-f", &self.examples.join(file).to_string_lossy()])
+            .await?;
         for line in text.lines() {
             self.say(line);
         }
@@ -90,14 +102,18 @@ impl Demo {
         }
         self.cluster.kubectl(&["create", "namespace", NAMESPACE]).await?;
         let enforce = "pod-security.kubernetes.io/enforce=restricted";
-        self.cluster.kubectl(&["label", "namespace", NAMESPACE, enforce]).await.map(drop)
+        self.cluster
+            .kubectl(&["label", "namespace", NAMESPACE, enforce])
+            .await
+            .map(drop)
     }
 
     async fn pool_comes_up(&self) -> Result<()> {
         self.title("1. A pool of three agents, behind a gateway");
         self.apply("1-provider.yaml").await?;
         self.apply("2-pool.yaml").await?;
-        self.follow_pool(|status| is_true(&status.conditions, condition::READY)).await?;
+        self.follow_pool(|status| is_true(&status.conditions, condition::READY))
+            .await?;
         println!("{}", self.kubectl(&["get", "agentpools"]).await?.trim_end());
         Ok(())
     }
@@ -106,7 +122,11 @@ impl Demo {
     async fn follow_pool(&self, done: impl Fn(&AgentPoolStatus) -> bool) -> Result<AgentPoolStatus> {
         let (begin, mut last) = (Instant::now(), String::new());
         loop {
-            ensure!(begin.elapsed() < LIMIT, "the pool did not get there within {} s; last: {last}", LIMIT.as_secs());
+            ensure!(
+                begin.elapsed() < LIMIT,
+                "the pool did not get there within {} s; last: {last}",
+                LIMIT.as_secs()
+            );
             let object = self.pools.get("support").await?;
             let current = object.metadata.generation;
             let status = object.status.unwrap_or_default();
@@ -126,7 +146,8 @@ impl Demo {
         self.title("2. 600 customer-service requests at 10/s, and a new prompt released under that load");
         self.apply("3-load-test.yaml").await?;
         let bar = ProgressBar::new(600).with_style(
-            ProgressStyle::with_template("          {bar:40.green} {pos}/{len} requests  {msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
+            ProgressStyle::with_template("          {bar:40.green} {pos}/{len} requests  {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
         let (begin, mut released, mut last) = (Instant::now(), false, String::new());
         loop {
@@ -137,8 +158,17 @@ impl Demo {
             bar.set_message(format!("{} failed", progress.failed));
             let pool = self.pools.get("support").await?.status.unwrap_or_default();
             let line = match progress.stage.as_deref() {
-                Some(_) => format!("load test: {:>3} of {} done, {} failed   pool: {}", progress.done, progress.planned, progress.failed, describe(&pool)),
-                None => format!("load test: {}", find(&test.conditions, condition::READY).map_or("Pending", |c| c.reason.as_str())),
+                Some(_) => format!(
+                    "load test: {:>3} of {} done, {} failed   pool: {}",
+                    progress.done,
+                    progress.planned,
+                    progress.failed,
+                    describe(&pool)
+                ),
+                None => format!(
+                    "load test: {}",
+                    find(&test.conditions, condition::READY).map_or("Pending", |c| c.reason.as_str())
+                ),
             };
             if line != last {
                 bar.suspend(|| self.say(&line));
@@ -146,13 +176,18 @@ impl Demo {
             }
             if !released && progress.done >= 50 {
                 released = true;
-                bar.suspend(|| println!("          the prompt gets better: a new revision, batch by batch, traffic following"));
+                bar.suspend(|| {
+                    println!(
+                        "          the prompt gets better: a new revision, batch by batch, traffic following"
+                    )
+                });
                 self.apply("4-better-prompt.yaml").await?;
             }
             if is_true(&test.conditions, condition::COMPLETE) {
                 bar.finish_and_clear();
                 ensure!(released, "the load test ended before the release began");
-                self.follow_pool(|status| is_true(&status.conditions, condition::READY)).await?;
+                self.follow_pool(|status| is_true(&status.conditions, condition::READY))
+                    .await?;
                 return Ok(test);
             }
             tokio::time::sleep(LOOK).await;
@@ -162,12 +197,18 @@ impl Demo {
     async fn bad_release(&self) -> Result<()> {
         self.title("3. A broken prompt: the agent refuses it, the release is stopped, the good revision goes on serving");
         self.apply("5-broken-prompt.yaml").await?;
-        let status = self.follow_pool(|status| is_true(&status.conditions, condition::STALLED)).await?;
+        let status = self
+            .follow_pool(|status| is_true(&status.conditions, condition::STALLED))
+            .await?;
         println!("{}", self.kubectl(&["get", "agentpools"]).await?.trim_end());
         if let Some(stalled) = find(&status.conditions, condition::STALLED) {
             println!("\x1b[33m{}: {}\x1b[0m", stalled.reason, stalled.message);
         }
-        ensure!(is_true(&status.conditions, condition::AVAILABLE), "the pool is not Available: {:?}", status.conditions);
+        ensure!(
+            is_true(&status.conditions, condition::AVAILABLE),
+            "the pool is not Available: {:?}",
+            status.conditions
+        );
         Ok(())
     }
 
@@ -175,8 +216,16 @@ impl Demo {
         self.title("4. What the provider was asked for");
         let api: Api<ModelProvider> = Api::namespaced(self.cluster.client.clone(), NAMESPACE);
         wait::until("the provider's usage", LIMIT, || async {
-            let usage = api.get("main").await.ok().and_then(|p| p.status).and_then(|s| s.usage);
-            usage.filter(|u| u.requests >= 600).map(drop).ok_or("fewer than 600 requests counted")
+            let usage = api
+                .get("main")
+                .await
+                .ok()
+                .and_then(|p| p.status)
+                .and_then(|s| s.usage);
+            usage
+                .filter(|u| u.requests >= 600)
+                .map(drop)
+                .ok_or("fewer than 600 requests counted")
         })
         .await?;
         println!("{}", self.kubectl(&["get", "modelproviders"]).await?.trim_end());
@@ -208,7 +257,10 @@ fn describe(status: &AgentPoolStatus) -> String {
         text += &format!(", {} serves", stable.revision);
     }
     if let Some(candidate) = &status.candidate {
-        text += &format!(", candidate {} with {} ready at {} %", candidate.revision, candidate.ready_replicas, candidate.weight);
+        text += &format!(
+            ", candidate {} with {} ready at {} %",
+            candidate.revision, candidate.ready_replicas, candidate.weight
+        );
     }
     text
 }
@@ -217,9 +269,15 @@ fn show_result(status: &LoadTestStatus) {
     let verdict = status.verdict.map_or("none".into(), |v| format!("{v:?}"));
     println!("\n\x1b[1;32mverdict: {verdict}\x1b[0m");
     let summary = status.summary.clone().unwrap_or_default();
-    println!("  requests   {} sent, {} failed", summary.requests.total, summary.requests.failed);
+    println!(
+        "  requests   {} sent, {} failed",
+        summary.requests.total, summary.requests.failed
+    );
     if let Some(latency) = summary.latency {
-        println!("  latency    p50 {} ms   p95 {} ms   p99 {} ms", latency.p50_milliseconds, latency.p95_milliseconds, latency.p99_milliseconds);
+        println!(
+            "  latency    p50 {} ms   p95 {} ms   p99 {} ms",
+            latency.p50_milliseconds, latency.p95_milliseconds, latency.p99_milliseconds
+        );
     }
     if let Some(tokens) = summary.tokens {
         println!("  tokens     {} in, {} out", tokens.input, tokens.output);
@@ -228,6 +286,9 @@ fn show_result(status: &LoadTestStatus) {
         println!("  cost       {} {}", cost.total, cost.currency);
     }
     for threshold in &status.thresholds {
-        println!("  {:<10} {:?}: {} against {}", threshold.name, threshold.verdict, threshold.observed, threshold.limit);
+        println!(
+            "  {:<10} {:?}: {} against {}",
+            threshold.name, threshold.verdict, threshold.observed, threshold.limit
+        );
     }
 }

@@ -33,21 +33,32 @@ impl Namespace {
     pub async fn apply(&self, manifest: &serde_json::Value) -> Result<()> {
         let path = std::env::temp_dir().join(format!("{}-{}.json", self.name, unique()));
         tokio::fs::write(&path, serde_json::to_vec(manifest)?).await?;
-        let result = self.cluster.kubectl(&["-n", &self.name, "apply", "-f", &path.to_string_lossy()]).await;
+        let result = self
+            .cluster
+            .kubectl(&["-n", &self.name, "apply", "-f", &path.to_string_lossy()])
+            .await;
         tokio::fs::remove_file(&path).await?;
         result.map(drop)
     }
 
     /// Runs kubectl in here.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.cluster.kubectl(&[&["-n", &self.name], arguments].concat()).await
+        self.cluster
+            .kubectl(&[&["-n", &self.name], arguments].concat())
+            .await
     }
 }
 
 fn unique() -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos());
-    format!("{:x}{}", nanos & 0xff_ffff, COUNTER.fetch_add(1, Ordering::Relaxed))
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos());
+    format!(
+        "{:x}{}",
+        nanos & 0xff_ffff,
+        COUNTER.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// Makes a namespace called after `purpose`, runs `body` in it, prints its state when that fails, and deletes it.
@@ -65,7 +76,11 @@ where
 }
 
 /// As [`with_namespace`], on a cluster that is already connected, giving the error back.
-pub async fn in_namespace<T, F>(cluster: &Cluster, purpose: &str, body: impl FnOnce(Namespace) -> F) -> Result<T>
+pub async fn in_namespace<T, F>(
+    cluster: &Cluster,
+    purpose: &str,
+    body: impl FnOnce(Namespace) -> F,
+) -> Result<T>
 where
     T: Send + 'static,
     F: Future<Output = Result<T>> + Send + 'static,
@@ -79,13 +94,24 @@ where
         }}
     }))?;
     api.create(&PostParams::default(), &object).await?;
-    let namespace = Namespace { cluster: cluster.clone(), name: name.clone() };
-    let result = tokio::spawn(body(namespace.clone())).await.unwrap_or_else(|panic| Err(anyhow!("panicked: {panic}")));
+    let namespace = Namespace {
+        cluster: cluster.clone(),
+        name: name.clone(),
+    };
+    let result = tokio::spawn(body(namespace.clone()))
+        .await
+        .unwrap_or_else(|panic| Err(anyhow!("panicked: {panic}")));
     if let Err(error) = &result {
-        eprintln!("--- scenario {purpose} failed: {error:#}\n{}", state(&namespace).await);
+        eprintln!(
+            "--- scenario {purpose} failed: {error:#}\n{}",
+            state(&namespace).await
+        );
     }
     if result.is_ok() || std::env::var_os("FLOTILLA_KEEP").is_none() {
-        api.delete(&name, &DeleteParams::background()).await.map(drop).or_else(|e| if crate::wait::is_gone(&e) { Ok(()) } else { Err(e) })?;
+        api.delete(&name, &DeleteParams::background())
+            .await
+            .map(drop)
+            .or_else(|e| if crate::wait::is_gone(&e) { Ok(()) } else { Err(e) })?;
     }
     result
 }
@@ -93,16 +119,45 @@ where
 async fn state(namespace: &Namespace) -> String {
     let mut text = String::new();
     for arguments in [
-        &["get", "apool,ltest,mprov,raction,pods,rs,deploy,jobs,endpointslices", "-o", "wide"][..],
-        &["get", "apool,ltest,mprov", "-o", "yaml", "--show-managed-fields=false"],
+        &[
+            "get",
+            "apool,ltest,mprov,raction,pods,rs,deploy,jobs,endpointslices",
+            "-o",
+            "wide",
+        ][..],
+        &[
+            "get",
+            "apool,ltest,mprov",
+            "-o",
+            "yaml",
+            "--show-managed-fields=false",
+        ],
         &["get", "events", "--sort-by=.lastTimestamp"],
-        &["logs", "-l", "app.kubernetes.io/managed-by=flotilla", "--all-containers", "--tail=15", "--prefix"],
+        &[
+            "logs",
+            "-l",
+            "app.kubernetes.io/managed-by=flotilla",
+            "--all-containers",
+            "--tail=15",
+            "--prefix",
+        ],
     ] {
-        text += &namespace.kubectl(arguments).await.unwrap_or_else(|e| format!("{e:#}\n"));
+        text += &namespace
+            .kubectl(arguments)
+            .await
+            .unwrap_or_else(|e| format!("{e:#}\n"));
     }
     text += &namespace
         .cluster
-        .kubectl(&["-n", "flotilla-system", "logs", "-l", "app.kubernetes.io/name=flotilla-operator", "--tail=40", "--prefix"])
+        .kubectl(&[
+            "-n",
+            "flotilla-system",
+            "logs",
+            "-l",
+            "app.kubernetes.io/name=flotilla-operator",
+            "--tail=40",
+            "--prefix",
+        ])
         .await
         .unwrap_or_else(|e| format!("{e:#}\n"));
     text

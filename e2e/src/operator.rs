@@ -26,7 +26,10 @@ pub async fn pods(cluster: &Cluster) -> Result<Vec<Pod>> {
 pub async fn leader(cluster: &Cluster) -> Result<Option<String>> {
     let api: Api<Lease> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let lease = api.get_opt("flotilla-operator").await?;
-    Ok(lease.and_then(|l| l.spec).and_then(|s| s.holder_identity).filter(|holder| !holder.is_empty()))
+    Ok(lease
+        .and_then(|l| l.spec)
+        .and_then(|s| s.holder_identity)
+        .filter(|holder| !holder.is_empty()))
 }
 
 /// Kills the operator's process in `pod` with SIGKILL; kubelet starts the container again.
@@ -36,7 +39,10 @@ pub async fn leader(cluster: &Cluster) -> Result<Option<String>> {
 pub async fn kill(pod: &Pod) -> Result<()> {
     let uid = pod.metadata.uid.clone().context("a pod without uid")?;
     let pid = process_of(&uid, "flotilla-operator").context("the operator has no process on this machine")?;
-    let status = tokio::process::Command::new("kill").args(["-9", &pid.to_string()]).status().await?;
+    let status = tokio::process::Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .await?;
     ensure!(status.success(), "kill -9 {pid}: {status}");
     Ok(())
 }
@@ -45,7 +51,10 @@ pub async fn kill(pod: &Pod) -> Result<()> {
 pub async fn kill_process(pod: &Pod, program: &str) -> Result<()> {
     let uid = pod.metadata.uid.clone().context("a pod without uid")?;
     let pid = process_of(&uid, program).with_context(|| format!("no process {program} in that pod"))?;
-    let status = tokio::process::Command::new("kill").args(["-9", &pid.to_string()]).status().await?;
+    let status = tokio::process::Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .await?;
     ensure!(status.success(), "kill -9 {pid}: {status}");
     Ok(())
 }
@@ -73,7 +82,10 @@ fn process_of(uid: &str, program: &str) -> Option<u32> {
         let ours = groups.contains(uid) || groups.contains(&uid.replace('-', "_"));
         let command = std::fs::read(folder.join("cmdline")).ok()?;
         let first = command.split(|b| *b == 0).next()?;
-        let name = Path::new(std::str::from_utf8(first).ok()?).file_name()?.to_str()?.to_owned();
+        let name = Path::new(std::str::from_utf8(first).ok()?)
+            .file_name()?
+            .to_str()?
+            .to_owned();
         (ours && name == program).then_some(pid)
     })
 }

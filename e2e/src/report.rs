@@ -17,13 +17,28 @@ pub struct Row {
 
 impl Row {
     /// A figure against a goal.
-    pub fn new(name: impl Into<String>, measured: impl Into<String>, goal: impl Into<String>, reached: bool) -> Self {
-        Self { name: name.into(), measured: measured.into(), goal: goal.into(), reached: Some(reached) }
+    pub fn new(
+        name: impl Into<String>,
+        measured: impl Into<String>,
+        goal: impl Into<String>,
+        reached: bool,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            measured: measured.into(),
+            goal: goal.into(),
+            reached: Some(reached),
+        }
     }
 
     /// A figure to know, without a goal.
     pub fn note(name: impl Into<String>, measured: impl Into<String>) -> Self {
-        Self { name: name.into(), measured: measured.into(), goal: "-".into(), reached: None }
+        Self {
+            name: name.into(),
+            measured: measured.into(),
+            goal: "-".into(),
+            reached: None,
+        }
     }
 
     /// `ok`, `short`, or `-` where there is no goal.
@@ -38,7 +53,14 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<58}  {:>22}  {:>18}  {}", self.name, self.measured, self.goal, self.mark())
+        write!(
+            f,
+            "{:<58}  {:>22}  {:>18}  {}",
+            self.name,
+            self.measured,
+            self.goal,
+            self.mark()
+        )
     }
 }
 
@@ -46,7 +68,13 @@ impl fmt::Display for Row {
 pub fn markdown(rows: &[Row]) -> String {
     let mut text = String::from("| what | measured | goal | |\n|---|---|---|---|\n");
     for row in rows {
-        text += &format!("| {} | {} | {} | {} |\n", row.name, row.measured, row.goal, row.mark());
+        text += &format!(
+            "| {} | {} | {} | {} |\n",
+            row.name,
+            row.measured,
+            row.goal,
+            row.mark()
+        );
     }
     text
 }

@@ -89,7 +89,10 @@ impl Traffic {
         self.stop.store(true, Ordering::Relaxed);
         let mut total = Outcome::default();
         while let Some(lane) = self.tasks.join_next().await {
-            let lane = lane.unwrap_or_else(|e| Outcome { failures: [(format!("client panicked: {e}"), 1)].into(), ..Outcome::default() });
+            let lane = lane.unwrap_or_else(|e| Outcome {
+                failures: [(format!("client panicked: {e}"), 1)].into(),
+                ..Outcome::default()
+            });
             total.requests += lane.requests;
             total.late += lane.late;
             for (kind, count) in lane.failures {
@@ -100,7 +103,13 @@ impl Traffic {
     }
 }
 
-async fn run_lane(plan: Plan, lane: u32, begin: Instant, stop: Arc<AtomicBool>, sent: Arc<AtomicU64>) -> Outcome {
+async fn run_lane(
+    plan: Plan,
+    lane: u32,
+    begin: Instant,
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+) -> Outcome {
     let mut outcome = Outcome::default();
     let mut connection = None;
     for turn in 0u64.. {
@@ -128,7 +137,11 @@ async fn run_lane(plan: Plan, lane: u32, begin: Instant, stop: Arc<AtomicBool>, 
     outcome
 }
 
-async fn send(plan: &Plan, connection: &mut Option<SendRequest<Full<Bytes>>>, index: u64) -> Result<(), String> {
+async fn send(
+    plan: &Plan,
+    connection: &mut Option<SendRequest<Full<Bytes>>>,
+    index: u64,
+) -> Result<(), String> {
     let mut reused = None;
     if let Some(mut open) = connection.take()
         && open.ready().await.is_ok()
@@ -140,14 +153,37 @@ async fn send(plan: &Plan, connection: &mut Option<SendRequest<Full<Bytes>>>, in
         None => connect(plan.address).await?,
     };
     let stream = index.is_multiple_of(10);
-    let request = if stream { streamed(plan, index) } else { plain(plan, index) }.map_err(|e| format!("request: {e}"))?;
-    let response = sender.send_request(request).await.map_err(|e| format!("send: {}", chain(&e)))?;
-    let status = response.status();
-    let body = response.into_body().collect().await.map_err(|e| format!("body: {}", chain(&e)))?.to_bytes();
-    if status != 200 {
-        return Err(format!("status {status}: {}", String::from_utf8_lossy(&body).chars().take(160).collect::<String>()));
+    let request = if stream {
+        streamed(plan, index)
+    } else {
+        plain(plan, index)
     }
-    let whole = if stream { body.ends_with(b"data: [DONE]\n\n") } else { body.ends_with(b"}") };
+    .map_err(|e| format!("request: {e}"))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| format!("send: {}", chain(&e)))?;
+    let status = response.status();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|e| format!("body: {}", chain(&e)))?
+        .to_bytes();
+    if status != 200 {
+        return Err(format!(
+            "status {status}: {}",
+            String::from_utf8_lossy(&body)
+                .chars()
+                .take(160)
+                .collect::<String>()
+        ));
+    }
+    let whole = if stream {
+        body.ends_with(b"data: [DONE]\n\n")
+    } else {
+        body.ends_with(b"}")
+    };
     if !whole {
         return Err("truncated body".into());
     }
@@ -177,9 +213,13 @@ fn post(plan: &Plan, path: &str, body: String) -> hyper::http::Result<Request<Fu
 }
 
 async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>, String> {
-    let stream = TcpStream::connect(address).await.map_err(|e| format!("connect: {e}"))?;
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|e| format!("connect: {e}"))?;
     stream.set_nodelay(true).map_err(|e| format!("connect: {e}"))?;
-    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| format!("connect: {e}"))?;
+    let (sender, connection) = handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| format!("connect: {e}"))?;
     tokio::spawn(connection);
     Ok(sender)
 }

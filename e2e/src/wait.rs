@@ -18,7 +18,10 @@ where
         match look().await {
             Ok(value) => return Ok(value),
             Err(seen) if start.elapsed() > limit => {
-                return Err(anyhow!("waited {} s in vain for {what}; last seen: {seen:?}", limit.as_secs()));
+                return Err(anyhow!(
+                    "waited {} s in vain for {what}; last seen: {seen:?}",
+                    limit.as_secs()
+                ));
             }
             Err(_) => tokio::time::sleep(PAUSE).await,
         }

@@ -11,10 +11,24 @@ async fn two_workers_give_one_verdict() {
         let status = done.status.unwrap_or_default();
         let summary = status.summary.clone().unwrap_or_default();
         anyhow::ensure!(status.verdict == Some(Verdict::Passed), "{status:?}");
-        anyhow::ensure!((200..=400).contains(&summary.requests.total) && summary.requests.failed == 0, "{summary:?}");
-        anyhow::ensure!(summary.latency.is_some_and(|l| l.p95_milliseconds > 0), "{status:?}");
-        anyhow::ensure!(summary.tokens.is_some_and(|t| t.input > 0 && t.output > 0), "{status:?}");
-        anyhow::ensure!(summary.cost.is_some_and(|c| c.currency == "USD" && c.total != "0"), "{status:?}");
+        anyhow::ensure!(
+            (200..=400).contains(&summary.requests.total) && summary.requests.failed == 0,
+            "{summary:?}"
+        );
+        anyhow::ensure!(
+            summary.latency.is_some_and(|l| l.p95_milliseconds > 0),
+            "{status:?}"
+        );
+        anyhow::ensure!(
+            summary.tokens.is_some_and(|t| t.input > 0 && t.output > 0),
+            "{status:?}"
+        );
+        anyhow::ensure!(
+            summary
+                .cost
+                .is_some_and(|c| c.currency == "USD" && c.total != "0"),
+            "{status:?}"
+        );
         Ok(())
     })
     .await;

@@ -9,10 +9,19 @@ async fn a_short_pool_becomes_ready_within_k_plus_4_writes() {
     with_namespace("up", |namespace| async move {
         let local = namespace.cluster.is_local();
         let up = pool::bring_up(namespace).await?;
-        println!("ready after {:.1} s, K = {}, {} writes: {:?}", up.seconds, up.objects, up.writes, up.by_kind);
+        println!(
+            "ready after {:.1} s, K = {}, {} writes: {:?}",
+            up.seconds, up.objects, up.writes, up.by_kind
+        );
         anyhow::ensure!(up.objects >= 8, "only {} objects carry our label", up.objects);
         anyhow::ensure!(!local || up.writes > 0, "no write was counted");
-        anyhow::ensure!(up.writes <= up.objects + 4, "{} writes for {} objects: {:?}", up.writes, up.objects, up.by_kind);
+        anyhow::ensure!(
+            up.writes <= up.objects + 4,
+            "{} writes for {} objects: {:?}",
+            up.writes,
+            up.objects,
+            up.by_kind
+        );
         Ok(())
     })
     .await;
@@ -24,13 +33,18 @@ async fn kubectl_scale_changes_the_replicas() {
         pool::provider(&namespace).await?;
         namespace.apply(&fixtures::pool("support", 1)).await?;
         pool::ready(&namespace, "support", pool::SOON).await?;
-        namespace.kubectl(&["scale", "apool/support", "--replicas=3"]).await?;
+        namespace
+            .kubectl(&["scale", "apool/support", "--replicas=3"])
+            .await?;
         let ready = pool::ready(&namespace, "support", pool::SOON).await?;
         anyhow::ensure!(ready.status.and_then(|s| s.replicas) == Some(3));
         let stopped = fixtures::with(fixtures::pool("support", 3), "/spec/stopped", json!(true));
         namespace.apply(&stopped).await?;
         flotilla_e2e::wait::until("no agent pod", pool::SOON, || async {
-            let left = namespace.kubectl(&["get", "pods", "-l", "flotilla.dev/pool=support", "-o", "name"]).await.map_err(|e| e.to_string())?;
+            let left = namespace
+                .kubectl(&["get", "pods", "-l", "flotilla.dev/pool=support", "-o", "name"])
+                .await
+                .map_err(|e| e.to_string())?;
             if left.trim().is_empty() { Ok(()) } else { Err(left) }
         })
         .await?;

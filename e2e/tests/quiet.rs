@@ -9,6 +9,8 @@ async fn a_fleet_at_rest_is_silent() {
         println!("skipped: another cluster's audit log cannot be read");
         return;
     }
-    let requests = in_namespace(&cluster, "rest", |n| rest::requests_at_rest(n, 20)).await.expect("the scenario");
+    let requests = in_namespace(&cluster, "rest", |n| rest::requests_at_rest(n, 20))
+        .await
+        .expect("the scenario");
     assert!(requests.is_empty(), "{requests:#?}");
 }

@@ -6,7 +6,15 @@ use flotilla_e2e::with_namespace;
 #[tokio::test(flavor = "multi_thread")]
 async fn releases_lose_no_request() {
     with_namespace("release", |namespace| async move {
-        let outcome = release::rolling_under_load(namespace, Sizes { requests: 10_000, per_second: 100, releases: 3 }).await?;
+        let outcome = release::rolling_under_load(
+            namespace,
+            Sizes {
+                requests: 10_000,
+                per_second: 100,
+                releases: 3,
+            },
+        )
+        .await?;
         println!("{outcome:?}");
         anyhow::ensure!(outcome.requests >= 10_000 && outcome.failed() == 0, "{outcome:?}");
         Ok(())
@@ -18,7 +26,10 @@ async fn releases_lose_no_request() {
 async fn a_broken_prompt_does_not_take_over() {
     with_namespace("bad-release", |namespace| async move {
         let (message, outcome) = release::bad_release(namespace).await?;
-        anyhow::ensure!(message.contains("readiness probe") && message.contains("503"), "the message does not name the cause: {message}");
+        anyhow::ensure!(
+            message.contains("readiness probe") && message.contains("503"),
+            "the message does not name the cause: {message}"
+        );
         anyhow::ensure!(outcome.requests > 0 && outcome.failed() == 0, "{outcome:?}");
         Ok(())
     })

@@ -28,7 +28,9 @@ async fn an_api_server_that_is_away_for_10_s() {
         println!("skipped: another cluster's API server is not ours to stop");
         return;
     }
-    in_namespace(&cluster, "away", |n| survive::api_server_away(n, 10)).await.expect("the scenario");
+    in_namespace(&cluster, "away", |n| survive::api_server_away(n, 10))
+        .await
+        .expect("the scenario");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -115,7 +115,11 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
         jitter,
         metrics: metrics.clone(),
         readiness: readiness.clone(),
-        namespaces: args.watch_namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
+        namespaces: args
+            .watch_namespaces
+            .into_iter()
+            .filter(|name| !name.is_empty())
+            .collect(),
         election: Some(election),
     });
     let settings = Settings {
@@ -151,7 +155,9 @@ pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
     pool::register(manager, &caches, &scraper, standpoints.clone());
     action::register(manager, &caches, standpoints);
     provider::register(manager, &caches, scraper, health);
-    let load_generators = loadtest::Settings { image: settings.loadgen_image.clone() };
+    let load_generators = loadtest::Settings {
+        image: settings.loadgen_image.clone(),
+    };
     loadtest::register(manager, &caches, load_generators);
     caches
 }

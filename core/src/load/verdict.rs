@@ -305,7 +305,12 @@ fn tightest_limit(thresholds: &Thresholds) -> Option<f64> {
         confidence_percent: _,
         custom,
     } = thresholds;
-    let named = [p50_milliseconds, p90_milliseconds, p95_milliseconds, p99_milliseconds];
+    let named = [
+        p50_milliseconds,
+        p90_milliseconds,
+        p95_milliseconds,
+        p99_milliseconds,
+    ];
     let named = named.into_iter().flatten().copied();
     let limits = named.chain(custom.iter().map(|threshold| threshold.max_milliseconds));
     limits.min().map(|milliseconds| milliseconds as f64 * 1000.0)

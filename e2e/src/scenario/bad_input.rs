@@ -12,15 +12,32 @@ use std::time::Duration;
 /// Waits until condition Ready of a pool is not True and its message names `word`; gives reason and message.
 async fn pool_says(namespace: &Namespace, pool: &str, reasons: &[&str], word: &str) -> Result<()> {
     let api = namespace.api::<AgentPool>();
-    wait::until(&format!("pool {pool} to say {reasons:?} and name {word}"), Duration::from_secs(90), || async {
-        let status = api.get(pool).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-        let ready = find(&status.conditions, "Ready").ok_or("no Ready condition")?.clone();
-        if ready.status != "True" && reasons.contains(&ready.reason.as_str()) && ready.message.contains(word) {
-            Ok(())
-        } else {
-            Err(format!("{}={} {}: {}", ready.type_, ready.status, ready.reason, ready.message))
-        }
-    })
+    wait::until(
+        &format!("pool {pool} to say {reasons:?} and name {word}"),
+        Duration::from_secs(90),
+        || async {
+            let status = api
+                .get(pool)
+                .await
+                .map_err(|e| e.to_string())?
+                .status
+                .unwrap_or_default();
+            let ready = find(&status.conditions, "Ready")
+                .ok_or("no Ready condition")?
+                .clone();
+            if ready.status != "True"
+                && reasons.contains(&ready.reason.as_str())
+                && ready.message.contains(word)
+            {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{}={} {}: {}",
+                    ready.type_, ready.status, ready.reason, ready.message
+                ))
+            }
+        },
+    )
     .await
 }
 
@@ -28,12 +45,16 @@ async fn pool_says(namespace: &Namespace, pool: &str, reasons: &[&str], word: &s
 pub async fn missing_config_map(namespace: Namespace) -> Result<()> {
     pool::provider(&namespace).await?;
     let prompt = json!({"configMapKeyRef": {"name": "cases", "key": "prompt.md"}});
-    namespace.apply(&with(fixtures::pool("support", 1), "/spec/agent/prompt", prompt)).await?;
+    namespace
+        .apply(&with(fixtures::pool("support", 1), "/spec/agent/prompt", prompt))
+        .await?;
     pool_says(&namespace, "support", &["WaitingForReference"], "cases").await?;
     let map = |data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cases"}, "data": data});
     namespace.apply(&map(json!({"other": "x"}))).await?;
     pool_says(&namespace, "support", &["WaitingForReference"], "prompt.md").await?;
-    namespace.apply(&map(json!({"prompt.md": fixtures::PROMPT}))).await?;
+    namespace
+        .apply(&map(json!({"prompt.md": fixtures::PROMPT})))
+        .await?;
     pool::ready(&namespace, "support", SOON).await.map(drop)
 }
 
@@ -47,7 +68,8 @@ pub async fn missing_provider(namespace: Namespace) -> Result<()> {
 
 /// A provider's Secret that is not there: seen through the gateway, never by reading Secrets.
 pub async fn missing_secret(namespace: Namespace) -> Result<()> {
-    let auth = json!({"type": "APIKey", "apiKey": {"secretKeyRef": {"name": "provider-key", "key": "api-key"}}});
+    let auth =
+        json!({"type": "APIKey", "apiKey": {"secretKeyRef": {"name": "provider-key", "key": "api-key"}}});
     let mut provider = fixtures::provider("main");
     provider["spec"]["auth"] = auth;
     namespace.apply(&provider).await?;
@@ -56,11 +78,26 @@ pub async fn missing_secret(namespace: Namespace) -> Result<()> {
     let state = |want: &'static str, word: &'static str| {
         let api = api.clone();
         async move {
-            wait::until(&format!("the provider to be Ready={want}"), Duration::from_secs(120), || async {
-                let status = api.get("main").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-                let ready = find(&status.conditions, "Ready").ok_or("no Ready condition")?.clone();
-                if ready.status == want && ready.message.contains(word) { Ok(()) } else { Err(format!("{ready:?}")) }
-            })
+            wait::until(
+                &format!("the provider to be Ready={want}"),
+                Duration::from_secs(120),
+                || async {
+                    let status = api
+                        .get("main")
+                        .await
+                        .map_err(|e| e.to_string())?
+                        .status
+                        .unwrap_or_default();
+                    let ready = find(&status.conditions, "Ready")
+                        .ok_or("no Ready condition")?
+                        .clone();
+                    if ready.status == want && ready.message.contains(word) {
+                        Ok(())
+                    } else {
+                        Err(format!("{ready:?}"))
+                    }
+                },
+            )
             .await
         }
     };
@@ -74,27 +111,45 @@ pub async fn missing_secret(namespace: Namespace) -> Result<()> {
 pub async fn missing_agent_secret(namespace: Namespace) -> Result<()> {
     pool::provider(&namespace).await?;
     let mut object = fixtures::pool("support", 1);
-    object["spec"]["agent"]["env"] = json!([{"name": "CRM", "valueFrom": {"secretKeyRef": {"name": "crm", "key": "token"}}}]);
+    object["spec"]["agent"]["env"] =
+        json!([{"name": "CRM", "valueFrom": {"secretKeyRef": {"name": "crm", "key": "token"}}}]);
     object["spec"]["rollout"]["progressDeadlineSeconds"] = json!(15);
     namespace.apply(&object).await?;
     pool_says(&namespace, "support", &["ConfigError"], "crm").await?;
     namespace.apply(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "crm"}, "stringData": {"token": "t"}})).await?;
-    pool::ready(&namespace, "support", Duration::from_secs(120)).await.map(drop)
+    pool::ready(&namespace, "support", Duration::from_secs(120))
+        .await
+        .map(drop)
 }
 
 /// A LoadTest of a pool that is not there.
 pub async fn missing_pool(namespace: Namespace) -> Result<()> {
-    namespace.apply(&fixtures::load_test("early", "support", "5", 5, 1)).await?;
+    namespace
+        .apply(&fixtures::load_test("early", "support", "5", 5, 1))
+        .await?;
     let api = namespace.api::<LoadTest>();
     wait::until("the test to wait for its pool", SOON, || async {
-        let status = api.get("early").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-        let ready = find(&status.conditions, "Ready").ok_or("no Ready condition")?.clone();
-        if ready.reason == "WaitingForReference" && ready.message.contains("support") { Ok(()) } else { Err(format!("{ready:?}")) }
+        let status = api
+            .get("early")
+            .await
+            .map_err(|e| e.to_string())?
+            .status
+            .unwrap_or_default();
+        let ready = find(&status.conditions, "Ready")
+            .ok_or("no Ready condition")?
+            .clone();
+        if ready.reason == "WaitingForReference" && ready.message.contains("support") {
+            Ok(())
+        } else {
+            Err(format!("{ready:?}"))
+        }
     })
     .await?;
     pool::provider(&namespace).await?;
     namespace.apply(&fixtures::pool("support", 1)).await?;
-    super::load_test::complete(&namespace, "early", Duration::from_secs(120)).await.map(drop)
+    super::load_test::complete(&namespace, "early", Duration::from_secs(120))
+        .await
+        .map(drop)
 }
 
 /// An image that cannot be pulled: the release stops with the reason from the pods, stable serves, mending ends it.
@@ -104,10 +159,31 @@ pub async fn unpullable_image(namespace: Namespace) -> Result<()> {
     base["spec"]["rollout"]["progressDeadlineSeconds"] = json!(15);
     namespace.apply(&base).await?;
     pool::ready(&namespace, "support", SOON).await?;
-    namespace.apply(&with(base.clone(), "/spec/agent/image", json!("flotilla.dev/no-such-agent:1"))).await?;
-    pool::condition_is(&namespace, "support", "Stalled", &["ImagePull"], Duration::from_secs(120)).await?;
-    let status = namespace.api::<AgentPool>().get("support").await?.status.context("no status")?;
-    ensure!(flotilla_crds::common::is_true(&status.conditions, "Available"), "stable must go on serving: {status:?}");
+    namespace
+        .apply(&with(
+            base.clone(),
+            "/spec/agent/image",
+            json!("flotilla.dev/no-such-agent:1"),
+        ))
+        .await?;
+    pool::condition_is(
+        &namespace,
+        "support",
+        "Stalled",
+        &["ImagePull"],
+        Duration::from_secs(120),
+    )
+    .await?;
+    let status = namespace
+        .api::<AgentPool>()
+        .get("support")
+        .await?
+        .status
+        .context("no status")?;
+    ensure!(
+        flotilla_crds::common::is_true(&status.conditions, "Available"),
+        "stable must go on serving: {status:?}"
+    );
     namespace.apply(&base).await?;
     pool::ready(&namespace, "support", SOON).await.map(drop)
 }
@@ -122,7 +198,9 @@ pub async fn quota_zero(namespace: Namespace) -> Result<()> {
     namespace.apply(&object).await?;
     pool_says(&namespace, "support", &["QuotaExceeded"], "quota").await?;
     namespace.kubectl(&["delete", "resourcequota", "none"]).await?;
-    pool::ready(&namespace, "support", Duration::from_secs(120)).await.map(drop)
+    pool::ready(&namespace, "support", Duration::from_secs(120))
+        .await
+        .map(drop)
 }
 
 /// A child's name that is taken by somebody else's object.
@@ -132,8 +210,13 @@ pub async fn name_taken(namespace: Namespace) -> Result<()> {
     pool::provider(&namespace).await?;
     namespace.apply(&fixtures::pool("support", 1)).await?;
     pool_says(&namespace, "support", &["NameTaken"], "support").await?;
-    let kept = namespace.kubectl(&["get", "service", "support", "-o", "jsonpath={.spec.selector.app}"]).await?;
-    ensure!(kept == "other", "somebody else's Service was changed: selector app={kept}");
+    let kept = namespace
+        .kubectl(&["get", "service", "support", "-o", "jsonpath={.spec.selector.app}"])
+        .await?;
+    ensure!(
+        kept == "other",
+        "somebody else's Service was changed: selector app={kept}"
+    );
     namespace.kubectl(&["delete", "service", "support"]).await?;
     pool::ready(&namespace, "support", SOON).await.map(drop)
 }

@@ -18,7 +18,11 @@ pub async fn complete(namespace: &Namespace, name: &str, limit: Duration) -> Res
     wait::until(&format!("load test {name} to be Complete"), limit, || async {
         let object = api.get(name).await.map_err(|e| e.to_string())?;
         let status = object.status.clone().unwrap_or_default();
-        if is_true(&status.conditions, condition::COMPLETE) { Ok(object) } else { Err(format!("{:?}", status)) }
+        if is_true(&status.conditions, condition::COMPLETE) {
+            Ok(object)
+        } else {
+            Err(format!("{:?}", status))
+        }
     })
     .await
 }
@@ -28,13 +32,35 @@ pub async fn run(namespace: Namespace, per_second: u32, seconds: i32, workers: i
     pool::provider(&namespace).await?;
     namespace.apply(&fixtures::pool("support", 2)).await?;
     pool::ready(&namespace, "support", SOON).await?;
-    namespace.apply(&fixtures::load_test("steady", "support", &per_second.to_string(), seconds, workers)).await?;
-    let done = complete(&namespace, "steady", SOON + Duration::from_secs(seconds.unsigned_abs().into())).await?;
+    namespace
+        .apply(&fixtures::load_test(
+            "steady",
+            "support",
+            &per_second.to_string(),
+            seconds,
+            workers,
+        ))
+        .await?;
+    let done = complete(
+        &namespace,
+        "steady",
+        SOON + Duration::from_secs(seconds.unsigned_abs().into()),
+    )
+    .await?;
     // The pods and the Job go once the result is in status; the result stays.
     let jobs = namespace.api::<Job>();
     wait::until("the Job to be cleaned up", SOON, || async {
-        let left = jobs.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
-        if left == 0 { Ok(()) } else { Err(format!("{left} Jobs")) }
+        let left = jobs
+            .list(&ListParams::default())
+            .await
+            .map_err(|e| e.to_string())?
+            .items
+            .len();
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(format!("{left} Jobs"))
+        }
     })
     .await?;
     Ok(done)
@@ -45,11 +71,20 @@ pub async fn with_killed_worker(namespace: Namespace) -> Result<LoadTest> {
     pool::provider(&namespace).await?;
     namespace.apply(&fixtures::pool("support", 2)).await?;
     pool::ready(&namespace, "support", SOON).await?;
-    let test = with(fixtures::load_test("killed", "support", "20", 20, 2), "/spec/workers", json!({"count": 2}));
+    let test = with(
+        fixtures::load_test("killed", "support", "20", 20, 2),
+        "/spec/workers",
+        json!({"count": 2}),
+    );
     namespace.apply(&test).await?;
     let api = namespace.api::<LoadTest>();
     wait::until("the test to have started", SOON, || async {
-        let status = api.get("killed").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+        let status = api
+            .get("killed")
+            .await
+            .map_err(|e| e.to_string())?
+            .status
+            .unwrap_or_default();
         match status.progress {
             Some(p) if p.started > 0 => Ok(()),
             other => Err(format!("{other:?}")),

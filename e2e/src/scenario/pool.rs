@@ -28,24 +28,41 @@ pub async fn ready(namespace: &Namespace, pool: &str, limit: Duration) -> Result
         let status = object.status.as_ref().ok_or("no status")?;
         let ready = find(&status.conditions, condition::READY).ok_or("no Ready condition")?;
         let current = Some(status.observed_generation) == object.metadata.generation;
-        if current && ready.status == "True" { Ok(object) } else { Err(format!("{}: {}", ready.reason, ready.message)) }
+        if current && ready.status == "True" {
+            Ok(object)
+        } else {
+            Err(format!("{}: {}", ready.reason, ready.message))
+        }
     })
     .await
 }
 
 /// Waits until the pool's condition `kind` is True with one of `reasons`; gives its message.
-pub async fn condition_is(namespace: &Namespace, pool: &str, kind: &str, reasons: &[&str], limit: Duration) -> Result<String> {
+pub async fn condition_is(
+    namespace: &Namespace,
+    pool: &str,
+    kind: &str,
+    reasons: &[&str],
+    limit: Duration,
+) -> Result<String> {
     let api = namespace.api::<AgentPool>();
-    wait::until(&format!("pool {pool} to be {kind} with {reasons:?}"), limit, || async {
-        let object = api.get(pool).await.map_err(|e| e.to_string())?;
-        let status = object.status.as_ref().ok_or("no status")?;
-        let found = find(&status.conditions, kind).ok_or("no such condition")?;
-        if found.status == "True" && reasons.contains(&found.reason.as_str()) {
-            Ok(found.message.clone())
-        } else {
-            Err(format!("{}={} {}: {}", kind, found.status, found.reason, found.message))
-        }
-    })
+    wait::until(
+        &format!("pool {pool} to be {kind} with {reasons:?}"),
+        limit,
+        || async {
+            let object = api.get(pool).await.map_err(|e| e.to_string())?;
+            let status = object.status.as_ref().ok_or("no status")?;
+            let found = find(&status.conditions, kind).ok_or("no such condition")?;
+            if found.status == "True" && reasons.contains(&found.reason.as_str()) {
+                Ok(found.message.clone())
+            } else {
+                Err(format!(
+                    "{}={} {}: {}",
+                    kind, found.status, found.reason, found.message
+                ))
+            }
+        },
+    )
     .await
 }
 
@@ -54,7 +71,10 @@ pub async fn address(namespace: &Namespace, service: &str) -> Result<SocketAddr>
     let object = namespace.api::<Service>().get(service).await?;
     let spec = object.spec.context("a Service without spec")?;
     let ip = spec.cluster_ip.context("a Service without cluster IP")?;
-    let port = spec.ports.and_then(|p| p.first().map(|p| p.port)).context("a Service without port")?;
+    let port = spec
+        .ports
+        .and_then(|p| p.first().map(|p| p.port))
+        .context("a Service without port")?;
     Ok(SocketAddr::new(ip.parse()?, u16::try_from(port)?))
 }
 
@@ -82,15 +102,28 @@ pub async fn bring_up(namespace: Namespace) -> Result<BroughtUp> {
     let seconds = start.elapsed().as_secs_f64();
     // The audit log is written when a response has been sent; the last write is the one that was waited for.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let requests = mark.map(|m| m.since(operator::USER)).transpose()?.unwrap_or_default();
+    let requests = mark
+        .map(|m| m.since(operator::USER))
+        .transpose()?
+        .unwrap_or_default();
     let mut by_kind = BTreeMap::new();
-    for request in requests.iter().filter(|r| r.is_write() && r.namespace() == namespace.name) {
+    for request in requests
+        .iter()
+        .filter(|r| r.is_write() && r.namespace() == namespace.name)
+    {
         if !matches!(request.resource().as_str(), "events" | "leases") {
-            *by_kind.entry(format!("{} {}", request.verb, request.resource())).or_default() += 1;
+            *by_kind
+                .entry(format!("{} {}", request.verb, request.resource()))
+                .or_default() += 1;
         }
     }
     let objects = children(&namespace).await?;
-    Ok(BroughtUp { seconds, objects, writes: by_kind.values().sum(), by_kind })
+    Ok(BroughtUp {
+        seconds,
+        objects,
+        writes: by_kind.values().sum(),
+        by_kind,
+    })
 }
 
 /// Waits until a provider has its Ready condition.
@@ -99,7 +132,11 @@ pub async fn provider_ready(namespace: &Namespace, name: &str) -> Result<()> {
     wait::until("the provider to be Ready", SOON, || async {
         let object = api.get(name).await.map_err(|e| e.to_string())?;
         let conditions = object.status.map(|s| s.conditions).unwrap_or_default();
-        if is_true(&conditions, condition::READY) { Ok(()) } else { Err(format!("{conditions:?}")) }
+        if is_true(&conditions, condition::READY) {
+            Ok(())
+        } else {
+            Err(format!("{conditions:?}"))
+        }
     })
     .await
 }
@@ -107,12 +144,23 @@ pub async fn provider_ready(namespace: &Namespace, name: &str) -> Result<()> {
 /// Number of objects with our label in the namespace: what the operator made.
 async fn children(namespace: &Namespace) -> Result<usize> {
     let kinds = "replicasets,services,configmaps,controllerrevisions,serviceaccounts,poddisruptionbudgets,deployments,rolebindings";
-    let text = namespace.kubectl(&["get", kinds, "-l", "app.kubernetes.io/managed-by=flotilla", "-o", "json"]).await?;
+    let text = namespace
+        .kubectl(&[
+            "get",
+            kinds,
+            "-l",
+            "app.kubernetes.io/managed-by=flotilla",
+            "-o",
+            "json",
+        ])
+        .await?;
     let list: serde_json::Value = serde_json::from_str(&text)?;
     let items = list["items"].as_array().cloned().unwrap_or_default();
     // The gateway's ReplicaSet is made by the Deployment controller, with the pod template's labels.
     let made_by_us = |item: &&serde_json::Value| {
-        let owner = item.pointer("/metadata/ownerReferences/0/kind").and_then(serde_json::Value::as_str);
+        let owner = item
+            .pointer("/metadata/ownerReferences/0/kind")
+            .and_then(serde_json::Value::as_str);
         owner != Some("Deployment")
     };
     Ok(items.iter().filter(made_by_us).count())
@@ -125,5 +173,7 @@ pub async fn endpoints(namespace: &Namespace, service: &str) -> Result<usize> {
         .list(&ListParams::default().labels(&format!("kubernetes.io/service-name={service}")))
         .await?;
     let ready = slices.items.iter().flat_map(|s| &s.endpoints);
-    Ok(ready.filter(|e| e.conditions.as_ref().and_then(|c| c.ready) != Some(false)).count())
+    Ok(ready
+        .filter(|e| e.conditions.as_ref().and_then(|c| c.ready) != Some(false))
+        .count())
 }

@@ -31,7 +31,10 @@ pub async fn rolling_under_load(namespace: Namespace, sizes: Sizes) -> Result<Ou
     namespace.apply(&base).await?;
     pool::ready(&namespace, "support", SOON).await?;
     wait::until("two gateway endpoints", SOON, || async {
-        match pool::endpoints(&namespace, "support").await.map_err(|e| e.to_string())? {
+        match pool::endpoints(&namespace, "support")
+            .await
+            .map_err(|e| e.to_string())?
+        {
             2.. => Ok(()),
             n => Err(format!("{n} endpoints")),
         }
@@ -48,7 +51,9 @@ pub async fn rolling_under_load(namespace: Namespace, sizes: Sizes) -> Result<Ou
     for release in 1..=sizes.releases {
         traffic.reach(share * release).await;
         let prompt = format!("{} Release {release}.", fixtures::PROMPT);
-        namespace.apply(&with(base.clone(), "/spec/agent/prompt/text", json!(prompt))).await?;
+        namespace
+            .apply(&with(base.clone(), "/spec/agent/prompt/text", json!(prompt)))
+            .await?;
         match release {
             2 if namespace.cluster.is_local() => {
                 wait_for_candidate(&namespace, "support").await?;
@@ -60,7 +65,9 @@ pub async fn rolling_under_load(namespace: Namespace, sizes: Sizes) -> Result<Ou
             }
             _ => {}
         }
-        pool::ready(&namespace, "support", Duration::from_secs(180)).await.context(format!("release {release}"))?;
+        pool::ready(&namespace, "support", Duration::from_secs(180))
+            .await
+            .context(format!("release {release}"))?;
     }
     traffic.reach(sizes.requests).await;
     Ok(traffic.stop().await)
@@ -70,7 +77,12 @@ pub async fn rolling_under_load(namespace: Namespace, sizes: Sizes) -> Result<Ou
 pub async fn wait_for_candidate(namespace: &Namespace, pool: &str) -> Result<String> {
     let api = namespace.api::<AgentPool>();
     wait::until("a candidate with a replica", SOON, || async {
-        let status = api.get(pool).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+        let status = api
+            .get(pool)
+            .await
+            .map_err(|e| e.to_string())?
+            .status
+            .unwrap_or_default();
         match status.candidate {
             Some(c) if c.replicas > 0 => Ok(c.revision),
             other => Err(format!("{other:?}")),
@@ -81,16 +93,27 @@ pub async fn wait_for_candidate(namespace: &Namespace, pool: &str) -> Result<Str
 
 /// Kills the leading operator with SIGKILL.
 pub async fn kill_leader(namespace: &Namespace) -> Result<()> {
-    let leader = operator::leader(&namespace.cluster).await?.context("nobody leads")?;
+    let leader = operator::leader(&namespace.cluster)
+        .await?
+        .context("nobody leads")?;
     let pods = operator::pods(&namespace.cluster).await?;
-    let pod = pods.iter().find(|p| p.metadata.name.as_deref() == Some(&leader)).context("the leader has no pod")?;
+    let pod = pods
+        .iter()
+        .find(|p| p.metadata.name.as_deref() == Some(&leader))
+        .context("the leader has no pod")?;
     operator::kill(pod).await
 }
 
 async fn delete_one_gateway(namespace: &Namespace) -> Result<()> {
     let api = namespace.api::<Pod>();
-    let pods = api.list(&ListParams::default().labels(&format!("{}={}", names::APP_NAME, names::GATEWAY))).await?;
-    let name = pods.items.first().and_then(|p| p.metadata.name.clone()).context("no gateway pod")?;
+    let pods = api
+        .list(&ListParams::default().labels(&format!("{}={}", names::APP_NAME, names::GATEWAY)))
+        .await?;
+    let name = pods
+        .items
+        .first()
+        .and_then(|p| p.metadata.name.clone())
+        .context("no gateway pod")?;
     api.delete(&name, &DeleteParams::default()).await?;
     Ok(())
 }
@@ -98,7 +121,11 @@ async fn delete_one_gateway(namespace: &Namespace) -> Result<()> {
 /// Releases a prompt that the agent refuses; gives the message of `Stalled`, and the outcome of traffic meanwhile.
 pub async fn bad_release(namespace: Namespace) -> Result<(String, Outcome)> {
     pool::provider(&namespace).await?;
-    let base = with(fixtures::pool("support", 2), "/spec/rollout", json!({"settleSeconds": 0, "progressDeadlineSeconds": 15}));
+    let base = with(
+        fixtures::pool("support", 2),
+        "/spec/rollout",
+        json!({"settleSeconds": 0, "progressDeadlineSeconds": 15}),
+    );
     namespace.apply(&base).await?;
     let before = pool::ready(&namespace, "support", SOON).await?;
     let traffic = Traffic::start(Plan {
@@ -108,13 +135,36 @@ pub async fn bad_release(namespace: Namespace) -> Result<(String, Outcome)> {
         connections: 8,
         timeout: Duration::from_secs(30),
     });
-    let broken = with(base.clone(), "/spec/agent/prompt/text", json!("You help {{customer_name}}."));
+    let broken = with(
+        base.clone(),
+        "/spec/agent/prompt/text",
+        json!("You help {{customer_name}}."),
+    );
     namespace.apply(&broken).await?;
-    let message = pool::condition_is(&namespace, "support", "Stalled", &["ProbeFailing"], Duration::from_secs(90)).await?;
-    let after = namespace.api::<AgentPool>().get("support").await?.status.context("no status")?;
-    let stable = |status: Option<flotilla_crds::AgentPoolStatus>| status.and_then(|s| s.stable).map(|s| s.revision);
-    anyhow::ensure!(stable(before.status) == stable(Some(after.clone())), "the stable revision changed: {after:?}");
-    anyhow::ensure!(flotilla_crds::common::is_true(&after.conditions, "Available"), "not Available: {after:?}");
+    let message = pool::condition_is(
+        &namespace,
+        "support",
+        "Stalled",
+        &["ProbeFailing"],
+        Duration::from_secs(90),
+    )
+    .await?;
+    let after = namespace
+        .api::<AgentPool>()
+        .get("support")
+        .await?
+        .status
+        .context("no status")?;
+    let stable =
+        |status: Option<flotilla_crds::AgentPoolStatus>| status.and_then(|s| s.stable).map(|s| s.revision);
+    anyhow::ensure!(
+        stable(before.status) == stable(Some(after.clone())),
+        "the stable revision changed: {after:?}"
+    );
+    anyhow::ensure!(
+        flotilla_crds::common::is_true(&after.conditions, "Available"),
+        "not Available: {after:?}"
+    );
     // Mending the spec ends the stall.
     namespace.apply(&base).await?;
     pool::ready(&namespace, "support", SOON).await?;

@@ -14,7 +14,14 @@ pub async fn requests_at_rest(namespace: Namespace, seconds: u64) -> Result<Vec<
     let mark = Mark::now(&namespace.cluster)?;
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let requests = mark.since(operator::USER)?;
-    ensure!(!requests.is_empty(), "not even a lease was renewed: the audit log is not being read right");
+    ensure!(
+        !requests.is_empty(),
+        "not even a lease was renewed: the audit log is not being read right"
+    );
     let mine = |r: &&crate::audit::Request| !r.is_allowed_at_rest() && r.resource() != "events";
-    Ok(requests.iter().filter(mine).map(|r| format!("{} {} {}", r.verb, r.resource(), r.namespace())).collect())
+    Ok(requests
+        .iter()
+        .filter(mine)
+        .map(|r| format!("{} {} {}", r.verb, r.resource(), r.namespace()))
+        .collect())
 }

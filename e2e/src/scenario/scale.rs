@@ -44,24 +44,43 @@ pub async fn pools(namespace: Namespace, count: usize) -> Result<Cost> {
     let mark = Mark::now(&namespace.cluster)?;
     let start = Instant::now();
     create_all(count, |i| {
-        let mut object = with(fixtures::pool(&format!("p{i:04}"), 1), "/spec/agent/podTemplate", json!({"spec": on_fake_nodes()}));
+        let mut object = with(
+            fixtures::pool(&format!("p{i:04}"), 1),
+            "/spec/agent/podTemplate",
+            json!({"spec": on_fake_nodes()}),
+        );
         object["spec"]["agent"]["probes"] = json!({});
         create(api.clone(), object)
     })
     .await?;
     wait::until(&format!("{count} pools to be Ready"), LIMIT, || async {
-        let list = api.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
-        let ready = |p: &&AgentPool| p.status.as_ref().is_some_and(|s| is_true(&s.conditions, condition::READY));
+        let list = api
+            .list(&ListParams::default())
+            .await
+            .map_err(|e| e.to_string())?;
+        let ready = |p: &&AgentPool| {
+            p.status
+                .as_ref()
+                .is_some_and(|s| is_true(&s.conditions, condition::READY))
+        };
         let ready = list.items.iter().filter(ready).count();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if ready == count { Ok(()) } else { Err(format!("{ready} of {count}")) }
+        if ready == count {
+            Ok(())
+        } else {
+            Err(format!("{ready} of {count}"))
+        }
     })
     .await?;
     let seconds = start.elapsed().as_secs_f64();
     let requests = mark.since(operator::USER)?;
-    let counts = |r: &&crate::audit::Request| r.is_write() && r.namespace() == namespace.name && r.resource() != "events";
+    let counts = |r: &&crate::audit::Request| {
+        r.is_write() && r.namespace() == namespace.name && r.resource() != "events"
+    };
     let writes = requests.iter().filter(counts).count();
-    let leader = operator::leader(&namespace.cluster).await?.context("nobody leads")?;
+    let leader = operator::leader(&namespace.cluster)
+        .await?
+        .context("nobody leads")?;
     let (mut memory_mib, mut standby_mib) = (0.0, None);
     for pod in operator::pods(&namespace.cluster).await? {
         let mib = operator::resident_bytes(&pod, "flotilla-operator")? as f64 / 1024.0 / 1024.0;
@@ -71,7 +90,12 @@ pub async fn pools(namespace: Namespace, count: usize) -> Result<Cost> {
             standby_mib = Some(mib);
         }
     }
-    Ok(Cost { seconds, writes_per_object: writes as f64 / count as f64, memory_mib, standby_mib })
+    Ok(Cost {
+        seconds,
+        writes_per_object: writes as f64 / count as f64,
+        memory_mib,
+        standby_mib,
+    })
 }
 
 /// Creates `count` Deployments of one replica at once and waits until all are Available.
@@ -81,26 +105,45 @@ pub async fn deployments(namespace: Namespace, count: usize) -> Result<Cost> {
     let start = Instant::now();
     create_all(count, |i| create(api.clone(), deployment(&format!("p{i:04}")))).await?;
     wait::until(&format!("{count} Deployments to be Available"), LIMIT, || async {
-        let list = api.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+        let list = api
+            .list(&ListParams::default())
+            .await
+            .map_err(|e| e.to_string())?;
         let ready = |d: &&Deployment| d.status.as_ref().and_then(|s| s.available_replicas) == Some(1);
         let ready = list.items.iter().filter(ready).count();
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if ready == count { Ok(()) } else { Err(format!("{ready} of {count}")) }
+        if ready == count {
+            Ok(())
+        } else {
+            Err(format!("{ready} of {count}"))
+        }
     })
     .await?;
     let seconds = start.elapsed().as_secs_f64();
     let mut writes = 0;
     for user in [":deployment-controller", ":replicaset-controller"] {
-        let ours = |r: &&crate::audit::Request| r.is_write() && r.namespace() == namespace.name && r.resource() != "events" && r.resource() != "pods";
+        let ours = |r: &&crate::audit::Request| {
+            r.is_write()
+                && r.namespace() == namespace.name
+                && r.resource() != "events"
+                && r.resource() != "pods"
+        };
         writes += mark.since(user)?.iter().filter(ours).count();
     }
-    let memory_mib = process_mib("kube-controller-manager").context("no controller manager on this machine")?;
-    Ok(Cost { seconds, writes_per_object: writes as f64 / count as f64, memory_mib, standby_mib: None })
+    let memory_mib =
+        process_mib("kube-controller-manager").context("no controller manager on this machine")?;
+    Ok(Cost {
+        seconds,
+        writes_per_object: writes as f64 / count as f64,
+        memory_mib,
+        standby_mib: None,
+    })
 }
 
 fn deployment(name: &str) -> Value {
     let mut spec = on_fake_nodes();
-    spec["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}});
+    spec["securityContext"] =
+        json!({"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}});
     spec["containers"] = json!([{
         "name": "agent", "image": fixtures::AGENT,
         "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}
@@ -118,7 +161,11 @@ async fn create_all<F>(count: usize, make: impl Fn(usize) -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
-    stream::iter((0..count).map(make)).buffer_unordered(CREATORS).try_collect::<Vec<()>>().await.map(drop)
+    stream::iter((0..count).map(make))
+        .buffer_unordered(CREATORS)
+        .try_collect::<Vec<()>>()
+        .await
+        .map(drop)
 }
 
 async fn create<K>(api: Api<K>, object: Value) -> Result<()>
@@ -136,7 +183,13 @@ fn process_mib(program: &str) -> Option<f64> {
         let command = std::fs::read(entry.path().join("cmdline")).ok()?;
         let first = String::from_utf8_lossy(command.split(|b| *b == 0).next()?).into_owned();
         first.ends_with(program).then_some(())?;
-        let kilobytes: f64 = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()?;
+        let kilobytes: f64 = text
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()?;
         Some(kilobytes / 1024.0)
     })
 }

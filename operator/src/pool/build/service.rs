@@ -101,7 +101,11 @@ mod tests {
             assert_eq!(gateway_port(&service), Some(20_417));
         }
         assert_eq!(
-            gateway_port(&of_revision(&pool(json!({})), "support-1", &pool(json!({})).spec.agent)),
+            gateway_port(&of_revision(
+                &pool(json!({})),
+                "support-1",
+                &pool(json!({})).spec.agent
+            )),
             None
         );
         assert_eq!(gateway_port(&Service::default()), None);
