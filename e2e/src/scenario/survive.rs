@@ -19,7 +19,7 @@ pub async fn kills(namespace: Namespace, kills: u32) -> Result<LoadTest> {
     pool::ready(&namespace, "support", SOON).await?;
     let seconds = i32::try_from(kills * 5).context("too many kills")?.clamp(20, 300);
     namespace
-        .apply(&fixtures::load_test("through", "support", "10", seconds, 2))
+        .apply(&fixtures::load_test("through", "support", "20", seconds, 2))
         .await?;
     for kill in 0..kills {
         if kill % 3 == 0 {
@@ -136,7 +136,7 @@ pub async fn poison(namespace: Namespace) -> Result<()> {
         .context("no schema")?;
     crds.patch("agentpools.flotilla.dev", &PatchParams::default(), &patch(loose))
         .await?;
-    let bad = json!({"apiVersion": "flotilla.dev/v1alpha1", "kind": "AgentPool", "metadata": {"name": "poison"}, "spec": {"replicas": "many", "agent": 7}});
+    let bad = json!({"apiVersion": "flotilla.dev/v1alpha1", "kind": "AgentPool", "metadata": {"name": "poison"}, "spec": {"replicas": 1, "agent": 7}});
     let planted = wait::until("the bad object to be accepted", SOON, || async {
         namespace.apply(&bad).await.map_err(|e| format!("{e:#}"))
     })
