@@ -24,7 +24,7 @@ endif
 unexport KUBECONFIG
 
 KWOK ?= 0
-CLUSTER ?= local
+CLUSTER ?= native
 export CLUSTER
 BIN := $(CARGO_TARGET_DIR)/debug
 CLUSTER_TOOL := $(BIN)/flotilla-cluster
