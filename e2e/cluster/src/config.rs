@@ -141,6 +141,8 @@ fn kubelet(settings: &Settings) -> Value {
         // kube-proxy owns the packet filter; the kubelet's legacy iptables chains have no user.
         "makeIPTablesUtilChains": false,
         "maxPods": 200,
+        // A scenario kills one container fifty times; minutes of back-off would be all it measured.
+        "crashLoopBackOff": { "maxContainerRestartPeriod": "4s" },
         "podLogsDir": pod_logs(settings),
         "volumePluginDir": settings.root.join("volume-plugins"),
         "containerLogMaxSize": "20Mi",

@@ -146,7 +146,7 @@ pub fn running(
             "the schedule is over; the workers leave their results".into(),
         ),
         Some(RunState::Running) => working("Running", format!("{up} of {desired} workers send requests")),
-        None if start_known || up >= desired => working(
+        None if start_known => working(
             "Running",
             format!("{up} of {desired} workers run; worker 0 has not told its progress yet"),
         ),
@@ -308,7 +308,7 @@ mod tests {
         );
         for (up, progress, start_known, expected) in [
             (0, None, false, "Pending"),
-            (2, None, false, "Running"),
+            (2, None, false, "Pending"),
             (1, None, true, "Running"),
             (2, Some(&waiting), false, "Pending"),
             (2, Some(&runs), true, "Running"),
