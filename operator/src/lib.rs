@@ -152,7 +152,7 @@ pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
     };
     gateway::register(manager, &caches, gateways, health.clone());
     let standpoints = pool::memory::Standpoints::default();
-    pool::register(manager, &caches, &scraper, standpoints.clone());
+    pool::register(manager, &caches, &scraper, health.clone(), standpoints.clone());
     action::register(manager, &caches, standpoints);
     provider::register(manager, &caches, scraper, health);
     let load_generators = loadtest::Settings {

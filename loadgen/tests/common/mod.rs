@@ -2,8 +2,9 @@
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -193,7 +194,11 @@ pub fn constant_rate(per_second: &str, seconds: u32, arrival: &str) -> serde_jso
 
 /// An address that was free a moment ago.
 pub fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0")
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    // A host of its own: a port alone may be taken by another test before its owner binds it.
+    let host = [127, 1 + high % 250, low, NEXT.fetch_add(1, Ordering::Relaxed)];
+    std::net::TcpListener::bind((IpAddr::from(host), 0))
         .unwrap()
         .local_addr()
         .unwrap()

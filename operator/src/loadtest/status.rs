@@ -146,9 +146,13 @@ pub fn running(
             "the schedule is over; the workers leave their results".into(),
         ),
         Some(RunState::Running) => working("Running", format!("{up} of {desired} workers send requests")),
-        None if start_known => working(
+        None if start_known || up >= desired => working(
             "Running",
             format!("{up} of {desired} workers run; worker 0 has not told its progress yet"),
+        ),
+        Some(RunState::Waiting) if up >= desired => working(
+            "Running",
+            format!("all {desired} workers are up and wait for their common start"),
         ),
         Some(RunState::Waiting) | None => {
             let why = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
@@ -308,9 +312,10 @@ mod tests {
         );
         for (up, progress, start_known, expected) in [
             (0, None, false, "Pending"),
-            (2, None, false, "Pending"),
+            (2, None, false, "Running"),
             (1, None, true, "Running"),
-            (2, Some(&waiting), false, "Pending"),
+            (1, Some(&waiting), false, "Pending"),
+            (2, Some(&waiting), false, "Running"),
             (2, Some(&runs), true, "Running"),
             (0, Some(&over), true, "Harvesting"),
         ] {

@@ -14,6 +14,7 @@ use super::build::service;
 use super::ports::Ports;
 use super::sources::{SourceReader, Sources};
 use crate::caches::{BY_POOL, Caches, ConfigMapMeta};
+use crate::gateway::GatewayHealth;
 use crate::runtime::{Error, Key, Visit, uid_of};
 use crate::scrape::{Scraper, View};
 
@@ -49,6 +50,8 @@ pub struct Observed {
     pub actions: Vec<Arc<RolloutAction>>,
     /// The gateways of the namespace.
     pub gateways: Vec<View>,
+    /// What is wrong with them, where it is known: the reason and its sentence.
+    pub gateway_problem: Option<String>,
     /// What its agent refers to.
     pub sources: Sources,
     /// Its port on the gateways; none when all are taken.
@@ -63,7 +66,7 @@ pub async fn dereference(
     pool: Arc<AgentPool>,
     visit: &Visit,
     caches: &Caches,
-    scraper: &Scraper,
+    (scraper, health): (&Scraper, &GatewayHealth),
     reader: &SourceReader,
     ports: &Ports,
     with_bytes: bool,
@@ -135,6 +138,9 @@ pub async fn dereference(
             .actions
             .by_index(BY_POOL, &format!("{}/{}", key.namespace, key.name)),
         gateways: scraper.views(&key.namespace),
+        gateway_problem: health
+            .get(&key.namespace)
+            .map(|problem| format!("{}: {}", problem.reason, problem.message)),
         pool,
         revisions,
         sets,

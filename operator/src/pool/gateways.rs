@@ -17,6 +17,8 @@ pub struct Reports<'a> {
     pub pool: &'a str,
     /// All gateways of the namespace.
     pub views: &'a [View],
+    /// What keeps them from being whole, where it is known.
+    pub problem: Option<&'a str>,
 }
 
 impl<'a> Reports<'a> {
@@ -33,7 +35,11 @@ impl<'a> Reports<'a> {
     /// Whether every gateway has applied this `trafficGeneration` and serves the pool on this port.
     pub fn confirmation(&self, generation: i64, port: Option<i32>) -> Gateways {
         if self.serving().next().is_none() {
-            return Gateways::Unreachable("no gateway of the namespace is ready yet".into());
+            let why = self
+                .problem
+                .map(|problem| format!(": {problem}"))
+                .unwrap_or_default();
+            return Gateways::Unreachable(format!("no gateway of the namespace is ready yet{why}"));
         }
         for view in self.serving() {
             if let Some(problem) = view.problem.as_ref().filter(|_| !view.fresh) {
@@ -145,7 +151,11 @@ mod tests {
     }
 
     fn reports(views: &[View]) -> Reports<'_> {
-        Reports { pool: "p", views }
+        Reports {
+            pool: "p",
+            views,
+            problem: Some("ImagePull: no such image"),
+        }
     }
 
     fn pod(address: &str) -> Arc<Pod> {
@@ -184,7 +194,9 @@ mod tests {
         assert!(
             matches!(confirmation(&[view("a", 7, &[]), silent]), Gateways::Unreachable(text) if text.contains("refused"))
         );
-        assert!(matches!(confirmation(&[]), Gateways::Unreachable(_)));
+        assert!(
+            matches!(confirmation(&[]), Gateways::Unreachable(text) if text.ends_with("ready yet: ImagePull: no such image"))
+        );
         assert_eq!(
             reports(&[view("a", 7, &[])]).confirmation(7, Some(20_002)),
             Gateways::Pending

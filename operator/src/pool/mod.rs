@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::rollout::{Reason, Standing};
+use flotilla_crds::common::{condition, is_true};
 use flotilla_crds::{AgentPool, ModelProvider, names};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Event, Pod};
@@ -42,6 +43,7 @@ use kube::{Api, ResourceExt as _};
 use tracing::warn;
 
 use crate::caches::{Caches, ConfigMapMeta};
+use crate::gateway::GatewayHealth;
 use crate::runtime::visit::DryRun;
 use crate::runtime::{
     Blame, Controller, Error, Failure, Key, Manager, Next, Note, Reconciler, Trigger, Visit, key_of, uid_of,
@@ -67,17 +69,19 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 pub struct PoolReconciler {
     caches: Caches,
     scraper: Scraper,
+    health: GatewayHealth,
     sources: SourceReader,
     ports: Ports,
     memories: Memories,
     standpoints: Standpoints,
 }
 
-/// Makes the controller; `standpoints` is where it tells other controllers which revisions each pool is about.
+/// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about.
 pub fn register(
     manager: &mut Manager,
     caches: &Caches,
     scraper: &Scraper,
+    health: GatewayHealth,
     standpoints: Standpoints,
 ) -> Trigger {
     let of_namespace = |caches: &Caches| {
@@ -91,7 +95,8 @@ pub fn register(
                 .collect()
         }
     };
-    let (by_config_map, by_provider) = (of_namespace(caches), of_namespace(caches));
+    let (by_config_map, by_provider, by_health) =
+        (of_namespace(caches), of_namespace(caches), of_namespace(caches));
     let trigger = Controller::new("agentpool", &caches.pools)
         .owns(&caches.replica_sets)
         .owns(&caches.controller_revisions)
@@ -133,6 +138,7 @@ pub fn register(
             PoolReconciler {
                 caches: caches.clone(),
                 scraper: scraper.clone(),
+                health: health.clone(),
                 sources: SourceReader::default(),
                 ports: Ports::default(),
                 memories: Memories::default(),
@@ -141,7 +147,19 @@ pub fn register(
         );
     let told = trigger.clone();
     scraper.on_report(move |key| told.now(key));
+    let told = trigger.clone();
+    // Only a pool that is not Ready waits for its gateways.
+    health.on_change(move |namespace| {
+        by_health(namespace, &|pool| !is_ready(pool))
+            .into_iter()
+            .for_each(|key| told.now(key));
+    });
     trigger
+}
+
+fn is_ready(pool: &AgentPool) -> bool {
+    let conditions = pool.status.as_ref().map(|status| &status.conditions);
+    conditions.is_some_and(|conditions| is_true(conditions, condition::READY))
 }
 
 /// The pool an agent pod belongs to.
@@ -255,6 +273,7 @@ impl PoolReconciler {
         let Self {
             caches,
             scraper,
+            health,
             sources,
             ports,
             ..
@@ -263,7 +282,7 @@ impl PoolReconciler {
             Arc::clone(pool),
             visit,
             caches,
-            scraper,
+            (scraper, health),
             sources,
             ports,
             with_bytes,
@@ -341,10 +360,7 @@ fn failing_probe(observed: &Observed, made: &Plan) -> Option<(String, Reason)> {
             .filter(is_probe)
             .map(|reason| (change.revision.clone(), reason));
     }
-    let was_stalled = flotilla_crds::common::is_true(
-        &observed.status.conditions,
-        flotilla_crds::common::condition::STALLED,
-    );
+    let was_stalled = is_true(&observed.status.conditions, condition::STALLED);
     let stalled = made
         .decision
         .stalled

@@ -73,6 +73,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
     let reports = Reports {
         pool: &name,
         views: &observed.gateways,
+        problem: observed.gateway_problem.as_deref(),
     };
     let members = members(observed, &reports, &mut memory, now);
     let target = target(observed, wanted, &mut memory, now);

@@ -73,7 +73,8 @@ fn operator(cluster: &FakeCluster) -> Running {
     let caches = Caches::new(&mut manager);
     let scraper = scrape::register(&mut manager, &caches.pods, Arc::new(Gateways(cluster.clone())));
     let standpoints = Standpoints::default();
-    crate::pool::register(&mut manager, &caches, &scraper, standpoints.clone());
+    let health = crate::gateway::GatewayHealth::default();
+    crate::pool::register(&mut manager, &caches, &scraper, health, standpoints.clone());
     crate::action::register(&mut manager, &caches, standpoints);
     Running::start(manager)
 }

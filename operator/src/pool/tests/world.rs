@@ -228,6 +228,7 @@ impl World {
         let sets = self.all::<ReplicaSet>("ReplicaSet");
         Observed {
             gateways: self.views(&status, &pods),
+            gateway_problem: None,
             revisions: records
                 .into_iter()
                 .map(|object| Revision {
