@@ -159,7 +159,7 @@ impl Demo {
             let pool = self.pools.get("support").await?.status.unwrap_or_default();
             let line = match progress.stage.as_deref() {
                 Some(_) => format!(
-                    "load test: {:>3} of {} done, {} failed   pool: {}",
+                    "{:>3} of {} done, {} failed; pool: {}",
                     progress.done,
                     progress.planned,
                     progress.failed,
@@ -202,7 +202,11 @@ impl Demo {
             .await?;
         println!("{}", self.kubectl(&["get", "agentpools"]).await?.trim_end());
         if let Some(stalled) = find(&status.conditions, condition::STALLED) {
-            println!("\x1b[33m{}: {}\x1b[0m", stalled.reason, stalled.message);
+            println!(
+                "\x1b[33m{}: {}\x1b[0m",
+                stalled.reason,
+                stalled.message.replace("; ", ";\n  ")
+            );
         }
         ensure!(
             is_true(&status.conditions, condition::AVAILABLE),
@@ -235,18 +239,25 @@ impl Demo {
     fn what_next(&self) {
         let kubeconfig = self.cluster.kubeconfig.display();
         println!(
-            "\n\x1b[1mDone in {:.0} s. The cluster stays up. Try next:\x1b[0m\n\
-             \n  export KUBECONFIG={kubeconfig} PATH={}/bin:$PATH\
-             \n  kubectl -n {NAMESPACE} get flotilla                                   # everything of ours\
-             \n  kubectl -n {NAMESPACE} describe agentpool support                      # conditions and events\
-             \n  kubectl -n {NAMESPACE} get loadtest customers -o yaml                  # the verdict and its evidence\
-             \n  kubectl -n {NAMESPACE} apply -f examples/demo/2-pool.yaml              # back to the first prompt\
-             \n  kubectl -n {NAMESPACE} scale agentpool support --replicas=5\
-             \n  kubectl explain agentpool.spec.rollout                                 # every field is documented\
-             \n  make cluster-down                                                      # leaves nothing behind\n",
+            "\n\x1b[1mDone in {:.0} s. The cluster stays up. Try next:\x1b[0m\n\n  \
+             export KUBECONFIG={kubeconfig} PATH={}/bin:$PATH",
             self.start.elapsed().as_secs_f64(),
             self.cluster.state.display(),
         );
+        for (command, purpose) in [
+            ("get flotilla", "everything of ours"),
+            ("describe agentpool support", "conditions and events"),
+            ("get loadtest customers -o yaml", "the verdict and its evidence"),
+            ("apply -f examples/demo/2-pool.yaml", "back to the first prompt"),
+            ("scale agentpool support --replicas=5", "or let an HPA do it"),
+            ("explain agentpool.spec.rollout", "every field is documented"),
+        ] {
+            println!(
+                "  {:<64} # {purpose}",
+                format!("kubectl -n {NAMESPACE} {command}")
+            );
+        }
+        println!("  {:<64} # leaves nothing behind\n", "make cluster-down");
     }
 }
 
@@ -258,8 +269,8 @@ fn describe(status: &AgentPoolStatus) -> String {
     }
     if let Some(candidate) = &status.candidate {
         text += &format!(
-            ", candidate {} with {} ready at {} %",
-            candidate.revision, candidate.ready_replicas, candidate.weight
+            ", {} gets {} % with {} ready",
+            candidate.revision, candidate.weight, candidate.ready_replicas
         );
     }
     text
