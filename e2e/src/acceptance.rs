@@ -17,7 +17,8 @@ pub struct Args {
     /// Write the rows into this Markdown file as well.
     #[arg(long)]
     write: Option<PathBuf>,
-    /// Only the parts whose name contains this word (pool, rest, release, load, kills, away, takeover, scale).
+    /// Only the parts whose name contains this word (pool, rest, release, load, generator, kills, away, takeover,
+    /// scale).
     #[arg(long, default_value = "")]
     only: String,
     /// Divide the sizes by this, to try the run itself.
@@ -38,6 +39,7 @@ pub async fn run(args: Args) -> Result<Vec<Row>> {
         ("rest", Box::pin(at_rest(&cluster, 60))),
         ("release", Box::pin(rolling(&cluster, 100_000 / args.divide))),
         ("load", Box::pin(load(&cluster))),
+        ("generator", Box::pin(generator())),
         (
             "kills",
             Box::pin(kills(&cluster, u32::try_from(50 / args.divide)?)),
@@ -154,10 +156,14 @@ async fn rolling(cluster: &Cluster, requests: u64) -> Result<Vec<Row>> {
         Row::new(
             "failed of all requests through 4 releases, operator killed, gateway deleted",
             format!(
-                "{} of {} {:?}",
+                "{} of {}{}",
                 outcome.failed(),
                 outcome.requests,
-                outcome.failures
+                outcome
+                    .failures
+                    .iter()
+                    .map(|(failure, count)| format!("; {count} × {failure}"))
+                    .collect::<String>()
             ),
             "0",
             outcome.failed() == 0 && outcome.requests >= requests,
@@ -167,6 +173,10 @@ async fn rolling(cluster: &Cluster, requests: u64) -> Result<Vec<Row>> {
             outcome.late.to_string(),
         ),
     ])
+}
+
+fn verdict(verdict: Option<Verdict>) -> String {
+    verdict.map_or_else(|| "none".to_owned(), |verdict| format!("{verdict:?}"))
 }
 
 async fn load(cluster: &Cluster) -> Result<Vec<Row>> {
@@ -180,7 +190,7 @@ async fn load(cluster: &Cluster) -> Result<Vec<Row>> {
     Ok(vec![
         Row::new(
             "verdict of a load test with 4 workers, 3000 requests",
-            format!("{:?}", status.verdict),
+            verdict(status.verdict),
             "Passed",
             status.verdict == Some(Verdict::Passed),
         ),
@@ -193,9 +203,44 @@ async fn load(cluster: &Cluster) -> Result<Vec<Row>> {
         ),
         Row::new(
             "verdict when a worker is killed",
-            format!("{:?}", killed.verdict),
+            verdict(killed.verdict),
             "Invalid",
             killed.verdict == Some(Verdict::Invalid),
+        ),
+    ])
+}
+
+/// The load generator against targets on the loopback, as its own tests measure it.
+async fn generator() -> Result<Vec<Row>> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let test =
+        "test --locked --profile image -p flotilla-loadgen --test schedule -- --nocapture --test-threads=1";
+    let output = tokio::process::Command::new(cargo)
+        .args(test.split(' '))
+        .env("FLOTILLA_FULL", "1")
+        .output()
+        .await
+        .context("failed to run the load generator's tests")?;
+    let (text, passed) = (String::from_utf8_lossy(&output.stdout), output.status.success());
+    let line = |name: &str| {
+        let found = text.lines().find_map(|line| line.split_once(name));
+        found.map_or_else(
+            || "no figure".to_owned(),
+            |(_, figures)| figures.trim().to_owned(),
+        )
+    };
+    Ok(vec![
+        Row::new(
+            "load generator, target stalled 1 s in every 10 s, 1,000/s for 30 s",
+            line("stalled target:"),
+            "p95 within 5 % of 500 ms, p99 within 5 % of 900 ms",
+            passed,
+        ),
+        Row::new(
+            "load generator, percentiles merged from workers",
+            line("merged percentiles:"),
+            "within 1 % of all samples",
+            passed,
         ),
     ])
 }
@@ -206,7 +251,7 @@ async fn kills(cluster: &Cluster, kills: u32) -> Result<Vec<Row>> {
     let good = status.verdict == Some(Verdict::Passed);
     Ok(vec![Row::new(
         format!("operator killed {kills} times during releases and a load test"),
-        format!("{:?}", status.verdict),
+        verdict(status.verdict),
         "Passed, converged",
         good,
     )])

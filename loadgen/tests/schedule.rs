@@ -156,14 +156,20 @@ fn merged_percentiles_are_within_one_percent_of_all_samples() {
     std::fs::remove_dir_all(&folder).unwrap();
     exact.sort_unstable();
     assert_eq!(exact.len(), 900);
+    let mut worst: f64 = 0.0;
     for q in [0.5, 0.95, 0.99] {
         let truth = exact[(q * 900.0f64).ceil() as usize - 1] as f64;
         let merged = run.series.latency.quantile(q).unwrap();
+        worst = worst.max((merged / truth - 1.0).abs());
         assert!(
             (merged / truth - 1.0).abs() <= 0.01,
             "p{q}: {merged} against {truth}"
         );
     }
+    println!(
+        "merged percentiles: at most {:.2} % from the exact",
+        100.0 * worst
+    );
 }
 
 /// A target that stalls is seen to stall, because latency runs from the intended start.

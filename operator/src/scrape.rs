@@ -3,19 +3,20 @@
 //! A release moves on what gateways have done, so each one is asked by its pod's address: every second where somebody
 //! is [eager](Scraper::set_eager) (a release, a start), every 15 s otherwise, for the providers' counters. None of this
 //! touches the API server: which pods there are comes from the cache of pods. The newest answer of each is kept in
-//! memory until its pod is gone; who is eager is told after each answer.
+//! memory until its pod is gone. Who is eager is told of the first answer of each gateway, and then when what it says
+//! of that pool has changed: a namespace where a thousand pools start at once is not visited a thousand times a second.
 //!
 //! A gateway that does not answer ten times in a row is asked more rarely, so that a namespace of dead addresses (fake
 //! nodes in a scale test) costs next to nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_core::stats::{self, Stats};
+use flotilla_core::stats::{self, PoolStats, RevisionStats, Stats};
 use flotilla_crds::names;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -33,6 +34,8 @@ use crate::runtime::{Cache, Key, Manager, key_of};
 
 /// Pause between two questions to a gateway somebody is eager about.
 pub const EAGER_PACE: Duration = Duration::from_secs(1);
+/// Shortest pause between two questions, however many become eager.
+pub const LEAST_PACE: Duration = Duration::from_millis(200);
 /// Pause between two questions otherwise.
 pub const IDLE_PACE: Duration = Duration::from_secs(15);
 /// How long an answer speaks for the present: a few missed questions.
@@ -141,8 +144,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     gateways: BTreeMap<Key, Gateway>,
-    /// Who wants every second, by namespace.
-    eager: HashMap<String, BTreeSet<Key>>,
+    /// Who wants every second, and since when, by namespace.
+    eager: HashMap<String, BTreeMap<Key, Instant>>,
 }
 
 struct Gateway {
@@ -150,6 +153,7 @@ struct Gateway {
     address: Option<IpAddr>,
     ready: bool,
     due: Instant,
+    asked: Option<Instant>,
     busy: bool,
     report: Option<(Instant, Arc<Stats>)>,
     problem: Option<String>,
@@ -209,11 +213,12 @@ impl Scraper {
     pub fn set_eager(&self, who: &Key, eager: bool) {
         let mut state = self.0.state.lock();
         let is_new = if eager {
-            state
-                .eager
-                .entry(who.namespace.clone())
-                .or_default()
-                .insert(who.clone())
+            let keys = state.eager.entry(who.namespace.clone()).or_default();
+            let is_new = !keys.contains_key(who);
+            if is_new {
+                keys.insert(who.clone(), Instant::now());
+            }
+            is_new
         } else {
             if let Some(keys) = state.eager.get_mut(&who.namespace) {
                 keys.remove(who);
@@ -230,7 +235,8 @@ impl Scraper {
         }
     }
 
-    /// Calls `listener` with everybody who is eager about a namespace, after each answer from there or its absence.
+    /// Calls `listener` with whoever is eager about a namespace and learns something: an answer that is new to them,
+    /// or its absence.
     pub fn on_report(&self, listener: impl Fn(Key) + Send + Sync + 'static) {
         self.0.listeners.write().push(Box::new(listener));
     }
@@ -272,6 +278,7 @@ impl Scraper {
                         address,
                         ready,
                         due: Instant::now(),
+                        asked: None,
                         busy: false,
                         report: None,
                         problem: None,
@@ -288,25 +295,26 @@ impl Scraper {
             }
         }
         self.0.changed.notify_one();
-        self.tell(&pod.namespace().unwrap_or_default());
+        self.tell_all(&pod.namespace().unwrap_or_default());
     }
 
     fn forget(&self, pod: &Pod) {
         if is_gateway(pod) {
             self.0.state.lock().gateways.remove(&key_of(pod));
-            self.tell(&pod.namespace().unwrap_or_default());
+            self.tell_all(&pod.namespace().unwrap_or_default());
         }
     }
 
-    fn tell(&self, namespace: &str) {
-        let keys = self
-            .0
-            .state
-            .lock()
-            .eager
-            .get(namespace)
-            .cloned()
-            .unwrap_or_default();
+    /// Tells all who are eager about a namespace.
+    fn tell_all(&self, namespace: &str) {
+        let keys = match self.0.state.lock().eager.get(namespace) {
+            Some(keys) => keys.keys().cloned().collect(),
+            None => Vec::new(),
+        };
+        self.tell(keys);
+    }
+
+    fn tell(&self, keys: Vec<Key>) {
         let listeners = self.0.listeners.read();
         for key in keys {
             listeners.iter().for_each(|listener| listener(key.clone()));
@@ -342,8 +350,8 @@ impl Scraper {
                 () = self.0.changed.notified() => {}
                 Some(answered) = asking.join_next() => {
                     if let Ok((key, uid, answer)) = answered {
-                        self.0.state.lock().settle(&key, &uid, answer);
-                        self.tell(&key.namespace);
+                        let learnt = self.0.state.lock().settle(&key, &uid, answer);
+                        self.tell(learnt);
                     }
                 }
             }
@@ -374,7 +382,8 @@ impl State {
             .iter_mut()
             .filter(|(key, _)| key.namespace == namespace)
         {
-            gateway.due = gateway.due.min(now);
+            let soonest = gateway.asked.map_or(now, |asked| now.max(asked + LEAST_PACE));
+            gateway.due = gateway.due.min(soonest);
             gateway.failures = 0;
         }
     }
@@ -391,37 +400,81 @@ impl State {
                 next = next.min(gateway.due);
             } else if due.len() < limit {
                 gateway.busy = true;
+                gateway.asked = Some(now);
                 due.push((key.clone(), gateway.uid.clone(), address));
             }
         }
         (due, next)
     }
 
-    fn settle(&mut self, key: &Key, uid: &str, answer: Result<Stats, String>) {
-        let is_eager = self.eager.contains_key(&key.namespace);
+    /// Keeps an answer; gives those who learn something from it.
+    fn settle(&mut self, key: &Key, uid: &str, answer: Result<Stats, String>) -> Vec<Key> {
+        let eager = self.eager.get(&key.namespace);
         let Some(gateway) = self.gateways.get_mut(key).filter(|gateway| gateway.uid == uid) else {
-            return;
+            return Vec::new();
         };
         let now = Instant::now();
+        // Somebody who became eager while the question was on its way wants the next answer at once.
+        let is_later = |since: &Instant| gateway.asked.is_some_and(|asked| *since > asked);
+        let is_awaited = eager.is_some_and(|keys| keys.values().any(is_later));
         gateway.busy = false;
-        match answer {
+        let learnt = match answer {
             Ok(stats) => {
-                gateway.report = Some((now, Arc::new(stats)));
-                (gateway.problem, gateway.failures) = (None, 0);
+                let (before, stats) = (gateway.report.take(), Arc::new(stats));
+                let had_problem = gateway.problem.take().is_some();
+                gateway.failures = 0;
+                let is_new = |who: &Key, since: Instant| match &before {
+                    Some((at, before)) if *at >= since && !had_problem => {
+                        !says_the_same(before.pools.get(&who.name), stats.pools.get(&who.name))
+                    }
+                    _ => true,
+                };
+                let learnt = eager.into_iter().flatten();
+                let learnt = learnt
+                    .filter(|(who, since)| is_new(who, **since))
+                    .map(|(who, _)| who.clone())
+                    .collect();
+                gateway.report = Some((now, stats));
+                learnt
             }
             Err(problem) => {
                 gateway.problem = Some(problem);
                 gateway.failures = gateway.failures.saturating_add(1);
+                eager.into_iter().flat_map(BTreeMap::keys).cloned().collect()
             }
-        }
-        let pace = if is_eager { EAGER_PACE } else { IDLE_PACE };
+        };
+        let pace = match eager {
+            Some(_) if is_awaited && gateway.failures == 0 => LEAST_PACE,
+            Some(_) => EAGER_PACE,
+            None => IDLE_PACE,
+        };
         gateway.due = now
             + if gateway.failures > PATIENCE {
                 (pace * WEARY).min(IDLE_PACE)
             } else {
                 pace
             };
+        learnt
     }
+}
+
+/// Whether two reports differ in nothing a release moves on; counts are read when they are needed.
+fn says_the_same(before: Option<&PoolStats>, after: Option<&PoolStats>) -> bool {
+    let (Some(before), Some(after)) = (before, after) else {
+        return before.is_none() && after.is_none();
+    };
+    let same_revision = |a: &RevisionStats, b: &RevisionStats| {
+        (a.weight, &a.endpoints, a.in_flight == 0) == (b.weight, &b.endpoints, b.in_flight == 0)
+            && a.in_flight_by_address.keys().eq(b.in_flight_by_address.keys())
+    };
+    before.traffic_generation == after.traffic_generation
+        && before.port == after.port
+        && before.revisions.len() == after.revisions.len()
+        && before
+            .revisions
+            .iter()
+            .zip(&after.revisions)
+            .all(|((a, before), (b, after))| a == b && same_revision(before, after))
 }
 
 fn is_gateway(pod: &Pod) -> bool {

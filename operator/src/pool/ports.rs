@@ -4,7 +4,7 @@
 //! given is also remembered here until the cache shows it. A port is kept once given; if two pools ever hold the same
 //! one (two leaders in quick succession), the younger pool moves.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use flotilla_core::revision::spread;
 use flotilla_crds::AgentPool;
@@ -13,76 +13,88 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use parking_lot::Mutex;
 
-use crate::runtime::{Key, key_of, uid_of};
+use crate::runtime::{Key, uid_of};
 
-/// What was given, by pool.
+/// What was given, by namespace and pool.
 #[derive(Debug, Default)]
 pub struct Ports {
-    given: Mutex<HashMap<Key, (String, i32)>>,
+    given: Mutex<HashMap<String, HashMap<String, Given>>>,
 }
 
-/// Who holds a port, and since when that pool exists.
-type Holder = (Option<Timestamp>, String);
+#[derive(Debug)]
+struct Given {
+    uid: String,
+    port: i32,
+}
 
 impl Ports {
     /// The port of `pool` among `pools`, all of its namespace. `recovered` is what its front Service says, for a pool
-    /// whose status was lost. None when every port is taken.
+    /// whose status was lost. None when every port is taken. A namespace of a thousand pools is walked once for each
+    /// visit of each of them, so a pool that keeps its port costs a comparison for each neighbour and no more.
     pub fn assign<'a>(
         &self,
         pool: &AgentPool,
         recovered: Option<i32>,
-        pools: impl Iterator<Item = &'a AgentPool>,
+        pools: impl Iterator<Item = &'a AgentPool> + Clone,
     ) -> Option<i32> {
-        let mut given = self.given.lock();
-        let mut taken: BTreeMap<i32, Holder> = BTreeMap::new();
-        for other in pools.filter(|other| uid_of(*other) != uid_of(pool)) {
-            let remembered = given.get(&key_of(other)).filter(|(uid, _)| *uid == uid_of(other));
-            if let Some(port) = held(other).or(remembered.map(|(_, port)| *port)) {
-                let holder = holder(other);
-                let oldest = taken
-                    .remove(&port)
-                    .map_or(holder.clone(), |first| first.min(holder));
-                taken.insert(port, oldest);
-            }
-        }
-        let remembered = given
-            .get(&key_of(pool))
-            .filter(|(uid, _)| *uid == uid_of(pool))
-            .map(|(_, port)| *port);
-        let ours = held(pool).or(remembered).or(recovered);
-        let port = choose(&pool.name_any(), ours, &holder(pool), &taken)?;
-        given.insert(key_of(pool), (uid_of(pool), port));
+        let mut all = self.given.lock();
+        let given = all.entry(pool.namespace().unwrap_or_default()).or_default();
+        let port_of = |pool: &AgentPool| {
+            let remembered = |pool: &AgentPool| {
+                let given = given.get(name(pool))?;
+                (Some(given.uid.as_str()) == pool.metadata.uid.as_deref()).then_some(given.port)
+            };
+            held(pool).or_else(|| remembered(pool))
+        };
+        let others = pools.filter(|other| name(other) != name(pool));
+        let is_free = |port: i32| {
+            (POOL_PORT_MIN..=POOL_PORT_MAX).contains(&port)
+                && !others
+                    .clone()
+                    .any(|other| port_of(other) == Some(port) && age(other) < age(pool))
+        };
+        let port = match port_of(pool).or(recovered).filter(|port| is_free(*port)) {
+            Some(port) => port,
+            None => choose(name(pool), &others.filter_map(port_of).collect())?,
+        };
+        let uid = uid_of(pool);
+        given.insert(name(pool).to_owned(), Given { uid, port });
         Some(port)
     }
 
     /// Drops what is remembered of a pool that is gone.
     pub fn forget(&self, pool: &Key) {
-        self.given.lock().remove(pool);
+        let mut all = self.given.lock();
+        if let Some(given) = all.get_mut(&pool.namespace) {
+            given.remove(&pool.name);
+            if given.is_empty() {
+                all.remove(&pool.namespace);
+            }
+        }
     }
+}
+
+fn name(pool: &AgentPool) -> &str {
+    pool.metadata.name.as_deref().unwrap_or_default()
 }
 
 fn held(pool: &AgentPool) -> Option<i32> {
     pool.status.as_ref().and_then(|status| status.gateway_port)
 }
 
-fn holder(pool: &AgentPool) -> Holder {
-    (pool.creation_timestamp().map(|time| time.0), pool.name_any())
+/// Orders pools: the older first, then by name.
+fn age(pool: &AgentPool) -> (Option<Timestamp>, &str) {
+    let created = pool.metadata.creation_timestamp.as_ref();
+    (created.map(|time| time.0), name(pool))
 }
 
-/// Keeps `ours` unless an older pool has it; else the first free port from where the name's hash points.
-fn choose(name: &str, ours: Option<i32>, us: &Holder, taken: &BTreeMap<i32, Holder>) -> Option<i32> {
-    let is_ours = |port: &i32| (POOL_PORT_MIN..=POOL_PORT_MAX).contains(port);
-    if let Some(port) = ours
-        .filter(is_ours)
-        .filter(|port| taken.get(port).is_none_or(|other| us < other))
-    {
-        return Some(port);
-    }
+/// The first free port from where the name's hash points.
+fn choose(name: &str, taken: &BTreeSet<i32>) -> Option<i32> {
     let count = POOL_PORT_MAX - POOL_PORT_MIN + 1;
     let start = i32::try_from(spread(name) % u64::from(count.unsigned_abs())).unwrap_or_default();
     (0..count)
         .map(|step| POOL_PORT_MIN + (start + step) % count)
-        .find(|port| !taken.contains_key(port))
+        .find(|port| !taken.contains(port))
 }
 
 #[cfg(test)]
@@ -153,9 +165,7 @@ mod tests {
 
     #[test]
     fn a_full_range_has_no_port() {
-        let taken = (POOL_PORT_MIN..=POOL_PORT_MAX)
-            .map(|port| (port, (None, String::new())))
-            .collect();
-        assert_eq!(choose("support", None, &(None, "support".into()), &taken), None);
+        let taken = (POOL_PORT_MIN..=POOL_PORT_MAX).collect();
+        assert_eq!(choose("support", &taken), None);
     }
 }

@@ -89,9 +89,12 @@ async fn who_is_eager_is_told_and_who_is_gone_is_forgotten() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(told.load(Ordering::SeqCst), 0);
     scraper.set_eager(&Key::new("shop", "support"), true);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(LEAST_PACE).await;
     assert_eq!(told.load(Ordering::SeqCst), 1);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(told.load(Ordering::SeqCst), 1, "nothing new was said");
     scraper.forget(&pod);
+    assert_eq!(told.load(Ordering::SeqCst), 2);
     assert!(scraper.views("shop").is_empty());
 }
 
@@ -103,4 +106,55 @@ async fn a_dead_address_is_asked_more_rarely() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     let asked = count.load(Ordering::SeqCst);
     assert!((15..=25).contains(&asked), "{asked} questions in a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_becomes_eager_does_not_drown_a_gateway() {
+    let (scraper, count) = started();
+    scraper.take_in(&gateway("g-1", "10.0.0.1", true));
+    for pool in 0..1000 {
+        scraper.set_eager(&Key::new("shop", &format!("p{pool}")), true);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let asked = count.load(Ordering::SeqCst);
+    assert!((9..=12).contains(&asked), "{asked} questions in 2 s");
+}
+
+#[test]
+fn only_what_a_release_moves_on_is_news() {
+    let report = |endpoints: &[&str], in_flight: &[&str]| PoolStats {
+        traffic_generation: 3,
+        revisions: [(
+            "r".to_owned(),
+            RevisionStats {
+                endpoints: endpoints.iter().map(|address| (*address).to_owned()).collect(),
+                in_flight: in_flight.len() as u64,
+                in_flight_by_address: in_flight
+                    .iter()
+                    .map(|address| ((*address).to_owned(), 1))
+                    .collect(),
+                ..RevisionStats::default()
+            },
+        )]
+        .into(),
+        ..PoolStats::default()
+    };
+    let before = report(&["a"], &["a"]);
+    let mut busier = before.clone();
+    busier.queued = 7;
+    busier.revisions.get_mut("r").unwrap().in_flight = 9;
+    assert!(says_the_same(Some(&before), Some(&busier)));
+    for (after, why) in [
+        (Some(report(&["a", "b"], &["a"])), "an endpoint came"),
+        (Some(report(&["a"], &[])), "nothing is in flight any more"),
+        (Some(report(&["a"], &["b"])), "another replica works"),
+        (None, "the pool is gone"),
+    ] {
+        assert!(!says_the_same(Some(&before), after.as_ref()), "{why}");
+    }
+    let weighted = PoolStats {
+        traffic_generation: 4,
+        ..before.clone()
+    };
+    assert!(!says_the_same(Some(&before), Some(&weighted)));
 }
