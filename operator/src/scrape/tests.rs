@@ -113,7 +113,7 @@ async fn a_crowd_that_becomes_eager_does_not_drown_a_gateway() {
     let (scraper, count) = started();
     scraper.take_in(&gateway("g-1", "10.0.0.1", true));
     for pool in 0..1000 {
-        scraper.set_eager(&Key::new("shop", &format!("p{pool}")), true);
+        scraper.set_eager(&Key::new("shop", format!("p{pool}")), true);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let asked = count.load(Ordering::SeqCst);
