@@ -2,15 +2,20 @@
 
 use crate::audit::Mark;
 use crate::fixtures::with;
-use crate::{Namespace, fixtures, operator, wait};
-use anyhow::{Context, Result};
+use crate::{Namespace, fixtures, operator};
+use anyhow::{Context, Result, bail};
 use flotilla_crds::AgentPool;
 use flotilla_crds::common::{condition, is_true};
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::Api;
-use kube::api::{ListParams, PostParams};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::PostParams;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 const CREATORS: usize = 16;
@@ -53,23 +58,9 @@ pub async fn pools(namespace: Namespace, count: usize) -> Result<Cost> {
         create(api.clone(), object)
     })
     .await?;
-    wait::until(&format!("{count} pools to be Ready"), LIMIT, || async {
-        let list = api
-            .list(&ListParams::default())
-            .await
-            .map_err(|e| e.to_string())?;
-        let ready = |p: &&AgentPool| {
-            p.status
-                .as_ref()
-                .is_some_and(|s| is_true(&s.conditions, condition::READY))
-        };
-        let ready = list.items.iter().filter(ready).count();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if ready == count {
-            Ok(())
-        } else {
-            Err(format!("{ready} of {count}"))
-        }
+    all_become(&api, count, |pool: &AgentPool| {
+        let status = pool.status.as_ref();
+        status.is_some_and(|status| is_true(&status.conditions, condition::READY))
     })
     .await?;
     let seconds = start.elapsed().as_secs_f64();
@@ -98,25 +89,32 @@ pub async fn pools(namespace: Namespace, count: usize) -> Result<Cost> {
     })
 }
 
-/// Creates `count` Deployments of one replica at once and waits until all are Available.
+/// Creates `count` Deployments of one replica at once, each with the two Services and the budget that a pool has, and
+/// waits until all are Available.
 pub async fn deployments(namespace: Namespace, count: usize) -> Result<Cost> {
     let api = namespace.api::<Deployment>();
     let mark = Mark::now(&namespace.cluster)?;
     let start = Instant::now();
-    create_all(count, |i| create(api.clone(), deployment(&format!("p{i:04}")))).await?;
-    wait::until(&format!("{count} Deployments to be Available"), LIMIT, || async {
-        let list = api
-            .list(&ListParams::default())
-            .await
-            .map_err(|e| e.to_string())?;
-        let ready = |d: &&Deployment| d.status.as_ref().and_then(|s| s.available_replicas) == Some(1);
-        let ready = list.items.iter().filter(ready).count();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if ready == count {
-            Ok(())
-        } else {
-            Err(format!("{ready} of {count}"))
+    let (services, budgets) = (
+        namespace.api::<Service>(),
+        namespace.api::<PodDisruptionBudget>(),
+    );
+    create_all(count, |i| {
+        let name = format!("p{i:04}");
+        let (api, services, budgets) = (api.clone(), services.clone(), budgets.clone());
+        async move {
+            create(api, deployment(&name)).await?;
+            for service in [name.clone(), format!("{name}-0")] {
+                let spec = json!({"selector": {"app": name}, "ports": [{"port": 80}]});
+                create(services.clone(), object("v1", "Service", &service, spec)).await?;
+            }
+            let spec = json!({"selector": {"matchLabels": {"app": name}}, "maxUnavailable": 1});
+            create(budgets, object("policy/v1", "PodDisruptionBudget", &name, spec)).await
         }
+    })
+    .await?;
+    all_become(&api, count, |deployment: &Deployment| {
+        deployment.status.as_ref().and_then(|s| s.available_replicas) == Some(1)
     })
     .await?;
     let seconds = start.elapsed().as_secs_f64();
@@ -148,13 +146,39 @@ fn deployment(name: &str) -> Value {
         "name": "agent", "image": fixtures::AGENT,
         "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}
     }]);
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
-        "spec": {
-            "replicas": 1, "selector": {"matchLabels": {"app": name}},
-            "template": {"metadata": {"labels": {"app": name}}, "spec": spec}
+    let spec = json!({
+        "replicas": 1, "selector": {"matchLabels": {"app": name}},
+        "template": {"metadata": {"labels": {"app": name}}, "spec": spec}
+    });
+    object("apps/v1", "Deployment", name, spec)
+}
+
+fn object(api_version: &str, kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+/// Waits until `count` objects are `done`, by a watch: lists of a thousand objects would be most of what is measured.
+async fn all_become<K>(api: &Api<K>, count: usize, done: impl Fn(&K) -> bool) -> Result<()>
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    let mut objects = pin!(watcher(api.clone(), watcher::Config::default()).applied_objects());
+    let mut names = HashSet::new();
+    let all_done = async {
+        while names.len() < count {
+            match objects.next().await {
+                Some(Ok(object)) if done(&object) => names.insert(object.name_any()),
+                Some(Ok(object)) => names.remove(&object.name_any()),
+                Some(Err(error)) => return Err(error.into()),
+                None => bail!("the watch ended"),
+            };
         }
-    })
+        Ok(())
+    };
+    match tokio::time::timeout(LIMIT, all_done).await {
+        Ok(ended) => ended,
+        Err(_) => bail!("{} of {count} were done within {} s", names.len(), LIMIT.as_secs()),
+    }
 }
 
 async fn create_all<F>(count: usize, make: impl Fn(usize) -> F) -> Result<()>
