@@ -314,7 +314,9 @@ async fn many(cluster: &Cluster, count: usize) -> Result<Vec<Row>> {
             format!("{:.0} s", ours.seconds),
         ),
         Row::note(
-            format!("{count} Deployments, each with two Services and a budget, created at once → all Available"),
+            format!(
+                "{count} Deployments, each with two Services and a budget, created at once → all Available"
+            ),
             format!("{:.0} s", native.seconds),
         ),
         Row::note(

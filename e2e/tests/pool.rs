@@ -52,3 +52,33 @@ async fn kubectl_scale_changes_the_replicas() {
     })
     .await;
 }
+
+/// Below its minimum an HPA needs no metric, so this is its whole way through `/scale`: read, decide, write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_horizontal_pod_autoscaler_scales_a_pool() {
+    with_namespace("hpa", |namespace| async move {
+        pool::provider(&namespace).await?;
+        namespace.apply(&fixtures::pool("support", 1)).await?;
+        pool::ready(&namespace, "support", pool::SOON).await?;
+        let cpu = json!({"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}});
+        namespace
+            .apply(&json!({
+                "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "support"},
+                "spec": {
+                    "scaleTargetRef": {"apiVersion": "flotilla.dev/v1alpha1", "kind": "AgentPool", "name": "support"},
+                    "minReplicas": 3, "maxReplicas": 5, "metrics": [{"type": "Resource", "resource": cpu}]
+                }
+            }))
+            .await?;
+        flotilla_e2e::wait::until("the HPA to have scaled", pool::SOON, || async {
+            let replicas = namespace
+                .kubectl(&["get", "apool/support", "-o", "jsonpath={.spec.replicas} {.status.replicas}"])
+                .await
+                .map_err(|e| e.to_string())?;
+            if replicas == "3 3" { Ok(()) } else { Err(replicas) }
+        })
+        .await?;
+        pool::ready(&namespace, "support", pool::SOON).await.map(drop)
+    })
+    .await;
+}

@@ -346,11 +346,14 @@ pub fn down(settings: &Settings) -> Result<()> {
     if let Folder::Cluster(other) = inspect(&settings.root)
         && other.state != settings.state
     {
-        bail!(
-            "the cluster in {} belongs to {state}: `flotilla-cluster down --state {state}` removes it",
-            settings.root.display(),
-            state = other.state.display()
-        );
+        if !process::components(&other).is_empty() {
+            bail!(
+                "the cluster in {} belongs to {state}: `flotilla-cluster down --state {state}` removes it",
+                settings.root.display(),
+                state = other.state.display()
+            );
+        }
+        cleanup::clean(&other)?;
     }
     cleanup::clean(settings)?;
     progress.say(format_args!(

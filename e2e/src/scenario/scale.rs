@@ -95,10 +95,7 @@ pub async fn deployments(namespace: Namespace, count: usize) -> Result<Cost> {
     let api = namespace.api::<Deployment>();
     let mark = Mark::now(&namespace.cluster)?;
     let start = Instant::now();
-    let (services, budgets) = (
-        namespace.api::<Service>(),
-        namespace.api::<PodDisruptionBudget>(),
-    );
+    let (services, budgets) = (namespace.api::<Service>(), namespace.api::<PodDisruptionBudget>());
     create_all(count, |i| {
         let name = format!("p{i:04}");
         let (api, services, budgets) = (api.clone(), services.clone(), budgets.clone());
@@ -177,7 +174,11 @@ where
     };
     match tokio::time::timeout(LIMIT, all_done).await {
         Ok(ended) => ended,
-        Err(_) => bail!("{} of {count} were done within {} s", names.len(), LIMIT.as_secs()),
+        Err(_) => bail!(
+            "{} of {count} were done within {} s",
+            names.len(),
+            LIMIT.as_secs()
+        ),
     }
 }
 
