@@ -1,3 +1,4 @@
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 
@@ -149,10 +150,12 @@ fn turns_are_exact_under_concurrency() {
     for strategy in [Strategy::RoundRobin, Strategy::Weighted] {
         let balancer = balancer(strategy, &pool, 11);
         let counts: [AtomicU64; 4] = Default::default();
+        let barrier = Barrier::new(4);
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..15_000 {
+                    barrier.wait();
+                    for _ in 0..60_000 {
                         let pick = balancer.pick(&pool, Draw::default());
                         counts[pick.index().unwrap()].fetch_add(1, SeqCst);
                     }
@@ -161,8 +164,8 @@ fn turns_are_exact_under_concurrency() {
         });
         let counts = counts.map(AtomicU64::into_inner);
         let expected = match strategy {
-            Strategy::RoundRobin => [15_000; 4],
-            _ => [20_000, 4_000, 8_000, 28_000],
+            Strategy::RoundRobin => [60_000; 4],
+            _ => [80_000, 16_000, 32_000, 112_000],
         };
         assert_eq!(counts, expected, "{strategy:?}");
     }
