@@ -406,6 +406,46 @@ fn the_cap_holds_under_concurrency() {
     assert!(readmissions > 0);
 }
 
+/// One decision at a time; who finds another one being made leaves the next failure to try again.
+#[test]
+fn a_decision_excludes_others_until_it_is_made() {
+    let fleet = Fleet::new(4, EjectionPolicy::default());
+    assert_eq!(fleet.fail(1, 4), None);
+    let deciding = fleet.ejector.decide();
+    assert!(deciding.is_some());
+    for _ in 0..3 {
+        assert!(fleet.ejector.decide().is_none());
+        assert_eq!(fleet.fail(1, 1), None);
+    }
+    drop(deciding);
+    let change = fleet.fail(1, 1);
+    assert!(matches!(change, Some(Change::FailedInARow(8, _))), "{change:?}");
+    assert!(fleet.ejector.decide().is_some(), "free again");
+}
+
+/// What led to an ejection is not held against the replica once it is back.
+#[test]
+fn a_readmitted_replica_starts_with_a_clean_sheet() {
+    let fleet = Fleet::new(3, EjectionPolicy::default());
+    for _ in 0..40 {
+        for index in 0..3 {
+            fleet.request(index, Outcome::Answered(200));
+        }
+    }
+    for n in 0..80 {
+        fleet.request(1, Outcome::Answered(if n % 5 == 4 { 200 } else { 503 }));
+    }
+    assert!(fleet.fail(1, 5).is_some());
+    fleet.wait(10);
+    for expected in [None, Some(Change::Readmitted)] {
+        assert_eq!(fleet.request(1, Outcome::Answered(200)), expected);
+    }
+    for _ in 0..20 {
+        fleet.request(1, Outcome::Answered(200));
+    }
+    assert_eq!(fleet.sweep(), []);
+}
+
 #[test]
 fn a_flood_of_answers_does_not_spill_into_the_failures() {
     let health = Health::default();
