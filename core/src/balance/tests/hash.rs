@@ -28,7 +28,7 @@ fn names_and_preferences_are_pinned() {
 }
 
 proptest! {
-    #![proptest_config(cases(6, 300))]
+    #![proptest_config(cases(4, 300))]
 
     /// Without load a key moves exactly when its own replica goes; seen the other way round, when the new one wins it.
     #[test]

@@ -1,6 +1,7 @@
 //! A pool to pick from, and how many cases to try.
 
 mod adaptive;
+mod timing;
 mod budget;
 mod ewma;
 mod hash;
