@@ -8,5 +8,6 @@ pub mod histogram;
 pub mod load;
 pub mod revision;
 pub mod rollout;
+pub mod session;
 pub mod stats;
 pub mod usage;
