@@ -5,6 +5,8 @@
 
 pub mod histogram;
 pub mod load;
+pub mod price;
+pub mod queue;
 pub mod revision;
 pub mod rollout;
 pub mod stats;
