@@ -6,6 +6,8 @@
 pub mod balance;
 pub mod histogram;
 pub mod load;
+pub mod price;
+pub mod queue;
 pub mod revision;
 pub mod rollout;
 pub mod session;
