@@ -5,6 +5,7 @@
 
 pub mod histogram;
 pub mod load;
+pub mod quota;
 pub mod revision;
 pub mod rollout;
 pub mod stats;

@@ -126,6 +126,7 @@ pub struct Holder {
     interval_at: Nanos,
     next_report: Option<Nanos>,
     resting: bool,
+    leaving: bool,
     wanting: bool,
     #[cfg(test)]
     pub(super) fault: Option<super::simulation::Fault>,
@@ -163,6 +164,7 @@ impl Holder {
             interval_at: now,
             next_report: Some(now),
             resting: false,
+            leaving: false,
             wanting: false,
             #[cfg(test)]
             fault: None,
@@ -366,14 +368,15 @@ impl Holder {
 
     /// The report that is due, with the requests that wait. Sent after it was made, and to the allocator.
     pub fn report(&mut self, now: Nanos, unix_ms: i64, waiting: &[Waiting]) -> Report {
-        let idle = waiting.iter().all(|waiting| waiting.requests == 0)
+        let idle = self.leaving || waiting.iter().all(|waiting| waiting.requests == 0)
             && self.limits.iter().all(|local| local.in_flight == 0)
             && now.saturating_sub(self.asked_at) > self.terms.lease;
         self.make_report(now, unix_ms, waiting, idle)
     }
 
-    /// The last report: nothing is admitted any more, nor wanted.
+    /// From now on nothing is admitted, and reports say so; this is the first.
     pub fn leave(&mut self, now: Nanos, unix_ms: i64) -> Report {
+        self.leaving = true;
         self.make_report(now, unix_ms, &[], true)
     }
 
@@ -446,6 +449,7 @@ impl Holder {
             weight: self.weight,
             unix_ms,
             released,
+            floored: self.floored,
             limits,
         }
     }
@@ -456,6 +460,9 @@ impl Holder {
 
     /// Somebody was refused: report soon.
     fn want(&mut self, now: Nanos) {
+        if self.leaving {
+            return;
+        }
         let at = if self.resting { now } else { self.sent_at.saturating_add(self.terms.report_every / 4) };
         self.resting = false;
         self.next_report = Some(self.next_report.map_or(at, |known| known.min(at)));

@@ -194,7 +194,8 @@ pub struct Terms {
     pub report_every: Nanos,
     /// How much two clocks may differ in rate, in millionths. Also lengthens windows, for the provider's clock.
     pub drift_ppm: u64,
-    /// How much the provider's wall clock and ours may differ, in milliseconds. Calendar windows only.
+    /// How much the provider's wall clock and ours may differ, and how late a report may come, together in milliseconds.
+    /// Calendar windows only.
     pub calendar_margin_ms: i64,
 }
 
@@ -248,6 +249,9 @@ pub struct Report {
     pub unix_ms: i64,
     /// It will admit nothing before its next grant: it rests, or leaves for good. Not answered.
     pub released: bool,
+    /// It may fall back to its floors.
+    #[serde(default)]
+    pub floored: bool,
     /// By [`Limit::key`].
     pub limits: BTreeMap<String, Claim>,
 }

@@ -175,7 +175,7 @@ impl Held {
                 if let Some(bucket) = ring.bucket(at, now) {
                     let less = less.min(*bucket);
                     *bucket -= less;
-                    ring.total -= less;
+                    ring.total = ring.total.saturating_sub(less);
                 }
             }
             Self::Calendar(tally) => {
@@ -231,7 +231,7 @@ impl Ring {
         }
         for index in self.base..end.min(self.base + BUCKETS) {
             let bucket = &mut self.buckets[(index % BUCKETS) as usize];
-            self.total -= std::mem::take(bucket);
+            self.total = self.total.saturating_sub(std::mem::take(bucket));
         }
         self.base = end;
     }
