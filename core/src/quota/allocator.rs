@@ -35,8 +35,9 @@ pub enum Action {
     Write(Checkpoint),
     /// Send this to the holder.
     Send(String, Reply),
-    /// There is a newer allocator: drop this one.
-    StepDown,
+    /// There is an allocator of this newer term: drop this one. A later one must be told ([`Allocator::after`]), in case the
+    /// checkpoint was lost.
+    StepDown(u64),
 }
 
 /// What survives all processes: small, and complete at every moment.
@@ -55,6 +56,34 @@ pub struct Checkpoint {
     /// The recent maximum of each limit with a slope.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub recent: BTreeMap<String, u64>,
+}
+
+/// Why a checkpoint cannot be used. It must not be overwritten before the longest window has passed.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// It is not what this module writes.
+    #[error("failed to read the quota's checkpoint: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// A later release has written it.
+    #[error("failed to read the quota's checkpoint: it has version {0}, and this release knows version {VERSION}")]
+    Version(u32),
+}
+
+impl Checkpoint {
+    /// Reads what [`Checkpoint::to_json`] wrote.
+    pub fn from_json(text: &str) -> Result<Self, CheckpointError> {
+        let checkpoint: Self = serde_json::from_str(text)?;
+        if checkpoint.version == VERSION {
+            Ok(checkpoint)
+        } else {
+            Err(CheckpointError::Version(checkpoint.version))
+        }
+    }
+
+    /// About 100 bytes and 30 for each limit, for each holder.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("maps of strings and integers are JSON")
+    }
 }
 
 /// What is recorded of one holder.
@@ -192,6 +221,13 @@ impl Allocator {
         }
     }
 
+    /// Takes a term later than `term`, which a holder was heard to speak to.
+    #[must_use]
+    pub fn after(mut self, term: u64) -> Self {
+        self.term = self.term.max(term.saturating_add(1));
+        self
+    }
+
     /// Its term. Terms only grow.
     pub fn term(&self) -> u64 {
         self.term
@@ -200,7 +236,7 @@ impl Allocator {
     /// Takes a report.
     pub fn handle(&mut self, report: &Report, now: Now) -> Vec<Action> {
         if report.term > self.term {
-            return vec![Action::StepDown];
+            return vec![Action::StepDown(report.term)];
         }
         if report.term < self.term {
             // Grants of an earlier term may still reach this holder; once it speaks to this one, they cannot.
@@ -210,7 +246,8 @@ impl Allocator {
                 vec![Action::Send(report.holder.clone(), Reply::Term(self.term))]
             };
         }
-        if !self.entries.contains_key(&report.holder) && !self.make_room(now) {
+        let fits = self.entries.contains_key(&report.holder) || self.make_room(now);
+        if !fits || report.holder == OTHERS {
             return Vec::new();
         }
         let count = self.rules.len();
@@ -274,7 +311,8 @@ impl Allocator {
 
     /// It is unknown whether the write under way is done. The next call writes again.
     pub fn not_written(&mut self) {
-        self.writing = None;
+        let answers = self.writing.take().unwrap_or_default();
+        self.due.extend(answers.into_iter().map(|(id, ..)| id));
         self.must_write = true;
     }
 

@@ -197,6 +197,11 @@ impl Holder {
         Some((local.in_use(), local.share))
     }
 
+    /// The newest allocator's term it knows, for [`super::Allocator::after`].
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
     /// Whether a lease is in force.
     pub fn has_lease(&self, now: Nanos) -> bool {
         now < self.lease_until

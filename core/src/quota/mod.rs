@@ -64,7 +64,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use allocator::{Action, Allocator, Checkpoint};
+pub use allocator::{Action, Allocator, Checkpoint, CheckpointError};
 pub use clock::WallClock;
 pub use estimate::{Estimator, OutputCharge, Price};
 pub use hint::{Hint, parse};

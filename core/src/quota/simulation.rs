@@ -332,8 +332,8 @@ impl World {
                 let lost = !calm && self.dice.percent(3);
                 if reached && !lost && self.version == over {
                     // What is written is read as JSON.
-                    let text = serde_json::to_string(&checkpoint).expect("plain data");
-                    self.stored = Some(serde_json::from_str(&text).expect("what was written"));
+                    let text = checkpoint.to_json();
+                    self.stored = Some(Checkpoint::from_json(&text).expect("what was written"));
                     self.version += 1;
                     self.writes += 1;
                     for slot in 0..self.plan.slots {
@@ -473,7 +473,7 @@ impl World {
         let life = self.lives[slot];
         for action in actions {
             match action {
-                Action::StepDown => self.processes[slot].allocator = None,
+                Action::StepDown(_) => self.processes[slot].allocator = None,
                 Action::Send(id, reply) => {
                     // A holder's id begins with its slot.
                     let to = id.split('-').next().and_then(|slot| slot.parse().ok()).unwrap_or(from);
@@ -643,7 +643,7 @@ impl World {
                 (_, Resource::Concurrency) => over_concurrency(&self.intervals, limit.limit),
                 (Window::Rolling(window), _) => {
                     // The provider's clock may be slow as well.
-                    let slower = window + window * self.plan.terms.drift_ppm / 2_000_000;
+                    let slower = window + window * self.plan.terms.drift_ppm * 99 / 200_000_000;
                     let fixed = phases.iter().map(|phase| counts.over_fixed(slower, *phase, limit.limit)).max();
                     let others = counts.over_sliding(slower, limit.limit).max(counts.over_bucket(slower, limit.limit));
                     fixed.unwrap_or(0).max(others)
@@ -673,7 +673,8 @@ fn wall_ms(plan: &Plan, now: u64) -> i64 {
 }
 
 fn process(plan: &Plan, dice: &mut Dice, slot: usize, life: u64, now: u64) -> Process {
-    let half = (plan.terms.drift_ppm / 2) as i64;
+    // Two clocks, each off by less than half of the drift.
+    let half = (plan.terms.drift_ppm * 99 / 200) as i64;
     let fast_ppm = dice.below(2 * half as u64 + 1) as i64 - half;
     let system_ahead_ms = dice.below(301) as i64 - 150;
     let origin = ORIGIN + dice.below(1_000 * SECOND);

@@ -187,11 +187,12 @@ impl Held {
         }
     }
 
-    /// When `units` will have been given back, if nothing else happens.
+    /// When `units` will have been given back, if nothing else happens; for a calendar window the earliest end.
     pub(super) fn freed_at(&self, units: u64) -> Option<Nanos> {
         match self {
             Self::Rolling(ring) => ring.freed_at(units),
-            Self::Calendar(_) | Self::Nothing => None,
+            Self::Calendar(tally) => tally.boundary,
+            Self::Nothing => None,
         }
     }
 }
