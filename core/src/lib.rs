@@ -8,6 +8,7 @@ pub mod histogram;
 pub mod load;
 pub mod price;
 pub mod queue;
+pub mod quota;
 pub mod revision;
 pub mod rollout;
 pub mod session;

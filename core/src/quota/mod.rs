@@ -1,0 +1,340 @@
+//! A provider's quota held exactly by several gateway replicas: the protocol, as pure values.
+//!
+//! # One idea: every limit is a number of permits
+//!
+//! A provider counts a request at an instant that we cannot see: anywhere between our sending it and its answer's
+//! headers. So a request takes a permit when it is admitted and gives it back **one window after the headers**
+//! ([`window`]). Proof that this is enough: a request counted at `c` within the last window before `t` was admitted at
+//! `a ≤ c ≤ t`, and its headers came at `h ≥ c`, so `h + window > t`: it holds its permit at `t`. Hence the units
+//! counted in *any* interval as long as a window never exceed the permits in use. A sliding window is respected
+//! directly, a fixed one because each is such an interval, whatever its phase, and a token bucket because `n` full
+//! windows hold at most `n` limits. A concurrency limit is the same with a window of no length, a budget the same
+//! with nano-dollars. Windows of the calendar end where the calendar says, seen through two clocks that differ.
+//!
+//! Sharing a quota then means sharing permits, and permits can be moved but not doubled. One replica, the
+//! [`Allocator`], keeps for every other the most permits it may have in use; each replica's [`Holder`] admits from its
+//! share without asking anybody.
+//!
+//! # The protocol
+//!
+//! ```text
+//!  Holder                          Allocator                       ConfigMap
+//!    │ Report n: "my share is s, I hold u, I want w"                  │
+//!    ├──────────────────────────────►│ share := s                     │
+//!    │                               ├── write the new share ────────►│ compare-and-swap
+//!    │                               │◄──────────────────── written ──┤
+//!    │◄──────────────────────────────┤ Grant n: share g, for a lease  │
+//! ```
+//!
+//! * A holder accepts one grant, for its newest report, from the newest term it knows. So when the allocator reads
+//!   report `n`, every earlier grant is dead, and what the report claims is all the holder can ever use. Loss,
+//!   duplication and reordering of messages need no further thought.
+//! * A share is lowered by the holder: it is told the target, and reports the lower claim once it holds no more.
+//! * A share that rises is written before it is sent. A new allocator finds in the ConfigMap at least what any holder
+//!   may have, and counts it as used until that holder reports, or until its lease and then its window have passed.
+//! * A lease counts from the sending of the report on the holder's clock and from the decision, which is later, on the
+//!   allocator's, lengthened by the drift. Renewals stay within an end that is already written, so not even an allocator
+//!   that does not know it was replaced can give more than its successor has read: safety needs the compare-and-swap
+//!   and clocks of bounded drift, nothing else. Elections may overlap.
+//! * Ages in the ConfigMap count from when its reader first saw that version, on the reader's own clock, so no two
+//!   clocks are ever compared for a rolling window.
+//!
+//! Only the calendar needs wall clocks. There the allocator alone says when a new window has begun, by the lower median
+//! of the replicas' clocks, each of which is slewed and never jumps ([`clock`]), and with a margin on both sides.
+//!
+//! All instants are nanoseconds of a process's own monotonic clock ([`Nanos`]).
+
+pub mod allocator;
+pub mod clock;
+pub mod estimate;
+pub mod hint;
+pub mod holder;
+mod share;
+mod slope;
+pub mod window;
+
+#[cfg(test)]
+mod provider_model;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use allocator::{Action, Allocator, Checkpoint, CheckpointError};
+pub use clock::WallClock;
+pub use estimate::{Estimator, OutputCharge, Price};
+pub use hint::{Hint, parse};
+pub use holder::{Admission, Class, Holder, Ticket, Waiting};
+pub use slope::Slope;
+pub use window::{Calendar, Window};
+
+/// An instant or a length in nanoseconds; instants count from the origin of one process's monotonic clock.
+pub type Nanos = u64;
+
+pub(crate) const MILLISECOND: Nanos = 1_000_000;
+pub(crate) const SECOND: Nanos = 1_000 * MILLISECOND;
+
+/// What a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Resource {
+    /// Requests.
+    Requests,
+    /// Input tokens.
+    InputTokens,
+    /// Output tokens.
+    OutputTokens,
+    /// Input and output tokens together.
+    Tokens,
+    /// Spend in billionths of the budget's currency.
+    NanoDollars,
+    /// Requests that have not ended.
+    Concurrency,
+}
+
+impl Resource {
+    /// What one request with these `amounts` takes.
+    pub fn units(self, amounts: &Amounts) -> u64 {
+        match self {
+            Self::Requests | Self::Concurrency => 1,
+            Self::InputTokens => amounts.input,
+            Self::OutputTokens => amounts.output,
+            Self::Tokens => amounts.input.saturating_add(amounts.output),
+            Self::NanoDollars => amounts.nano_dollars,
+        }
+    }
+}
+
+/// What one request uses, estimated or reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// Input tokens.
+    pub input: u64,
+    /// Output tokens.
+    pub output: u64,
+    /// Its price in billionths of the budget's currency.
+    pub nano_dollars: u64,
+}
+
+/// The last instant at which a provider may count a request's units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Counted {
+    /// When its answer's headers arrive: requests, input, and output where it is charged by an estimate.
+    ByHeaders,
+    /// When its answer ends: output tokens that are counted as they are made. Costs utilisation where answers are long
+    /// against the window.
+    ByEnd,
+}
+
+/// One limit of a provider.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limit {
+    /// Its name, unique in its provider.
+    pub name: String,
+    /// What it counts.
+    pub resource: Resource,
+    /// How long a unit counts.
+    pub window: Window,
+    /// Units in a window.
+    pub limit: u64,
+    /// Only requests for these models count; empty: all.
+    pub models: Vec<String>,
+    /// Until when a unit may be counted.
+    pub counted: Counted,
+    /// The longest time between a request's admission and that instant: the timeout for the headers or for the whole
+    /// request. A provider known to count on arrival may have less, which raises utilisation when answers are slow.
+    pub within: Nanos,
+    /// False: only counted (a budget with `onExhausted: Allow`).
+    pub enforced: bool,
+    /// Units a replica may go on using when it has lost the allocator; 0: it stops. A replica gets this right only while
+    /// the limit has room for it beside everybody else's share, and keeps it until it is known to be gone. In a calendar
+    /// window any floor above 0 means: what is left of its share.
+    pub floor: u64,
+    /// The limit grows from a start with what was used, in steps. For rolling windows.
+    pub slope: Option<Slope>,
+}
+
+impl Limit {
+    /// An enforced limit for all models, counted by the headers within 10 minutes, or, for concurrency, by the end.
+    pub fn new(name: impl Into<String>, resource: Resource, window: Window, limit: u64) -> Self {
+        Self {
+            name: name.into(),
+            resource,
+            window,
+            limit,
+            models: Vec::new(),
+            counted: match resource {
+                Resource::Concurrency => Counted::ByEnd,
+                _ => Counted::ByHeaders,
+            },
+            within: 600 * SECOND,
+            enforced: true,
+            floor: 0,
+            slope: None,
+        }
+    }
+
+    /// What its counts are filed under in messages and checkpoints: another window or resource is another limit, another
+    /// number is not.
+    pub fn key(&self) -> String {
+        format!("{}/{:?}/{}", self.name, self.resource, self.window)
+    }
+}
+
+/// Numbers that all replicas share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How long a grant lasts. Longer than the election of an allocator takes, or holders stop meanwhile; a replica that
+    /// vanishes keeps its share for this time and a window.
+    pub lease: Nanos,
+    /// How often a busy holder reports; four times as often while requests wait.
+    pub report_every: Nanos,
+    /// How much two clocks may differ in rate, in millionths. Also lengthens windows, for the provider's clock.
+    pub drift_ppm: u64,
+    /// How much the provider's wall clock and ours may differ, and how late a report may come, together in milliseconds.
+    /// Calendar windows only.
+    pub calendar_margin_ms: i64,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            lease: 15 * SECOND,
+            report_every: SECOND,
+            drift_ppm: 500,
+            calendar_margin_ms: 5_000,
+        }
+    }
+}
+
+impl Terms {
+    /// A length on one clock that surely covers `length` on another.
+    pub(crate) fn stretch(&self, length: Nanos) -> Nanos {
+        let more = u128::from(length) * u128::from(self.drift_ppm) / 1_000_000 + 1;
+        length.saturating_add(u64::try_from(more).unwrap_or(u64::MAX))
+    }
+
+    /// A length on one clock that is surely over when `length` is over on another.
+    pub(crate) fn shrink(&self, length: Nanos) -> Nanos {
+        let less = u128::from(length) * u128::from(self.drift_ppm) / 1_000_000 + 1;
+        length.saturating_sub(u64::try_from(less).unwrap_or(u64::MAX))
+    }
+}
+
+/// The time in the allocator's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Its monotonic clock.
+    pub nanos: Nanos,
+    /// Its wall clock, from [`WallClock`], in milliseconds since 1970.
+    pub unix_ms: i64,
+}
+
+/// A holder tells what it has and wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Unique to the process (and its configuration): pod, container start and a random part.
+    pub holder: String,
+    /// The allocator it speaks to; 0 before it knows one.
+    pub term: u64,
+    /// Counts its reports.
+    pub seq: u64,
+    /// Its weight when there is too little for all; 0 counts as 1.
+    pub weight: u32,
+    /// Its wall clock.
+    pub unix_ms: i64,
+    /// It will admit nothing before its next grant: it rests, or leaves for good. Not answered.
+    pub released: bool,
+    /// It may fall back to its floors.
+    #[serde(default)]
+    pub floored: bool,
+    /// By [`Limit::key`].
+    pub limits: BTreeMap<String, Claim>,
+}
+
+/// What a holder says of one limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// The most units it can have in use until its next grant.
+    pub share: u64,
+    /// Units in use.
+    pub held: u64,
+    /// Units it wants beyond those: what waits, and slack for what will come.
+    pub more: u64,
+    /// Units of its largest waiting request.
+    pub need: u64,
+    /// How long its oldest request has waited, in milliseconds.
+    pub age_ms: u64,
+    /// The start of the calendar window that `held` counts from, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<i64>,
+    /// What the provider's headers said since the last report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
+}
+
+/// What a provider's headers said of one limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seen {
+    /// Units in a window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// Units left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining: Option<u64>,
+    /// How long this is worth believing, in milliseconds.
+    pub reset_ms: u64,
+}
+
+/// The allocator's answer to a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Reply {
+    /// Report again, to this term.
+    Term(u64),
+    /// What the holder may use.
+    Grant(Grant),
+}
+
+/// What a holder may use, and how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Grant {
+    /// The allocator's term.
+    pub term: u64,
+    /// The report it answers.
+    pub seq: u64,
+    /// The lease in milliseconds, from the sending of that report.
+    pub lease_ms: u64,
+    /// The holder may fall back to its floors when the lease is over.
+    pub floored: bool,
+    /// By [`Limit::key`].
+    pub limits: BTreeMap<String, Share>,
+}
+
+/// A holder's part of one limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Share {
+    /// The most units it may have in use.
+    pub share: u64,
+    /// For a calendar window, which one it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
+}
+
+/// A calendar window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Epoch {
+    /// Its start, in milliseconds since 1970.
+    pub start: i64,
+    /// From the decision on, no provider's next window begins earlier than this, in milliseconds.
+    pub next_in_ms: u64,
+}
