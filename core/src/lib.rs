@@ -3,6 +3,7 @@
 //! Nothing here has a client, does I/O, reads a clock, or draws a random number that is not a parameter: a decision is
 //! a value computed from values, so that a reviewer can read the table of cases it must satisfy.
 
+pub mod evidence;
 pub mod histogram;
 pub mod load;
 pub mod revision;
