@@ -4,6 +4,7 @@
 //! a value computed from values, so that a reviewer can read the table of cases it must satisfy.
 
 pub mod balance;
+pub mod evidence;
 pub mod histogram;
 pub mod load;
 pub mod price;
