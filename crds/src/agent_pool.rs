@@ -1,7 +1,7 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
-use crate::rules;
+use crate::{names, rules};
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -104,6 +104,11 @@ pub struct Agent {
     /// protocol the agent speaks on `port`: HTTP (any HTTP API) or A2A (Agent2Agent 1.0 over JSON-RPC). Default HTTP.
     #[serde(default)]
     pub protocol: Protocol,
+    /// appProtocol is the version of HTTP that the agent takes on `port`, as in a Service's port: HTTP1 (HTTP/1.1), or
+    /// H2C (HTTP/2 without TLS, `kubernetes.io/h2c`; needed for gRPC). Clients may use either in both cases; WebSockets
+    /// always reach the agent over HTTP/1.1. Default HTTP1.
+    #[serde(default)]
+    pub app_protocol: AppProtocol,
     /// concurrency is how many requests one replica works on at once (its slots); further ones wait in the gateway.
     /// Default 8.
     #[serde(default = "eight")]
@@ -183,6 +188,26 @@ pub enum Protocol {
     HTTP,
     /// Agent2Agent 1.0 over JSON-RPC.
     A2A,
+}
+
+/// The version of HTTP that an agent takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    #[default]
+    HTTP1,
+    /// HTTP/2 without TLS, with prior knowledge.
+    H2C,
+}
+
+impl AppProtocol {
+    /// The value as a Service's port spells it; none for the default of every Service.
+    pub fn of_service(self) -> Option<&'static str> {
+        match self {
+            Self::HTTP1 => None,
+            Self::H2C => Some(names::H2C),
+        }
+    }
 }
 
 /// A model the agent uses.
@@ -290,6 +315,16 @@ pub struct Traffic {
     #[serde(default = "two_minutes")]
     #[schemars(range(min = 1, max = 86400))]
     pub request_timeout_seconds: i32,
+    /// maxRequestBytes is the longest body of a request in bytes; a longer one is answered with 413. Bodies of unknown
+    /// length are cut there. Default 33554432 (32 MiB).
+    #[serde(default = "thirty_two_mebibytes")]
+    #[schemars(range(min = 1024, max = 1_099_511_627_776i64))]
+    pub max_request_bytes: i64,
+    /// servedBy says when a response names the revision and the address of the replica it comes from, in the headers
+    /// `x-flotilla-revision` and `x-flotilla-replica`: OnRequest where the request has a header `x-flotilla-served-by`,
+    /// Always, or Never. Default OnRequest.
+    #[serde(default)]
+    pub served_by: ServedBy,
     /// queue bounds the requests that wait in a gateway while every slot is taken.
     #[serde(default)]
     pub queue: Queue,
@@ -301,9 +336,23 @@ impl Default for Traffic {
             service_name: None,
             balancing: Balancing::default(),
             request_timeout_seconds: 120,
+            max_request_bytes: thirty_two_mebibytes(),
+            served_by: ServedBy::default(),
             queue: Queue::default(),
         }
     }
+}
+
+/// When a response names its revision and replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServedBy {
+    /// Where the request asks for it.
+    #[default]
+    OnRequest,
+    /// In every response of a replica.
+    Always,
+    /// In none.
+    Never,
 }
 
 /// How a replica is chosen.
@@ -661,6 +710,9 @@ fn hundred() -> i32 {
 }
 fn quarter() -> i32 {
     25
+}
+fn thirty_two_mebibytes() -> i64 {
+    32 * 1024 * 1024
 }
 fn two_minutes() -> i32 {
     120

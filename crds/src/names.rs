@@ -12,6 +12,8 @@ pub const POOL: &str = "flotilla.dev/pool";
 pub const REVISION: &str = "flotilla.dev/revision";
 /// Label on a revision's Service, copied to its EndpointSlices: `agent.concurrency` of that revision.
 pub const CONCURRENCY: &str = "flotilla.dev/concurrency";
+/// `appProtocol` of a Service's port: HTTP/2 without TLS, with prior knowledge.
+pub const H2C: &str = "kubernetes.io/h2c";
 /// Label with the LoadTest's name on its Job, pods, ConfigMaps and Service.
 pub const LOAD_TEST: &str = "flotilla.dev/loadtest";
 /// Label on a ControllerRevision: its standing, one of `candidate`, `stable`, `verified`, `rejected`.

@@ -4,23 +4,27 @@
 //! reports that as an error. So a gateway that leaves says so where nothing can be lost:
 //!
 //! ```text
-//! Serving ──begin──► Draining ──idle grace over──► Closing ──connections gone, or deadline──► Aborted
+//! Serving ──begin──► Draining ──idle grace over──► Closing ──► Parting ──connections gone, or deadline──► Aborted
 //! ```
 //!
 //! *Draining*: everything is still accepted and served. Each HTTP/1.1 response carries `Connection: close`, each HTTP/2
 //! connection gets GOAWAY, `/readyz` fails. After the grace only connections are left on which nothing was asked for that
-//! long. *Closing*: no new connections, idle ones are closed, busy ones after their response. *Aborted*: what is left is
-//! cut.
+//! long. *Closing*: no new connections, idle ones are closed, busy ones after their response, WebSockets when they are quiet.
+//! *Parting*: the deadline is near; WebSockets are told to go. *Aborted*: what is left is cut.
 //!
 //! Draining begins with SIGTERM, with `POST /drain`, or as soon as the gateway sees its own endpoint terminating: that is
 //! during the pod's preStop sleep, seconds before the signal.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
+
+/// From [`Phase::Parting`] to [`Phase::Aborted`]: time for a goodbye and its answer.
+pub const PARTING: Duration = Duration::from_secs(3);
 
 /// Where the process is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +35,8 @@ pub enum Phase {
     Draining,
     /// Takes no new connections and finishes what runs.
     Closing,
+    /// The same, and conversations without an end of their own are ended.
+    Parting,
     /// Cuts what is left.
     Aborted,
 }
@@ -123,10 +129,14 @@ impl Drain {
         tokio::time::sleep_until(begun + idle_grace).await;
         self.advance(Phase::Closing);
         let mut connections = self.connections.subscribe();
-        let gone = connections.wait_for(|count| *count == 0);
-        let in_time = tokio::time::timeout_at(begun + deadline.max(idle_grace), gone)
-            .await
-            .is_ok();
+        let mut gone = pin!(connections.wait_for(|count| *count == 0));
+        let end = begun + deadline.max(idle_grace);
+        let parting = end.checked_sub(PARTING).unwrap_or(end);
+        let mut in_time = tokio::time::timeout_at(parting, gone.as_mut()).await.is_ok();
+        if !in_time {
+            self.advance(Phase::Parting);
+            in_time = tokio::time::timeout_at(end, gone).await.is_ok();
+        }
         let cut = self.requests();
         self.advance(Phase::Aborted);
         if in_time {

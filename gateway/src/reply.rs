@@ -19,6 +19,7 @@ use tokio::time::Sleep;
 
 use crate::egress::Meter;
 use crate::ingress::proxy::Exchange;
+use crate::ingress::tunnel::Tunnel;
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub enum Outgoing {
     Provider(Passing<Meter>),
     /// From either, by way of a task: see [`Outgoing::detached`].
     Detached(Detached),
+    /// None: the connection becomes a WebSocket.
+    Tunnel(Box<Tunnel>),
 }
 
 /// The client's end of a body that a task passes on.
@@ -175,6 +178,10 @@ impl Outgoing {
     /// HTTP/2 asks for frames only when the client grants a window for them, so a client that grants none would hold a
     /// slot past the request's deadline. With HTTP/1.1 the socket's own time limit does that.
     pub fn detached(self) -> Self {
+        if self.is_end_stream() {
+            // The head then carries the end of the stream, as gRPC wants it of a response that is all trailers.
+            return Self::Held(None);
+        }
         let (sender, frames) = mpsc::channel(1);
         let whole = Arc::new(AtomicBool::new(false));
         match self {
@@ -208,6 +215,7 @@ impl Body for Outgoing {
             Self::Agent(passing) => passing.poll(cx),
             Self::Provider(passing) => passing.poll(cx),
             Self::Detached(detached) => detached.poll(cx),
+            Self::Tunnel(_) => Poll::Ready(None),
         }
     }
 
@@ -217,6 +225,7 @@ impl Body for Outgoing {
             Self::Agent(passing) => passing.incoming.is_end_stream(),
             Self::Provider(passing) => passing.incoming.is_end_stream(),
             Self::Detached(_) => false,
+            Self::Tunnel(_) => true,
         }
     }
 
@@ -226,6 +235,7 @@ impl Body for Outgoing {
             Self::Agent(passing) => passing.incoming.size_hint(),
             Self::Provider(passing) => passing.incoming.size_hint(),
             Self::Detached(_) => SizeHint::default(),
+            Self::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }

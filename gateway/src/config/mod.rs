@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use flotilla_crds::agent_pool::Balancing;
+pub use flotilla_crds::agent_pool::{AppProtocol, Balancing, ServedBy};
 
 /// Where configurations come from; the newest wins, older ones may be skipped.
 pub type Source = tokio::sync::watch::Receiver<Option<Arc<Config>>>;
@@ -50,10 +50,31 @@ pub struct PoolConfig {
     pub queue_requests: usize,
     /// How long one may wait.
     pub queue_wait: Duration,
+    /// Limits and manners of HTTP.
+    pub http: HttpConfig,
     /// The kill switch.
     pub stopped: bool,
     /// By revision name: those with weight and those with endpoints.
     pub revisions: BTreeMap<String, RevisionConfig>,
+}
+
+/// How a pool's requests are treated as HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Longest body of a request.
+    pub max_request_bytes: u64,
+    /// When a response names its revision and replica.
+    pub served_by: ServedBy,
+}
+
+impl Default for HttpConfig {
+    /// As in the API.
+    fn default() -> Self {
+        Self {
+            max_request_bytes: 32 * 1024 * 1024,
+            served_by: ServedBy::default(),
+        }
+    }
 }
 
 /// One revision.
@@ -61,6 +82,8 @@ pub struct PoolConfig {
 pub struct RevisionConfig {
     /// Requests that this gateway may have in flight at one replica.
     pub slots: u32,
+    /// The version of HTTP that its replicas take.
+    pub app_protocol: AppProtocol,
     /// By address.
     pub endpoints: BTreeMap<SocketAddr, EndpointConfig>,
 }

@@ -15,7 +15,7 @@ use flotilla_crds::model_provider::{AuthType, ModelProvider};
 use flotilla_crds::names;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-use super::{Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig};
+use super::{AppProtocol, Config, EndpointConfig, HttpConfig, PoolConfig, ProviderConfig, RevisionConfig};
 
 pub use flotilla_crds::names::CONCURRENCY;
 /// Label of the EndpointSlice controller: the Service's name.
@@ -143,12 +143,14 @@ fn revisions(objects: &Objects, gateways: u32) -> BTreeMap<String, BTreeMap<Stri
         if let Some(concurrency) = label(slice, CONCURRENCY).and_then(|text| text.parse().ok()) {
             config.slots = slots(concurrency, gateways);
         }
-        let port = slice
-            .ports
-            .iter()
-            .flatten()
-            .find_map(|port| u16::try_from(port.port?).ok());
-        let Some(port) = port else { continue };
+        let port = slice.ports.iter().flatten().find_map(|port| {
+            let number = u16::try_from(port.port?).ok()?;
+            Some((number, port.app_protocol.as_deref()))
+        });
+        let Some((port, app_protocol)) = port else { continue };
+        if app_protocol == Some(names::H2C) {
+            config.app_protocol = AppProtocol::H2C;
+        }
         for endpoint in endpoints(slice) {
             let Some(address) = endpoint
                 .addresses
@@ -221,6 +223,10 @@ fn pool_config(
         request_timeout: seconds(spec.traffic.request_timeout_seconds),
         queue_requests: usize::try_from(spec.traffic.queue.max_requests).unwrap_or(0),
         queue_wait: seconds(spec.traffic.queue.max_wait_seconds),
+        http: HttpConfig {
+            max_request_bytes: u64::try_from(spec.traffic.max_request_bytes).unwrap_or(0),
+            served_by: spec.traffic.served_by,
+        },
         stopped: spec.stopped,
         revisions,
     }
@@ -360,6 +366,18 @@ mod tests {
             config(&objects, "").pools["support"].revisions["support-a"].slots,
             5
         );
+    }
+
+    #[test]
+    fn the_slices_port_names_the_protocol() {
+        let mut objects = objects();
+        let protocol = |objects: &Objects| config(objects, "").pools["support"].revisions["support-a"].app_protocol;
+        assert_eq!(protocol(&objects), AppProtocol::HTTP1);
+        let slice = objects.slices.get_mut("a").expect("the slice");
+        for port in slice.ports.iter_mut().flatten() {
+            port.app_protocol = Some("kubernetes.io/h2c".into());
+        }
+        assert_eq!(protocol(&objects), AppProtocol::H2C);
     }
 
     #[test]

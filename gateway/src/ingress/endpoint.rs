@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use crate::config::AppProtocol;
 use crate::upstream::{Limits, Peer, Target};
 
 /// One agent pod.
@@ -18,11 +19,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, uid: &str, limits: Limits) -> Self {
+    pub(super) fn new(address: SocketAddr, uid: &str, app_protocol: AppProtocol, limits: Limits) -> Self {
+        let target = Target::Address(address);
         Self {
             address,
             uid: uid.to_owned(),
-            peer: Peer::new(Target::Address(address), limits),
+            peer: match app_protocol {
+                AppProtocol::HTTP1 => Peer::new(target, limits),
+                AppProtocol::H2C => Peer::http2(target, limits),
+            },
             in_flight: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
         }

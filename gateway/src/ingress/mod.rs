@@ -10,6 +10,9 @@ pub mod proxy;
 pub mod queue;
 pub mod revision;
 pub mod route;
+pub mod served_by;
+pub mod tunnel;
+pub mod websocket;
 pub mod windows;
 
 use std::collections::HashMap;

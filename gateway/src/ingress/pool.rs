@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use super::queue::{Handover, Queue};
 use super::revision::{Permit, Revision};
 use crate::balance::weights::WeightTable;
-use crate::config::PoolConfig;
+use crate::config::{HttpConfig, PoolConfig};
 use crate::reply::Refusal;
 use crate::upstream::Limits;
 
@@ -78,6 +78,8 @@ pub struct Traffic {
     pub stopped: bool,
     /// From arrival to the last byte.
     pub request_timeout: Duration,
+    /// Limits and manners of HTTP.
+    pub http: HttpConfig,
     queue_requests: usize,
     queue_wait: Duration,
     weights: WeightTable,
@@ -262,6 +264,7 @@ impl Pool {
             generation: wanted.generation,
             stopped: wanted.stopped,
             request_timeout: wanted.request_timeout,
+            http: wanted.http,
             queue_requests: wanted.queue_requests,
             queue_wait: wanted.queue_wait,
             weights: WeightTable::new(&weights),

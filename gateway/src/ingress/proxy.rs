@@ -6,18 +6,22 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, request};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
 use super::pool::{self, Assignment, Claim, Pool};
 use super::revision::{Permit, Revision};
+use super::served_by::ServedBy;
+use super::tunnel::{self, Tunnel};
 use super::windows::{Outcome, Window};
+use crate::observe::Note;
 use crate::reply::{End, Observer, Outgoing, Passing, Refusal};
-use crate::upstream::body::{BUFFERED, RequestBody};
+use crate::upstream::body::{BUFFERED, Bounded, Exceeded, RequestBody};
 use crate::upstream::connection::Connection;
 use crate::upstream::{FailureKind, forward};
 
@@ -48,17 +52,31 @@ async fn try_serve(
     let arrival = Instant::now();
     let unix_seconds = unix_seconds();
     let (mut head, body) = request.into_parts();
-    refuse_upgrades(&head)?;
-    let timeout = pool.traffic().request_timeout;
+    forward::check_host(&head).map_err(|wrong| Refusal::new(StatusCode::BAD_REQUEST, "BadRequest", wrong))?;
+    let switching = tunnel::wanted(&mut head)?;
+    let note = Note::of(&head.extensions);
+    let (timeout, http) = {
+        let traffic = pool.traffic();
+        (traffic.request_timeout, traffic.http)
+    };
+    let tell = http.tells(&head.headers);
     let deadline = arrival + timeout;
     let mut timer = Box::pin(tokio::time::sleep_until(deadline));
     let body = tokio::select! {
         biased;
-        body = hold(body) => body?,
+        body = hold(body, http.max_request_bytes) => body?,
         () = timer.as_mut() => return Err(pool::timed_out(timeout)),
     };
-    let streamed = body.again().is_none();
+    let body = match body {
+        RequestBody::Held(None) if switching.is_some() => RequestBody::Switching,
+        body => body,
+    };
+    let streamed = body.is_streamed();
     forward::to_agent(&mut head, client.ip().to_canonical(), streamed, prefix);
+    if body.is_switching() {
+        forward::set_websocket(&mut head.headers);
+    }
+    let exceeded = body.exceeded();
     let mut attempts = Attempts {
         pool,
         claim: Claim::new(arrival, deadline),
@@ -67,10 +85,24 @@ async fn try_serve(
         reuse: !streamed,
         sends: 0,
         pause: FIRST_PAUSE,
+        exceeded: exceeded.clone(),
     };
     let request = Request::from_parts(head, body);
-    let (response, connection, exchange) = attempts.run(request, &mut timer).await?;
-    Ok(passed_on(response, connection, exchange, timer))
+    let ran = attempts.run(request, &mut timer).await;
+    let (response, connection, exchange) = match ran {
+        Ok(answer) => answer,
+        Err(_) if exceeded.is_set() => return Err(too_large(http.max_request_bytes)),
+        Err(refusal) => return Err(refusal),
+    };
+    if let Some(note) = note {
+        note.served(pool.name(), &exchange.permit, attempts.sends);
+    }
+    let served_by = tell.then(|| ServedBy::new(&exchange.permit));
+    let mut response = passed_on(response, connection, exchange, timer, switching)?;
+    if let Some(served_by) = served_by {
+        served_by.tell(response.headers_mut());
+    }
+    Ok(response)
 }
 
 fn passed_on(
@@ -78,37 +110,32 @@ fn passed_on(
     connection: Connection,
     mut exchange: Exchange,
     timer: std::pin::Pin<Box<Sleep>>,
-) -> Response<Outgoing> {
+    switching: Option<OnUpgrade>,
+) -> Result<Response<Outgoing>, Refusal> {
     let (mut head, body) = response.into_parts();
     forward::to_client(&mut head);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = switching else {
+            exchange.end(End::Cut);
+            return Err(Refusal::new(
+                StatusCode::BAD_GATEWAY,
+                "ReplicaBroken",
+                "the replica switched to another protocol without being asked",
+            ));
+        };
+        exchange.switched();
+        return Ok(Tunnel::open(head.headers, client, connection, exchange));
+    }
     exchange.answered(head.status, connection);
-    Response::from_parts(head, Outgoing::Agent(Passing::new(body, timer, exchange)))
+    let body = Outgoing::Agent(Passing::new(body, timer, exchange));
+    Ok(Response::from_parts(head, body))
 }
 
-fn refuse_upgrades(head: &request::Parts) -> Result<(), Refusal> {
-    if head.method == Method::CONNECT {
-        return Err(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "ConnectNotSupported",
-            "CONNECT is not supported here",
-        ));
-    }
-    match forward::wanted_upgrade(&head.headers) {
-        None => Ok(()),
-        Some(protocol) => Err(Refusal::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "UpgradeNotSupported",
-            format!(
-                "an upgrade to {protocol:?} is not supported; stream by chunked bodies or server-sent events"
-            ),
-        )),
-    }
-}
-
-/// A short body of known length is read whole, anything else is left as it comes.
-pub(crate) async fn hold(body: Incoming) -> Result<RequestBody, Refusal> {
+/// A short body of known length is read whole, anything else is left as it comes, up to `limit` bytes.
+pub(crate) async fn hold(body: Incoming, limit: u64) -> Result<RequestBody, Refusal> {
     match body.size_hint().exact() {
         Some(0) => Ok(RequestBody::Held(None)),
+        Some(length) if length > limit => Err(too_large(limit)),
         Some(length) if length <= BUFFERED => {
             let limit = usize::try_from(BUFFERED).unwrap_or(usize::MAX);
             match Limited::new(body, limit).collect().await {
@@ -120,8 +147,16 @@ pub(crate) async fn hold(body: Incoming) -> Result<RequestBody, Refusal> {
                 )),
             }
         }
-        _ => Ok(RequestBody::Streamed(body)),
+        Some(_) => Ok(RequestBody::Streamed(Bounded::known(body))),
+        None => Ok(RequestBody::Streamed(Bounded::limited(body, limit))),
     }
+}
+
+/// The answer to a body of more than `limit` bytes.
+fn too_large(limit: u64) -> Refusal {
+    let message = format!("the request's body is longer than {limit} bytes (spec.traffic.maxRequestBytes)");
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", message)
+        .limit("spec.traffic.maxRequestBytes")
 }
 
 fn unix_seconds() -> i64 {
@@ -140,6 +175,7 @@ struct Attempts<'a> {
     reuse: bool,
     sends: u32,
     pause: Duration,
+    exceeded: Exceeded,
 }
 
 impl Attempts<'_> {
@@ -196,7 +232,9 @@ impl Attempts<'_> {
                 .then(|| failure.request.or(spare))
                 .flatten();
             let Some(again) = again.filter(|_| self.sends < MAX_SENDS) else {
-                counted.end(None, End::Cut);
+                // A body that is too long is the client's doing, not the replica's.
+                let client = self.exceeded.is_set();
+                counted.end(None, if client { End::Cancelled } else { End::Cut });
                 return Err(no_response(&failure.kind));
             };
             request = again;
@@ -346,6 +384,13 @@ impl Exchange {
     fn answered(&mut self, status: StatusCode, connection: Connection) {
         self.status = Some(status);
         self.connection = Some(connection);
+    }
+
+    /// The agent speaks another protocol from now on. To the statistics the request has ended; the slot stays taken.
+    fn switched(&mut self) {
+        self.first_byte();
+        self.tally
+            .end(Some(StatusCode::SWITCHING_PROTOCOLS), End::Complete);
     }
 
     fn first_byte(&mut self) {

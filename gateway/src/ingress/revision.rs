@@ -149,7 +149,7 @@ impl Revision {
             };
             let found = known.iter().find(same).cloned();
             serving.push(found.unwrap_or_else(|| {
-                let endpoint = Arc::new(Endpoint::new(*address, &config.uid, limits));
+                let endpoint = Arc::new(Endpoint::new(*address, &config.uid, wanted.app_protocol, limits));
                 known.push(endpoint.clone());
                 endpoint
             }));

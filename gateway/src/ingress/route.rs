@@ -112,6 +112,7 @@ mod tests {
             request_timeout: Duration::from_secs(1),
             queue_requests: 1,
             queue_wait: Duration::from_secs(1),
+            http: Default::default(),
             stopped: false,
             revisions: Default::default(),
         };

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection to a peer, and what its socket says about how it ended.
+//! Connections to peers: an HTTP/1.1 one, and what its socket says about how it ended, or a share of an HTTP/2 one.
 //!
 //! The task that drives the connection outlives it by a moment: when it ended in the middle of an exchange, the task asks
 //! the socket whether the peer answered our data with a reset. After a FIN the reset needs one more round trip, so the
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -25,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::body::RequestBody;
+use super::http2::Stream;
 use super::{Failure, FailureKind, Target};
 
 /// How long a reset may come after a FIN: several round trips inside a cluster, short for a client that waits.
@@ -32,9 +34,18 @@ const RESET_WAIT: Duration = Duration::from_millis(50);
 /// Pause between two questions to the socket.
 const RESET_POLL: Duration = Duration::from_millis(5);
 
+/// What an exchange runs over.
+#[derive(Debug)]
+pub enum Connection {
+    /// An HTTP/1.1 connection.
+    Exclusive(Exclusive),
+    /// A stream of an HTTP/2 connection that others use too.
+    Stream(Stream),
+}
+
 /// A connection that has no exchange in progress, or exactly one.
 #[derive(Debug)]
-pub struct Connection {
+pub struct Exclusive {
     shared: Arc<Shared>,
     /// `Some(unread)` after the end.
     end: watch::Receiver<Option<bool>>,
@@ -49,9 +60,21 @@ struct Shared {
     sender: Mutex<Option<SendRequest<RequestBody>>>,
     /// A request is out and its response has not begun.
     waiting: AtomicBool,
+    /// The request asked for another protocol: the socket is not closed at the end of HTTP, but left here.
+    switching: AtomicBool,
+    switched: Mutex<Option<Switched>>,
 }
 
-impl Connection {
+/// A socket that no longer speaks HTTP, and what was read from it already.
+#[derive(Debug)]
+pub struct Switched {
+    /// The socket.
+    pub io: Io,
+    /// Bytes that came right behind the head.
+    pub read: Bytes,
+}
+
+impl Exclusive {
     /// Starts HTTP over `io`, driven by a task of its own.
     pub(super) async fn new(io: Io) -> io::Result<Self> {
         let (sender, connection) = http1::handshake(TokioIo::new(io))
@@ -61,6 +84,8 @@ impl Connection {
         let shared = Arc::new(Shared {
             sender: Mutex::new(Some(sender)),
             waiting: AtomicBool::new(false),
+            switching: AtomicBool::new(false),
+            switched: Mutex::default(),
         });
         tokio::spawn(drive(connection, report, shared.clone()));
         Ok(Self {
@@ -94,6 +119,8 @@ impl Connection {
     ) -> Result<Response<Incoming>, Failure> {
         let reused = std::mem::replace(&mut self.reused, true);
         self.shared.waiting.store(true, Ordering::Relaxed);
+        let switching = request.body().is_switching();
+        self.shared.switching.store(switching, Ordering::Relaxed);
         let sent = match self.shared.sender.lock().as_mut() {
             Some(sender) => Ok(sender.try_send_request(request)),
             None => Err(request),
@@ -134,6 +161,13 @@ impl Connection {
         Err(Failure { kind, request: None })
     }
 
+    /// The socket, after a response that switches protocols. `None` if the peer has closed it.
+    pub(crate) async fn switched(mut self) -> Option<Switched> {
+        // An error means that the task has gone, and what it left is here all the same.
+        let _ = self.end.wait_for(Option::is_some).await;
+        self.shared.switched.lock().take()
+    }
+
     async fn ended_unread(&mut self) -> bool {
         match self.end.wait_for(Option::is_some).await {
             Ok(unread) => *unread == Some(true),
@@ -142,7 +176,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for Exclusive {
     fn drop(&mut self) {
         // hyper closes the connection when its sending half goes; the task would keep it.
         self.shared.sender.lock().take();
@@ -184,8 +218,15 @@ async fn drive(
     shared: Arc<Shared>,
 ) {
     let result = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-    let mut io = connection.into_parts().io.into_inner();
+    let parts = connection.into_parts();
+    let mut io = parts.io.into_inner();
     drop(shared.sender.lock().take());
+    if result.is_ok() && shared.switching.load(Ordering::Relaxed) {
+        let read = parts.read_buf;
+        *shared.switched.lock() = Some(Switched { io, read });
+        report.send_replace(Some(false));
+        return;
+    }
     let refused = result.as_ref().is_err_and(is_refusal);
     let unread = refused || (shared.waiting.load(Ordering::Relaxed) && io.was_reset().await);
     report.send_replace(Some(unread));
@@ -195,7 +236,7 @@ async fn drive(
 
 /// The bytes under a connection.
 #[derive(Debug)]
-pub(super) enum Io {
+pub enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }

@@ -45,13 +45,36 @@ pub fn strip_connection_headers(headers: &mut HeaderMap) {
 }
 
 /// The protocol the client wants to switch to, other than h2c: that one may be ignored (RFC 9110 section 7.8) and is
-/// offered by clients that do very well without (Java's).
+/// offered by clients that do very well without (Java's). Without `Connection: upgrade` the field means nothing.
 pub fn wanted_upgrade(headers: &HeaderMap) -> Option<&str> {
     let upgrade = headers.get(header::UPGRADE)?.to_str().ok()?;
+    let names_it = |value: &HeaderValue| has_item(value, "upgrade");
+    if !headers.get_all(header::CONNECTION).iter().any(names_it) {
+        return None;
+    }
     upgrade
         .split(',')
         .map(str::trim)
         .find(|protocol| !protocol.is_empty() && !protocol.eq_ignore_ascii_case("h2c"))
+}
+
+/// Asks for, or agrees to, a WebSocket on this connection.
+pub fn set_websocket(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+/// Refuses what two servers on the way could read differently, beyond what hyper refuses: a request with two `Host`
+/// fields, or an HTTP/1.1 one without any (RFC 9112 section 3.2).
+pub fn check_host(head: &request::Parts) -> Result<(), &'static str> {
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => Err("the request has more than one Host field"),
+        (None, _) if head.version == Version::HTTP_11 && head.uri.authority().is_none() => {
+            Err("the request has no Host field")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Host and port the client asked for: the target's authority (HTTP/2, absolute form), else `Host`.
@@ -66,7 +89,13 @@ pub fn host(head: &request::Parts) -> Option<&str> {
 ///
 /// `streamed` says that the body's length is unknown; `prefix` is what was cut off the path.
 pub fn to_agent(head: &mut request::Parts, client: IpAddr, streamed: bool, prefix: Option<&str>) {
-    let trailers = head.headers.get(header::TE).is_some_and(wants_trailers);
+    let trailers = head
+        .headers
+        .get(header::TE)
+        .is_some_and(|value| has_item(value, "trailers"));
+    if head.version == Version::HTTP_2 {
+        join_cookies(&mut head.headers);
+    }
     strip_connection_headers(&mut head.headers);
     head.headers.remove(header::TE);
     head.headers.remove(header::EXPECT);
@@ -102,7 +131,7 @@ pub fn to_agent(head: &mut request::Parts, client: IpAddr, streamed: bool, prefi
 }
 
 /// hyper sends no body of unknown length with GET or HEAD unless told that there is one.
-fn set_framing(headers: &mut HeaderMap, streamed: bool) {
+pub(super) fn set_framing(headers: &mut HeaderMap, streamed: bool) {
     if streamed && !headers.contains_key(header::CONTENT_LENGTH) {
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -141,12 +170,30 @@ pub fn to_client(head: &mut response::Parts) {
     head.version = Version::HTTP_11;
 }
 
-fn wants_trailers(value: &HeaderValue) -> bool {
+/// `wanted` is in the comma-separated list.
+fn has_item(value: &HeaderValue, wanted: &str) -> bool {
     value.to_str().is_ok_and(|value| {
         value
             .split(',')
-            .any(|item| item.trim().eq_ignore_ascii_case("trailers"))
+            .any(|item| item.trim().eq_ignore_ascii_case(wanted))
     })
+}
+
+/// HTTP/2 allows a cookie field for each cookie, HTTP/1.1 one for all (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    if cookies.next().is_none() || cookies.next().is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(mut joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        joined.set_sensitive(true);
+        headers.insert(header::COOKIE, joined);
+    }
 }
 
 fn append_forwarded_for(headers: &mut HeaderMap, client: IpAddr) {
@@ -236,8 +283,34 @@ mod tests {
 
     #[test]
     fn h2c_is_ignored_and_a_websocket_is_not() {
-        let upgrade = |value| wanted_upgrade(&head("/", &[("upgrade", value)]).headers).map(str::to_owned);
-        assert_eq!(upgrade("h2c"), None);
-        assert_eq!(upgrade("websocket").as_deref(), Some("websocket"));
+        let upgrade = |connection, value| {
+            let head = head("/", &[("connection", connection), ("upgrade", value)]);
+            wanted_upgrade(&head.headers).map(str::to_owned)
+        };
+        assert_eq!(upgrade("Upgrade, HTTP2-Settings", "h2c"), None);
+        assert_eq!(upgrade("keep-alive", "websocket"), None);
+        assert_eq!(
+            upgrade("keep-alive, Upgrade", "websocket").as_deref(),
+            Some("websocket")
+        );
+    }
+
+    #[test]
+    fn a_host_is_named_once() {
+        let check = |uri, headers| check_host(&head(uri, headers));
+        assert!(check("/", &[("host", "a")]).is_ok());
+        assert!(check("http://a/", &[]).is_ok());
+        assert!(check("/", &[]).is_err());
+        assert!(check("/", &[("host", "a"), ("host", "b")]).is_err());
+        assert!(check("/", &[("host", "a"), ("host", "a")]).is_err());
+    }
+
+    #[test]
+    fn cookies_of_http2_become_one_field() {
+        let mut head = head("/", &[("host", "h"), ("cookie", "a=b"), ("cookie", "c=d")]);
+        head.version = Version::HTTP_2;
+        to_agent(&mut head, client(), false, None);
+        assert_eq!(head.headers["cookie"], "a=b; c=d");
+        assert_eq!(head.headers.get_all("cookie").iter().count(), 1);
     }
 }

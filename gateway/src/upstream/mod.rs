@@ -1,4 +1,5 @@
-//! Requests to agents and providers over HTTP/1.1 connections that are kept alive.
+//! Requests to agents and providers over HTTP/1.1 connections that are kept alive, or over shared HTTP/2 connections
+//! ([`http2`]) to agents that want these.
 //!
 //! # When a request may be sent again
 //!
@@ -14,6 +15,9 @@
 //! 3. *Closed without one byte of response on a reused connection*: idempotent methods only, as RFC 9110 section 9.2.2 and
 //!    RFC 9112 section 9.3.1 allow, because here the request may have been read.
 //!
+//! With HTTP/2 the peer says it itself: a stream refused (`REFUSED_STREAM`) or beyond the last one that a `GOAWAY` names was
+//! not worked on.
+//!
 //! Everything else is the client's to know. hyper says only "connection closed before message completed" for 2 and 3 alike;
 //! the difference is read from the socket after the connection has ended ([`connection`]).
 //!
@@ -24,7 +28,9 @@
 pub mod body;
 pub mod connection;
 pub mod forward;
+pub mod http2;
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +42,7 @@ use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use body::RequestBody;
-use connection::{Connection, Io};
+use connection::{Connection, Exclusive, Io};
 
 /// Idle connections kept per peer; more than any sensible `concurrency` would only hold sockets.
 const MAX_IDLE: usize = 256;
@@ -71,12 +77,14 @@ pub struct Peer {
     target: Target,
     limits: Limits,
     idle: Mutex<Idle>,
+    /// Where the peer takes HTTP/2.
+    http2: Option<http2::Shared>,
 }
 
 #[derive(Default)]
 struct Idle {
     closed: bool,
-    connections: Vec<(Connection, Instant)>,
+    connections: Vec<(Exclusive, Instant)>,
 }
 
 /// A response, with the connection it comes over: to be given back by [`Peer::keep`] after the last byte.
@@ -103,7 +111,8 @@ pub enum FailureKind {
     NotSent(std::io::Error),
     /// Sent, and the connection ended before a byte of the response.
     Closed {
-        /// The peer's kernel refused the data: nobody has read all of it.
+        /// The peer's kernel refused the data, so that nobody has read all of it; or the peer said over HTTP/2 that it
+        /// has not worked on the request.
         unread: bool,
         /// The connection had carried a request before.
         reused: bool,
@@ -131,14 +140,34 @@ impl Peer {
             target,
             limits,
             idle: Mutex::default(),
+            http2: None,
         }
     }
 
+    /// A peer that takes HTTP/2 with prior knowledge (h2c), without connections yet.
+    pub fn http2(target: Target, limits: Limits) -> Self {
+        Self {
+            http2: Some(http2::Shared::default()),
+            ..Self::new(target, limits)
+        }
+    }
+
+
     /// Sends `request` over an idle connection if `reuse` allows and one is there, else over a new one.
     pub async fn send(&self, mut request: Request<RequestBody>, reuse: bool) -> Result<Answer, Failure> {
+        // HTTP/2 has no upgrades; servers that take h2c take HTTP/1.1 for these.
+        if let Some(shared) = &self.http2
+            && !request.body().is_switching()
+        {
+            return shared.send(&self.target, &self.limits, request, reuse).await;
+        }
+        let reuse = reuse && !request.body().is_switching();
         while reuse && let Some(mut connection) = self.take() {
             match connection.send(request).await {
-                Ok(response) => return Ok(Answer { response, connection }),
+                Ok(response) => {
+                    let connection = Connection::Exclusive(connection);
+                    return Ok(Answer { response, connection });
+                }
                 Err(Failure {
                     kind: FailureKind::NotSent(_),
                     request: Some(back),
@@ -146,16 +175,9 @@ impl Peer {
                 Err(failure) => return Err(failure),
             }
         }
-        let mut connection = match tokio::time::timeout(self.limits.connect, self.connect()).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => {
-                return Err(Failure {
-                    kind: FailureKind::NotSent(error),
-                    request: Some(request),
-                });
-            }
-            Err(_) => {
-                let error = std::io::Error::new(std::io::ErrorKind::TimedOut, "connecting took too long");
+        let mut connection = match in_time(&self.limits, self.connect()).await {
+            Ok(connection) => connection,
+            Err(error) => {
                 return Err(Failure {
                     kind: FailureKind::NotSent(error),
                     request: Some(request),
@@ -163,15 +185,16 @@ impl Peer {
             }
         };
         let response = connection.send(request).await?;
+        let connection = Connection::Exclusive(connection);
         Ok(Answer { response, connection })
     }
 
-    async fn connect(&self) -> std::io::Result<Connection> {
-        Connection::new(Io::connect(&self.target).await?).await
+    async fn connect(&self) -> std::io::Result<Exclusive> {
+        Exclusive::new(Io::connect(&self.target).await?).await
     }
 
     /// The youngest idle connection that is ready.
-    fn take(&self) -> Option<Connection> {
+    fn take(&self) -> Option<Exclusive> {
         let mut idle = self.idle.lock();
         let now = Instant::now();
         let mut settling = Vec::new();
@@ -197,6 +220,9 @@ impl Peer {
 
     /// Takes back a connection whose response has been read to the end.
     pub fn keep(&self, connection: Connection) {
+        let Connection::Exclusive(connection) = connection else {
+            return;
+        };
         if connection.is_closed() {
             return;
         }
@@ -211,6 +237,9 @@ impl Peer {
         let mut idle = self.idle.lock();
         idle.closed = true;
         idle.connections.clear();
+        if let Some(shared) = &self.http2 {
+            shared.close();
+        }
     }
 
     /// Drops connections that have been idle for too long.
@@ -221,5 +250,21 @@ impl Peer {
             .lock()
             .connections
             .retain(|(connection, since)| keep(since) && !connection.is_closed());
+        if let Some(shared) = &self.http2 {
+            shared.trim(self.limits.idle);
+        }
     }
+}
+
+/// `connecting`, as long as it may take.
+async fn in_time<T>(
+    limits: &Limits,
+    connecting: impl Future<Output = std::io::Result<T>>,
+) -> std::io::Result<T> {
+    tokio::time::timeout(limits.connect, connecting)
+        .await
+        .unwrap_or_else(|_| {
+            let late = std::io::ErrorKind::TimedOut;
+            Err(std::io::Error::new(late, "connecting took too long"))
+        })
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use flotilla_core::stats::Stats;
 use flotilla_gateway::config::watch::Freshness;
 use flotilla_gateway::config::{
-    Balancing, Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig,
+    AppProtocol, Balancing, Config, EndpointConfig, HttpConfig, PoolConfig, ProviderConfig, RevisionConfig,
 };
 use flotilla_gateway::server::ConnectionLimits;
 use flotilla_gateway::upstream::Limits;
@@ -126,6 +126,7 @@ pub fn pool() -> PoolConfig {
         request_timeout: Duration::from_secs(10),
         queue_requests: 100,
         queue_wait: Duration::from_secs(5),
+        http: HttpConfig::default(),
         stopped: false,
         revisions: BTreeMap::new(),
     }
@@ -148,6 +149,7 @@ impl PoolExt for PoolConfig {
         };
         let revision = RevisionConfig {
             slots,
+            app_protocol: AppProtocol::HTTP1,
             endpoints: agents.iter().map(endpoint).collect(),
         };
         self.revisions.insert(name.into(), revision);

@@ -12,7 +12,8 @@ use kube::ResourceExt as _;
 use super::{child_meta, selector};
 
 /// The Service of one revision: port 80 to the agent's port of its ready pods. Its labels are copied to the
-/// EndpointSlices, by which gateways learn how many requests a replica of this revision takes at once.
+/// EndpointSlices, by which gateways learn how many requests a replica of this revision takes at once; its port's
+/// `appProtocol` is copied too, and tells them the version of HTTP.
 pub fn of_revision(pool: &AgentPool, revision: &str, agent: &Agent) -> Service {
     let name = pool.name_any();
     let mut metadata = child_meta(pool, revision, Some(revision));
@@ -22,7 +23,10 @@ pub fn of_revision(pool: &AgentPool, revision: &str, agent: &Agent) -> Service {
         metadata,
         spec: Some(ServiceSpec {
             selector: Some(selector(&name, Some(revision))),
-            ports: Some(vec![port(agent.port)]),
+            ports: Some(vec![ServicePort {
+                app_protocol: agent.app_protocol.of_service().map(str::to_owned),
+                ..port(agent.port)
+            }]),
             publish_not_ready_addresses: Some(false),
             ..ServiceSpec::default()
         }),
@@ -88,6 +92,19 @@ mod tests {
             .into()
         );
         assert_eq!(spec.ports.unwrap()[0].target_port, Some(IntOrString::Int(8080)));
+    }
+
+    #[test]
+    fn the_ports_protocol_is_the_agents() {
+        for (agent, expected) in [
+            (json!({}), None),
+            (json!({"appProtocol": "HTTP1"}), None),
+            (json!({"appProtocol": "H2C"}), Some("kubernetes.io/h2c")),
+        ] {
+            let pool = pool(json!({"agent": agent}));
+            let ports = of_revision(&pool, "support-1", &pool.spec.agent).spec.unwrap().ports;
+            assert_eq!(ports.unwrap()[0].app_protocol.as_deref(), expected, "{agent}");
+        }
     }
 
     #[test]
