@@ -16,6 +16,7 @@ use crate::egress::Egress;
 use crate::ingress::Ingress;
 use crate::ingress::listeners::Failures;
 use crate::metrics::{self, Metrics};
+use crate::observe::Plane;
 use crate::reply::{Outgoing, held};
 use crate::report::{self, Identity};
 use crate::server::Handler;
@@ -47,6 +48,8 @@ pub struct Admin {
 const TEXT: &str = "text/plain; charset=utf-8";
 
 impl Handler for Admin {
+    const PLANE: Plane = Plane::Admin;
+
     async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Outgoing> {
         match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, "/healthz") => held(StatusCode::OK, TEXT, "ok\n"),

@@ -3,6 +3,8 @@
 //! Nothing is counted twice: values are read at the time of the scrape from what `/stats` and the request path keep anyway.
 //! So a request pays nothing for them, and the series of an object that is gone are gone.
 
+mod genai;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,6 +20,7 @@ use crate::egress::Egress;
 use crate::ingress::Ingress;
 use crate::ingress::pool::Pool;
 use crate::ingress::revision::{DURATION_BUCKETS, Revision};
+use crate::observe::Observe;
 
 /// Media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -35,6 +38,8 @@ pub struct Sources {
     pub drain: Arc<Drain>,
     /// Ages of the watches.
     pub freshness: Arc<Freshness>,
+    /// The access log.
+    pub observe: Observe,
 }
 
 impl Metrics {
@@ -109,7 +114,8 @@ impl Collector for Scrape {
         process(&mut encoder, &self.0)?;
         of_pools(&mut encoder, &pools)?;
         of_revisions(&mut encoder, &revisions)?;
-        of_providers(&mut encoder, &self.0.egress)
+        of_providers(&mut encoder, &self.0.egress)?;
+        genai::encode(&mut encoder, &self.0.egress)
     }
 }
 
@@ -131,6 +137,13 @@ fn process(encoder: &mut DescriptorEncoder<'_>, sources: &Sources) -> fmt::Resul
     )?
     .0
     .encode_gauge(&connections)?;
+    if let Some(log) = &sources.observe.access_log {
+        let help = "Lines of the access log that were dropped because the writer did not keep up.";
+        let name = "flotilla_gateway_access_log_dropped";
+        family(encoder, name, help, MetricType::Counter)?
+            .0
+            .encode_counter::<NoLabelSet, u64, u64>(&log.dropped(), None)?;
+    }
     let help = "Seconds since the API server last answered for a kind; a watch is renewed every 25 s.";
     let mut ages = family(
         encoder,

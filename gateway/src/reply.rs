@@ -20,6 +20,7 @@ use tokio::time::Sleep;
 use crate::egress::Meter;
 use crate::ingress::proxy::Exchange;
 use crate::ingress::tunnel::Tunnel;
+use crate::observe::RefusalCode;
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,6 +290,7 @@ impl Refusal {
         }
         let body = serde_json::json!({ "error": error }).to_string();
         let mut response = held(self.status, "application/json", body);
+        response.extensions_mut().insert(RefusalCode(self.code));
         if let Some(seconds) = self.retry_after {
             response
                 .headers_mut()

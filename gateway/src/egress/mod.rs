@@ -10,6 +10,7 @@
 //!
 //! A request is sent once more only by the rules of [`crate::upstream`].
 
+pub mod genai;
 pub mod keys;
 pub mod provider;
 pub mod tls;
@@ -31,12 +32,14 @@ use tokio::time::Sleep;
 use tracing::debug;
 
 use crate::config::Config;
-use crate::ingress::proxy::hold;
+use crate::ingress::proxy::{BodyLimit, hold, too_large};
+use crate::observe::{Note, Plane};
 use crate::reply::{End, Observer, Outgoing, Passing, Refusal};
 use crate::server::Handler;
 use crate::upstream::body::RequestBody;
 use crate::upstream::connection::Connection;
 use crate::upstream::{Answer, FailureKind, Limits, forward};
+use genai::{Call, Outcome};
 use provider::{Place, Provider};
 use usage::{EventReader, Found, JsonReader};
 
@@ -56,11 +59,19 @@ pub struct Egress {
     tls: Arc<rustls::ClientConfig>,
     limits: Limits,
     timeout: Duration,
+    body_limit: BodyLimit,
 }
 
 impl Egress {
-    /// No providers yet. `keys` is the folder with one folder per provider, `timeout` that of a whole request.
-    pub fn new(keys: PathBuf, tls: Arc<rustls::ClientConfig>, limits: Limits, timeout: Duration) -> Self {
+    /// No providers yet. `keys` is the folder with one folder per provider, `timeout` that of a whole request,
+    /// `max_request_bytes` the longest body of one.
+    pub fn new(
+        keys: PathBuf,
+        tls: Arc<rustls::ClientConfig>,
+        limits: Limits,
+        timeout: Duration,
+        max_request_bytes: u64,
+    ) -> Self {
         Self {
             providers: ArcSwap::default(),
             agents: watch::Sender::default(),
@@ -69,6 +80,10 @@ impl Egress {
             tls,
             limits,
             timeout,
+            body_limit: BodyLimit {
+                bytes: max_request_bytes,
+                field: "--max-provider-request-bytes",
+            },
         }
     }
 
@@ -167,28 +182,34 @@ impl Egress {
                 "the path may not contain \".\" or \"..\" segments",
             )
         })?;
+        let call = Call::begin(rest, Note::of(&head.extensions));
         let proof = proof(&provider).await?;
 
         let mut timer = Box::pin(tokio::time::sleep(self.timeout));
         let reader = is_json(&head.headers).then(|| Arc::new(Mutex::new(JsonReader::default())));
         let body = tokio::select! {
             biased;
-            body = hold(body) => read_along(body?, reader.as_ref()),
+            body = hold(body, self.body_limit) => read_along(body?, reader.as_ref()),
             () = timer.as_mut() => return Err(self.timed_out()),
         };
-        let streamed = body.again().is_none();
+        let (streamed, exceeded) = (body.is_streamed(), body.exceeded());
         forward::to_provider(&mut head, target, place.host.clone(), proof, streamed);
-        let mut meter = Meter::new(provider.clone(), reader);
+        let mut meter = Meter::new(provider.clone(), reader, call);
         let sent = tokio::select! {
             biased;
             sent = send(place, Request::from_parts(head, body)) => sent,
             () = timer.as_mut() => Err(self.timed_out()),
         };
         match sent {
-            Ok(answer) => Ok(passed_on(answer, meter, timer)),
+            Ok(answer) => passed_on(answer, meter, timer),
             Err(refusal) => {
-                meter.count(true);
-                Err(refusal)
+                let late = refusal.status == StatusCode::GATEWAY_TIMEOUT;
+                meter.count(true, late.then_some(End::TimedOut));
+                Err(if exceeded.is_set() {
+                    too_large(self.body_limit)
+                } else {
+                    refusal
+                })
             }
         }
     }
@@ -200,6 +221,8 @@ impl Egress {
 }
 
 impl Handler for Egress {
+    const PLANE: Plane = Plane::Egress;
+
     async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Outgoing> {
         self.serve(request, client)
             .await
@@ -320,11 +343,24 @@ fn no_response(kind: &FailureKind) -> Refusal {
     }
 }
 
-fn passed_on(answer: Answer, mut meter: Meter, timer: std::pin::Pin<Box<Sleep>>) -> Response<Outgoing> {
+fn passed_on(
+    answer: Answer,
+    mut meter: Meter,
+    timer: std::pin::Pin<Box<Sleep>>,
+) -> Result<Response<Outgoing>, Refusal> {
     let (mut head, body) = answer.response.into_parts();
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        meter.count(true, Some(End::Cut));
+        return Err(Refusal::new(
+            StatusCode::BAD_GATEWAY,
+            "ProviderBroken",
+            "the provider switched to another protocol without being asked",
+        ));
+    }
     meter.answered(&head.headers, head.status, answer.connection);
     forward::to_client(&mut head);
-    Response::from_parts(head, Outgoing::Provider(Passing::new(body, timer, meter)))
+    let body = Outgoing::Provider(Passing::new(body, timer, meter));
+    Ok(Response::from_parts(head, body))
 }
 
 /// A request at a provider: reads what was used, and counts it at the end.
@@ -335,6 +371,7 @@ pub struct Meter {
     connection: Option<Connection>,
     status: Option<StatusCode>,
     counted: bool,
+    call: Call,
 }
 
 /// How the response is read.
@@ -345,7 +382,7 @@ enum Reader {
 }
 
 impl Meter {
-    fn new(provider: Arc<Provider>, request: Option<Arc<Mutex<JsonReader>>>) -> Self {
+    fn new(provider: Arc<Provider>, request: Option<Arc<Mutex<JsonReader>>>, call: Call) -> Self {
         provider.usage.begin();
         Self {
             provider,
@@ -354,6 +391,7 @@ impl Meter {
             connection: None,
             status: None,
             counted: false,
+            call,
         }
     }
 
@@ -367,9 +405,12 @@ impl Meter {
             }
             _ => Reader::Nothing,
         };
+        if matches!(self.response, Reader::Events(_)) {
+            self.call.streams();
+        }
     }
 
-    fn count(&mut self, failed: bool) {
+    fn count(&mut self, failed: bool, end: Option<End>) {
         if std::mem::replace(&mut self.counted, true) {
             return;
         }
@@ -384,11 +425,20 @@ impl Meter {
             .and_then(|reader| reader.lock().found().model.clone());
         let model = asked.or_else(|| found.model.clone());
         self.provider.usage.end(model.as_deref(), failed, &found);
+        let outcome = Outcome {
+            provider: &self.provider.name,
+            model: model.as_deref(),
+            found: &found,
+            status: self.status,
+            end,
+        };
+        self.call.end(&self.provider.genai, outcome);
     }
 }
 
 impl Observer for Meter {
     fn data(&mut self, bytes: &Bytes) {
+        self.call.chunk();
         match &mut self.response {
             Reader::Nothing => {}
             Reader::Json(reader) => reader.feed(bytes),
@@ -405,13 +455,13 @@ impl Observer for Meter {
         }
         // One that the agent has given up was answered all the same.
         let refused = self.status.is_none_or(|status| status.as_u16() >= 400);
-        self.count(refused || matches!(end, End::Cut | End::TimedOut));
+        self.count(refused || matches!(end, End::Cut | End::TimedOut), Some(end));
     }
 }
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        self.count(self.status.is_none());
+        self.count(self.status.is_none(), None);
     }
 }
 

@@ -10,6 +10,7 @@ use http::{HeaderValue, Uri};
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 
+use super::genai::GenAi;
 use super::keys::Key;
 use super::usage::Found;
 use crate::config::ProviderConfig;
@@ -34,6 +35,8 @@ pub struct Provider {
     pub key: Option<Arc<Key>>,
     /// Outlives changes of the spec.
     pub usage: Arc<Usage>,
+    /// The same by OpenTelemetry's conventions.
+    pub genai: Arc<GenAi>,
 }
 
 /// Where a provider is.
@@ -70,6 +73,7 @@ impl Provider {
             place: Place::new(&config.endpoint, tls, limits),
             key: config.secret.is_some().then(|| same_key.unwrap_or_else(new_key)),
             usage: before.map(|before| before.usage.clone()).unwrap_or_default(),
+            genai: before.map(|before| before.genai.clone()).unwrap_or_default(),
         }
     }
 

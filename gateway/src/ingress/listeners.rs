@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use super::pool::Pool;
 use super::{Ingress, proxy};
+use crate::observe::Plane;
 use crate::reply::Outgoing;
 use crate::server::{self, Handler, Serving};
 
@@ -28,6 +29,8 @@ pub const RETRY: Duration = Duration::from_secs(1);
 struct PoolPort(Arc<Pool>);
 
 impl Handler for PoolPort {
+    const PLANE: Plane = Plane::Ingress;
+
     async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Outgoing> {
         proxy::serve(&self.0, request, client, None).await
     }
@@ -37,6 +40,8 @@ impl Handler for PoolPort {
 pub struct SharedPort(pub Arc<Ingress>);
 
 impl Handler for SharedPort {
+    const PLANE: Plane = Plane::Ingress;
+
     async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Outgoing> {
         let (mut head, body) = request.into_parts();
         match self.0.route(&mut head) {

@@ -19,6 +19,7 @@ use super::revision::{Permit, Revision};
 use super::served_by::ServedBy;
 use super::tunnel::{self, Tunnel};
 use super::windows::{Outcome, Window};
+use crate::config::HttpConfig;
 use crate::observe::Note;
 use crate::reply::{End, Observer, Outgoing, Passing, Refusal};
 use crate::upstream::body::{BUFFERED, Bounded, Exceeded, RequestBody};
@@ -55,16 +56,19 @@ async fn try_serve(
     forward::check_host(&head).map_err(|wrong| Refusal::new(StatusCode::BAD_REQUEST, "BadRequest", wrong))?;
     let switching = tunnel::wanted(&mut head)?;
     let note = Note::of(&head.extensions);
+    if let Some(note) = &note {
+        note.write(|noted| noted.pool = Some(pool.name().to_owned()));
+    }
     let (timeout, http) = {
         let traffic = pool.traffic();
         (traffic.request_timeout, traffic.http)
     };
-    let tell = http.tells(&head.headers);
+    let (tell, limit) = (http.tells(&head.headers), BodyLimit::of(&http));
     let deadline = arrival + timeout;
     let mut timer = Box::pin(tokio::time::sleep_until(deadline));
     let body = tokio::select! {
         biased;
-        body = hold(body, http.max_request_bytes) => body?,
+        body = hold(body, limit) => body?,
         () = timer.as_mut() => return Err(pool::timed_out(timeout)),
     };
     let body = match body {
@@ -91,11 +95,15 @@ async fn try_serve(
     let ran = attempts.run(request, &mut timer).await;
     let (response, connection, exchange) = match ran {
         Ok(answer) => answer,
-        Err(_) if exceeded.is_set() => return Err(too_large(http.max_request_bytes)),
+        Err(_) if exceeded.is_set() => return Err(too_large(limit)),
         Err(refusal) => return Err(refusal),
     };
     if let Some(note) = note {
-        note.served(pool.name(), &exchange.permit, attempts.sends);
+        note.write(|noted| {
+            noted.revision = Some(exchange.permit.revision.name.clone());
+            noted.replica = Some(exchange.permit.endpoint.address);
+            noted.sends = attempts.sends;
+        });
     }
     let served_by = tell.then(|| ServedBy::new(&exchange.permit));
     let mut response = passed_on(response, connection, exchange, timer, switching)?;
@@ -131,11 +139,11 @@ fn passed_on(
     Ok(Response::from_parts(head, body))
 }
 
-/// A short body of known length is read whole, anything else is left as it comes, up to `limit` bytes.
-pub(crate) async fn hold(body: Incoming, limit: u64) -> Result<RequestBody, Refusal> {
+/// A short body of known length is read whole, anything else is left as it comes, up to `limit`.
+pub(crate) async fn hold(body: Incoming, limit: BodyLimit) -> Result<RequestBody, Refusal> {
     match body.size_hint().exact() {
         Some(0) => Ok(RequestBody::Held(None)),
-        Some(length) if length > limit => Err(too_large(limit)),
+        Some(length) if length > limit.bytes => Err(too_large(limit)),
         Some(length) if length <= BUFFERED => {
             let limit = usize::try_from(BUFFERED).unwrap_or(usize::MAX);
             match Limited::new(body, limit).collect().await {
@@ -148,15 +156,32 @@ pub(crate) async fn hold(body: Incoming, limit: u64) -> Result<RequestBody, Refu
             }
         }
         Some(_) => Ok(RequestBody::Streamed(Bounded::known(body))),
-        None => Ok(RequestBody::Streamed(Bounded::limited(body, limit))),
+        None => Ok(RequestBody::Streamed(Bounded::limited(body, limit.bytes))),
     }
 }
 
-/// The answer to a body of more than `limit` bytes.
-fn too_large(limit: u64) -> Refusal {
-    let message = format!("the request's body is longer than {limit} bytes (spec.traffic.maxRequestBytes)");
-    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", message)
-        .limit("spec.traffic.maxRequestBytes")
+/// How long a body may be, and what says so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyLimit {
+    pub(crate) bytes: u64,
+    /// The field or flag.
+    pub(crate) field: &'static str,
+}
+
+impl BodyLimit {
+    fn of(http: &HttpConfig) -> Self {
+        Self {
+            bytes: http.max_request_bytes,
+            field: "spec.traffic.maxRequestBytes",
+        }
+    }
+}
+
+/// The answer to a longer one.
+pub(crate) fn too_large(limit: BodyLimit) -> Refusal {
+    let BodyLimit { bytes, field } = limit;
+    let message = format!("the request's body is longer than {bytes} bytes ({field})");
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge", message).limit(field)
 }
 
 fn unix_seconds() -> i64 {
