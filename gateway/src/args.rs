@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use flotilla_crds::names;
 
+use crate::observe::Observe;
 use crate::server::ConnectionLimits;
 use crate::upstream::Limits;
 use crate::{Ports, Settings};
@@ -83,6 +84,22 @@ pub struct Args {
     /// Seconds after the beginning of the drain during which idle connections are left open for their next request.
     #[arg(long, env = "FLOTILLA_DRAIN_IDLE_SECONDS", default_value_t = 10)]
     pub drain_idle_seconds: u64,
+    /// Bytes of the longest request to a model provider; a longer one is answered with 413.
+    #[arg(
+        long,
+        env = "FLOTILLA_MAX_PROVIDER_REQUEST_BYTES",
+        default_value_t = 512 * 1024 * 1024
+    )]
+    pub max_provider_request_bytes: u64,
+    /// Percent of requests that are written to the access log on standard output, one JSON object a line: address and
+    /// path, never a query, a header or a body. 0: none.
+    #[arg(
+        long,
+        env = "FLOTILLA_ACCESS_LOG_PERCENT",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
+    pub access_log_percent: u8,
     /// What is logged, for example `info` or `flotilla_gateway=debug`.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
     pub log: String,
@@ -136,6 +153,8 @@ impl Args {
                 idle: Duration::from_secs(self.provider_idle_seconds),
             },
             provider_timeout: Duration::from_secs(self.provider_seconds),
+            max_provider_request_bytes: self.max_provider_request_bytes,
+            observe: Observe::default(),
             drain_idle: Duration::from_secs(self.drain_idle_seconds),
             drain_deadline: Duration::from_secs(self.drain_seconds),
         }

@@ -22,6 +22,7 @@ pub mod drain;
 pub mod egress;
 pub mod ingress;
 pub mod metrics;
+pub mod observe;
 pub mod reply;
 pub mod report;
 pub mod server;
@@ -52,6 +53,8 @@ use egress::Egress;
 use ingress::Ingress;
 use ingress::listeners::{Listeners, RETRY, SharedPort};
 use metrics::{Metrics, Sources};
+use observe::Observe;
+use observe::access_log::AccessLog;
 use server::{ConnectionLimits, Serving};
 use upstream::Limits;
 
@@ -85,6 +88,10 @@ pub struct Settings {
     pub providers: Limits,
     /// For a whole request to a provider.
     pub provider_timeout: Duration,
+    /// Longest body of a request to a provider.
+    pub max_provider_request_bytes: u64,
+    /// What is told of single requests.
+    pub observe: Observe,
     /// Idle connections are left open this long after the drain's beginning.
     pub drain_idle: Duration,
     /// What still runs is cut this long after the drain's beginning.
@@ -128,6 +135,7 @@ impl Gateway {
                 drain: drain.clone(),
                 permits,
                 limits: settings.clients,
+                observe: settings.observe.clone(),
             })
         };
         let shared = serving(settings.max_connections);
@@ -141,6 +149,7 @@ impl Gateway {
             egress::tls::client_config(),
             settings.providers,
             settings.provider_timeout,
+            settings.max_provider_request_bytes,
         ));
         let listeners = Listeners::new(settings.listen, shared.clone());
         let admin = Arc::new(Admin {
@@ -158,6 +167,7 @@ impl Gateway {
                 egress: egress.clone(),
                 drain: drain.clone(),
                 freshness,
+                observe: settings.observe.clone(),
             }),
             started: Instant::now(),
         });
@@ -184,6 +194,7 @@ impl Gateway {
             drain: Arc::default(),
             permits: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
             limits: gateway.settings.clients,
+            observe: Observe::default(),
         });
         tokio::spawn(server::serve(admin_port, admin, admin_serving, stop.clone()));
         tokio::spawn(follow(
@@ -276,7 +287,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .context("failed to set up the Kubernetes client")?;
     let source = config::watch::start(client, &args.namespace, &args.pod_uid);
-    let gateway = Gateway::start(args.settings(), source, freshness)
+    let mut settings = args.settings();
+    settings.observe = observe(&args)?;
+    let spans = settings.observe.spans.clone();
+    let gateway = Gateway::start(settings, source, freshness)
         .await
         .context("failed to bind the gateway's ports")?;
     tokio::select! {
@@ -288,5 +302,23 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    if let Some(spans) = spans {
+        // Its thread waits for the collector.
+        let last = tokio::task::spawn_blocking(move || spans.shutdown());
+        last.await.context("failed to send the last spans")?;
+    }
     Ok(())
+}
+
+/// What flags and environment want to be told of requests.
+fn observe(args: &Args) -> anyhow::Result<Observe> {
+    let identity = observe::otlp::Identity {
+        namespace: args.namespace.clone(),
+        pod: args.pod_name.clone(),
+    };
+    let percent = args.access_log_percent;
+    Ok(Observe {
+        access_log: (percent > 0).then(|| Arc::new(AccessLog::new(percent, io::stdout()))),
+        spans: observe::otlp::from_environment(&identity, &egress::tls::client_config())?,
+    })
 }

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -16,12 +17,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
@@ -30,10 +32,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::drain::{Drain, Phase};
+use crate::ingress::tunnel::Tunnel;
+use crate::observe::{Ending, Observe, Plane, Record, request_id};
 use crate::reply::{Broken, Outgoing};
 
-/// Header fields of one request; more is answered with 431.
-const MAX_HEADERS: usize = 128;
 /// Bytes of one HTTP/1.1 head, and of what is read ahead of a body.
 const MAX_BUFFER: usize = 128 * 1024;
 /// Bytes of one HTTP/2 header list.
@@ -44,6 +46,10 @@ const MAX_STREAMS: u32 = 1000;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// And has this long to answer.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// A client that still sends when its connection ends has this long to notice.
+const LINGER: Duration = Duration::from_secs(2);
+/// Reads in one go meanwhile.
+const MAX_LINGER_READS: usize = 64;
 /// Pause after a failed accept: without a free file descriptor the next one fails at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -66,10 +72,15 @@ pub struct Serving {
     pub permits: Arc<Semaphore>,
     /// Bounds of each.
     pub limits: ConnectionLimits,
+    /// What is told of requests.
+    pub observe: Observe,
 }
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
+    /// Which way its requests go.
+    const PLANE: Plane;
+
     /// Answers one request from `client`.
     fn handle(
         &self,
@@ -87,9 +98,9 @@ pub async fn serve<H: Handler>(
 ) {
     let mut phase = serving.drain.watch();
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    // hyper answers more than 100 header fields with 431. Another bound would cost an allocation for each request.
     builder
         .http1()
-        .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_BUFFER)
         .header_read_timeout(None);
     builder
@@ -147,29 +158,37 @@ async fn connection<H: Handler>(
     let _guard = serving.drain.connection();
     let state = Arc::new(State::new());
     let io = TokioIo::new(ClientIo::new(stream, state.clone(), serving.limits));
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         let guard = RequestGuard::new(state.clone(), serving.drain.clone(), request.version());
+        let id = (H::PLANE == Plane::Ingress).then(|| request_id::ensure(request.headers_mut()));
+        let record = serving.observe.begin(H::PLANE, &mut request, client);
         let handler = handler.clone();
         async move {
             let mut response = handler.handle(request, client).await;
+            if let Some(id) = id {
+                let entry = response.headers_mut().entry(request_id::NAME);
+                entry.or_insert(id);
+            }
             if guard.state.is_http2() {
                 response = response.map(Outgoing::detached);
-            } else if guard.drain.is_leaving() {
+            } else if guard.drain.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
-            Ok::<_, Infallible>(response.map(|body| Guarded { body, _guard: guard }))
+            Ok::<_, Infallible>(guarded(response, guard, record))
         }
     });
-    let mut connection = pin!(builder.serve_connection(io, service));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
     let mut phase = serving.drain.watch();
     let mut asked_to_leave = false;
     loop {
         let now = *phase.borrow_and_update();
         if now == Phase::Aborted {
+            // It holds its own connection's state.
+            state.tunnel.lock().take();
             return;
         }
-        let leave = now == Phase::Closing || (now == Phase::Draining && state.is_http2());
+        let leave = now >= Phase::Closing || (now == Phase::Draining && state.is_http2());
         if leave && !std::mem::replace(&mut asked_to_leave, true) {
             connection.as_mut().graceful_shutdown();
         }
@@ -179,12 +198,57 @@ async fn connection<H: Handler>(
                 if let Err(error) = result {
                     debug!(%client, error, "connection ended");
                 }
-                return;
+                break;
             }
             _ = phase.changed() => {}
             () = state.became_http2.notified(), if now == Phase::Draining && !asked_to_leave => {}
         }
     }
+    let tunnel = state.tunnel.lock().take();
+    if let Some((tunnel, _request)) = tunnel {
+        let mut aborted = serving.drain.watch();
+        tokio::select! {
+            () = tunnel.run(phase, serving.limits.idle) => {}
+            _ = aborted.wait_for(|phase| *phase >= Phase::Aborted) => {}
+        }
+    }
+}
+
+/// The response with what follows it to its end. A tunnel is put aside for the connection's task.
+fn guarded(
+    response: Response<Outgoing>,
+    guard: RequestGuard,
+    mut record: Option<Box<Record>>,
+) -> Response<Guarded> {
+    if let Some(record) = &mut record {
+        record.answered(&response);
+    }
+    response.map(|body| match body {
+        Outgoing::Tunnel(tunnel) => {
+            let state = guard.state.clone();
+            *state.tunnel.lock() = Some((tunnel, guard));
+            if let Some(record) = &mut record {
+                record.ended(Ending::Whole);
+            }
+            Guarded {
+                body: Outgoing::Held(None),
+                _guard: None,
+                record,
+            }
+        }
+        body => {
+            if let Some(record) = &mut record
+                && body.is_end_stream()
+            {
+                record.ended(Ending::Whole);
+            }
+            Guarded {
+                body,
+                _guard: Some(guard),
+                record,
+            }
+        }
+    })
 }
 
 // === one connection's state ===
@@ -195,13 +259,14 @@ const BUSY: u8 = 2;
 const HTTP2: u8 = 3;
 
 /// What the socket must know of the requests on it.
-#[derive(Debug)]
 struct State {
     stage: AtomicU8,
     became_http2: Notify,
     opened: Instant,
     /// End of the last request, in milliseconds after `opened`.
     idle_since: AtomicU64,
+    /// What the connection becomes after HTTP.
+    tunnel: Mutex<Option<(Box<Tunnel>, RequestGuard)>>,
 }
 
 impl State {
@@ -211,6 +276,7 @@ impl State {
             became_http2: Notify::new(),
             opened: Instant::now(),
             idle_since: AtomicU64::new(0),
+            tunnel: Mutex::default(),
         }
     }
 
@@ -273,9 +339,27 @@ impl Drop for RequestGuard {
     }
 }
 
+/// A response's body with what follows it to its end.
 struct Guarded {
     body: Outgoing,
-    _guard: RequestGuard,
+    _guard: Option<RequestGuard>,
+    record: Option<Box<Record>>,
+}
+
+impl Guarded {
+    fn note(&mut self, frame: &Option<Result<Frame<Bytes>, Broken>>) {
+        let Some(record) = &mut self.record else { return };
+        match frame {
+            Some(Ok(frame)) => {
+                record.sent(frame.data_ref().map_or(0, |data| data.len() as u64));
+                if self.body.is_end_stream() {
+                    record.ended(Ending::Whole);
+                }
+            }
+            Some(Err(_)) => record.ended(Ending::Broken),
+            None => record.ended(Ending::Whole),
+        }
+    }
 }
 
 impl Body for Guarded {
@@ -286,7 +370,10 @@ impl Body for Guarded {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        this.note(&frame);
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -310,6 +397,8 @@ struct ClientIo {
     waiting: Waiting,
     /// First byte of the head that is being read.
     head_since: Instant,
+    /// Set while what the client still sends is taken and forgotten.
+    linger_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,6 +407,7 @@ enum Waiting {
     Head,
     Idle,
     Write,
+    Linger,
 }
 
 impl ClientIo {
@@ -329,6 +419,7 @@ impl ClientIo {
             timer: None,
             waiting: Waiting::Nothing,
             head_since: Instant::now(),
+            linger_until: None,
         }
     }
 
@@ -420,7 +511,36 @@ impl AsyncWrite for ClientIo {
         Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
     }
 
+    /// Ends the writing half, and then takes and forgets what the client still sends, for a moment: closing a socket with
+    /// unread bytes resets it, and the client would lose the response (413 as a rule) that it has not read yet.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+        let this = self.get_mut();
+        let (first, until) = match this.linger_until {
+            Some(until) => (false, until),
+            None => {
+                ready!(Pin::new(&mut this.tcp).poll_shutdown(cx))?;
+                (true, Instant::now() + LINGER)
+            }
+        };
+        let mut space = [MaybeUninit::uninit(); 4096];
+        for read in 0..MAX_LINGER_READS {
+            let mut bytes = ReadBuf::uninit(&mut space);
+            match Pin::new(&mut this.tcp).poll_read(cx, &mut bytes) {
+                Poll::Ready(Ok(())) if !bytes.filled().is_empty() => this.linger_until = Some(until),
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                // Nothing is on its way: a client that is done is not waited for.
+                Poll::Pending if first && read == 0 => return Poll::Ready(Ok(())),
+                Poll::Pending => {
+                    let over = this.poll_deadline(cx, Waiting::Linger, until);
+                    return over.map(|_| Ok(()));
+                }
+            }
+        }
+        if until <= Instant::now() {
+            return Poll::Ready(Ok(()));
+        }
+        // Others want to be served too.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }

@@ -13,6 +13,7 @@
 pub mod genai;
 pub mod keys;
 pub mod provider;
+pub mod redact;
 pub mod tls;
 pub mod usage;
 
@@ -25,6 +26,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -193,6 +195,7 @@ impl Egress {
             () = timer.as_mut() => return Err(self.timed_out()),
         };
         let (streamed, exceeded) = (body.is_streamed(), body.exceeded());
+        let sent_proof = proof.clone();
         forward::to_provider(&mut head, target, place.host.clone(), proof, streamed);
         let mut meter = Meter::new(provider.clone(), reader, call);
         let sent = tokio::select! {
@@ -201,7 +204,10 @@ impl Egress {
             () = timer.as_mut() => Err(self.timed_out()),
         };
         match sent {
-            Ok(answer) => passed_on(answer, meter, timer),
+            Ok(answer) => match sent_proof.filter(|_| redact::is_suspect(answer.response.status())) {
+                Some(proof) => redacted(answer, meter, &proof, &mut timer).await,
+                None => passed_on(answer, meter, timer),
+            },
             Err(refusal) => {
                 let late = refusal.status == StatusCode::GATEWAY_TIMEOUT;
                 meter.count(true, late.then_some(End::TimedOut));
@@ -361,6 +367,35 @@ fn passed_on(
     forward::to_client(&mut head);
     let body = Outgoing::Provider(Passing::new(body, timer, meter));
     Ok(Response::from_parts(head, body))
+}
+
+/// The answer to a key that the provider does not like, without that key.
+async fn redacted(
+    answer: Answer,
+    mut meter: Meter,
+    proof: &HeaderValue,
+    timer: &mut std::pin::Pin<Box<Sleep>>,
+) -> Result<Response<Outgoing>, Refusal> {
+    let (mut head, body) = answer.response.into_parts();
+    meter.answered(&head.headers, head.status, answer.connection);
+    let whole = tokio::select! {
+        biased;
+        whole = Limited::new(body, redact::MAX_ANSWER).collect() => whole.ok(),
+        () = timer.as_mut() => None,
+    };
+    let Some(whole) = whole else {
+        meter.end(End::Cut);
+        let message = "the provider refused the request, and its answer could not be read";
+        return Err(Refusal::new(head.status, "ProviderRefused", message));
+    };
+    let body = whole.to_bytes();
+    meter.data(&body);
+    meter.end(End::Complete);
+    forward::to_client(&mut head);
+    redact::headers(&mut head.headers, proof);
+    head.headers.remove(header::CONTENT_LENGTH);
+    let body = Some(redact::body(body, proof)).filter(|body| !body.is_empty());
+    Ok(Response::from_parts(head, Outgoing::Held(body)))
 }
 
 /// A request at a provider: reads what was used, and counts it at the end.

@@ -15,6 +15,7 @@ use flotilla_gateway::config::watch::Freshness;
 use flotilla_gateway::config::{
     AppProtocol, Balancing, Config, EndpointConfig, HttpConfig, PoolConfig, ProviderConfig, RevisionConfig,
 };
+use flotilla_gateway::observe::Observe;
 use flotilla_gateway::server::ConnectionLimits;
 use flotilla_gateway::upstream::Limits;
 use flotilla_gateway::{Gateway, Ports, Settings};
@@ -206,6 +207,8 @@ pub fn settings() -> Settings {
             idle: Duration::from_secs(20),
         },
         provider_timeout: Duration::from_secs(10),
+        max_provider_request_bytes: 1_000_000,
+        observe: Observe::default(),
         drain_idle: Duration::from_millis(300),
         drain_deadline: Duration::from_secs(10),
     }
