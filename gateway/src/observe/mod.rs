@@ -155,10 +155,11 @@ impl Observe {
         if plane == Plane::Admin {
             return None;
         }
+        let method = request.method().clone();
         let span = self
             .spans
             .as_ref()
-            .and_then(|spans| spans.begin(plane, request.method(), request.headers_mut()));
+            .and_then(|spans| spans.begin(plane, &method, request.headers_mut()));
         let log = self.access_log.as_ref().filter(|log| log.samples()).cloned();
         if span.is_none() && log.is_none() {
             return None;
@@ -168,7 +169,7 @@ impl Observe {
         let facts = Facts {
             plane,
             start: Instant::now(),
-            method: request.method().clone(),
+            method,
             uri: request.uri().clone(),
             version: request.version(),
             client: client.ip().to_canonical(),

@@ -3,9 +3,11 @@
 
 mod choice;
 mod egress;
+mod h2c;
 mod leaving;
 mod ports;
 mod protocol;
 mod retries;
 mod slots;
 mod support;
+mod websocket;
