@@ -237,7 +237,9 @@ async fn drive(
 /// The bytes under a connection.
 #[derive(Debug)]
 pub enum Io {
+    /// Without TLS.
     Plain(TcpStream),
+    /// With TLS.
     Tls(Box<TlsStream<TcpStream>>),
 }
 

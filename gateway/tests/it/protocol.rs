@@ -257,7 +257,7 @@ async fn upgrades_are_refused_clearly_but_h2c_is_ignored() {
     let mut client = Client::connect(fixture.gateway.ingress).await;
     assert_eq!(client.send(upgrade("h2c")).await.unwrap().status, StatusCode::OK);
     let mut client = Client::connect(fixture.gateway.ingress).await;
-    let answer = client.send(upgrade("websocket")).await.unwrap();
+    let answer = client.send(upgrade("foo/2")).await.unwrap();
     assert_eq!(
         (answer.status, answer.code().as_str()),
         (StatusCode::NOT_IMPLEMENTED, "UpgradeNotSupported")
