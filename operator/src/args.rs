@@ -101,6 +101,16 @@ pub struct RunArgs {
     )]
     pub gateway_replicas: i32,
 
+    /// Environment variable of every gateway, for its own flags (`FLOTILLA_ACCESS_LOG_PERCENT=10`) and for OpenTelemetry
+    /// (`OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318`). Repeatable. No place for secrets: pods show it.
+    #[arg(
+        long,
+        value_name = "NAME=VALUE",
+        value_parser = gateway_env,
+        help_heading = "Gateways"
+    )]
+    pub gateway_env: Vec<(String, String)>,
+
     /// Namespaces whose gateways are replaced at the same time after an upgrade.
     #[arg(
         long,
@@ -162,6 +172,22 @@ pub struct LogArgs {
     pub log_level: String,
 }
 
+/// A variable's name and value.
+fn gateway_env(text: &str) -> Result<(String, String), String> {
+    const OURS: &str = "POD_";
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write NAME=VALUE, for example FLOTILLA_ACCESS_LOG_PERCENT=10")?;
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || !name.chars().all(word) || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(format!("{name:?} is no name of an environment variable"));
+    }
+    if name.starts_with(OURS) {
+        return Err(format!("{name} is set by Flotilla"));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 /// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -180,6 +206,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_gateways_variable_has_a_name_and_a_value() {
+        let parsed = |text| gateway_env(text).ok();
+        let pair = |name: &str, value: &str| Some((name.to_owned(), value.to_owned()));
+        assert_eq!(parsed("A_1=b=c"), pair("A_1", "b=c"));
+        assert_eq!(parsed("A="), pair("A", ""));
+        for bad in ["A", "=b", "1A=b", "a b=c", "POD_NAME=x"] {
+            assert_eq!(parsed(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct Settings {
     pub loadgen_image: String,
     /// Gateway pods per namespace.
     pub gateway_replicas: i32,
+    /// Further environment variables of the gateways.
+    pub gateway_env: Vec<(String, String)>,
     /// Namespaces whose gateways are replaced at the same time after an upgrade.
     pub upgrade_parallelism: usize,
 }
@@ -126,6 +128,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
         gateway_image: args.gateway_image,
         loadgen_image: args.loadgen_image,
         gateway_replicas: args.gateway_replicas,
+        gateway_env: args.gateway_env,
         upgrade_parallelism: usize::try_from(args.upgrade_parallelism).unwrap_or(usize::MAX),
     };
     register(&mut manager, &settings);
@@ -148,6 +151,7 @@ pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
     let gateways = gateway::Settings {
         image: settings.gateway_image.clone(),
         replicas: settings.gateway_replicas,
+        env: settings.gateway_env.clone(),
         upgrade_parallelism: settings.upgrade_parallelism,
     };
     gateway::register(manager, &caches, gateways, health.clone());

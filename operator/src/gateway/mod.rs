@@ -45,6 +45,8 @@ pub struct Settings {
     pub image: String,
     /// Gateway pods per namespace.
     pub replicas: i32,
+    /// Further environment variables: name and value.
+    pub env: Vec<(String, String)>,
     /// Namespaces whose gateways are replaced at the same time when the operator or the gateway's image is new.
     pub upgrade_parallelism: usize,
 }

@@ -17,6 +17,7 @@ fn operator_with(cluster: &FakeCluster, image: &str) -> (Running, GatewayHealth)
     let settings = Settings {
         image: image.into(),
         replicas: 2,
+        env: vec![],
         upgrade_parallelism: 2,
     };
     register(&mut manager, &caches, settings, health.clone());

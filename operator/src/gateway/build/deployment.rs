@@ -132,12 +132,17 @@ fn container(settings: &Settings, credentials: &[Credential]) -> Container {
         name: names::GATEWAY_CONTAINER.to_owned(),
         image: Some(settings.image.clone()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
-        env: Some(vec![
-            field("POD_NAME", "metadata.name"),
-            field("POD_NAMESPACE", "metadata.namespace"),
-            field("POD_UID", "metadata.uid"),
-            field("POD_IP", "status.podIP"),
-        ]),
+        env: Some(
+            [
+                field("POD_NAME", "metadata.name"),
+                field("POD_NAMESPACE", "metadata.namespace"),
+                field("POD_UID", "metadata.uid"),
+                field("POD_IP", "status.podIP"),
+            ]
+            .into_iter()
+            .chain(settings.env.iter().map(variable))
+            .collect(),
+        ),
         // The ports of pools need no declaration, and a list of them would replace the pods with every pool.
         ports: Some(vec![
             port("ingress", names::GATEWAY_INGRESS_PORT),
@@ -186,6 +191,14 @@ fn field(name: &str, path: &str) -> EnvVar {
             }),
             ..EnvVarSource::default()
         }),
+        ..EnvVar::default()
+    }
+}
+
+fn variable((name, value): &(String, String)) -> EnvVar {
+    EnvVar {
+        name: name.clone(),
+        value: Some(value.clone()),
         ..EnvVar::default()
     }
 }
@@ -268,6 +281,7 @@ mod tests {
         Settings {
             image: "flotilla.dev/gateway:dev".into(),
             replicas: 2,
+            env: vec![],
             upgrade_parallelism: 2,
         }
     }
@@ -348,6 +362,27 @@ mod tests {
             variables.join(" "),
             r#""POD_NAME"="metadata.name" "POD_NAMESPACE"="metadata.namespace" "POD_UID"="metadata.uid" "POD_IP"="status.podIP""#
         );
+    }
+
+    #[test]
+    fn further_variables_come_behind_ours_and_make_new_pods() {
+        let shared = Shared {
+            namespace: "shop",
+            owners: &[],
+        };
+        let with = |env: &[(&str, &str)]| {
+            let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            let settings = Settings {
+                env: env.iter().map(own).collect(),
+                ..settings()
+            };
+            serde_json::to_value(build(&shared, &settings, &[])).unwrap()
+        };
+        let (without, with) = (with(&[]), with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")]));
+        let last = with.pointer("/spec/template/spec/containers/0/env/4").unwrap();
+        assert_eq!(*last, json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://c:4318"}));
+        let hash = |deployment: &Value| deployment["metadata"]["annotations"][TEMPLATE_HASH].clone();
+        assert_ne!(hash(&without), hash(&with));
     }
 
     #[test]
