@@ -15,6 +15,7 @@ const VARIANTS: [&[&str]; 4] = [
     &[
         "simulator.enabled=true",
         "networkPolicy.enabled=true",
+        "gateway.env.OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318",
         "commonLabels.team=a",
     ],
     &[

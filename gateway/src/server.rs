@@ -68,7 +68,7 @@ pub struct ConnectionLimits {
 pub struct Serving {
     /// The way out.
     pub drain: Arc<Drain>,
-    /// Connections that may be open at once; further ones wait in the kernel.
+    /// Connections that may be served at once; further ones wait: one of each listener here, the others in the kernel.
     pub permits: Arc<Semaphore>,
     /// Bounds of each.
     pub limits: ConnectionLimits,
@@ -142,9 +142,10 @@ async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
 ) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, client) = listener.accept().await?;
     stream.set_nodelay(true)?;
+    // In this order, because a listener without clients must not hold what others need.
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     Ok((stream, client, permit))
 }
 

@@ -119,12 +119,14 @@ impl Sender {
 impl HttpClient for Sender {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let client = self.client.clone();
-        let sending = self.runtime.spawn(async move {
+        let sending = async move {
             let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
-        });
-        let timed = self.runtime.spawn(tokio::time::timeout(TIMEOUT, sending));
-        timed.await???
+        };
+        let timed = self
+            .runtime
+            .spawn(async move { tokio::time::timeout(TIMEOUT, sending).await });
+        timed.await??
     }
 }

@@ -32,7 +32,7 @@ async fn exactly(stream: &mut TcpStream, length: usize) -> Vec<u8> {
 
 fn asked(path: &str) -> String {
     format!(
-        "GET {path} HTTP/1.1\r\nHost: support\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+        "GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
 }
