@@ -155,6 +155,9 @@ fn check(what: &str, text: &str) {
 
 #[tokio::test]
 async fn nothing_planted_is_told() {
+    // With one subscriber alone, `tracing` asks only the thread that meets a call site first, which may be another test's,
+    // and remembers its no.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     // All crates, all levels. The test's runtime has one thread, so this is where the gateway logs.
     let log = Text::default();
     let writer = log.clone();
