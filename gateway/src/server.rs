@@ -99,10 +99,7 @@ pub async fn serve<H: Handler>(
     let mut phase = serving.drain.watch();
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // hyper answers more than 100 header fields with 431. Another bound would cost an allocation for each request.
-    builder
-        .http1()
-        .max_buf_size(MAX_BUFFER)
-        .header_read_timeout(None);
+    builder.http1().max_buf_size(MAX_BUFFER).header_read_timeout(None);
     builder
         .http2()
         .timer(TokioTimer::new())

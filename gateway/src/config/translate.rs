@@ -147,7 +147,9 @@ fn revisions(objects: &Objects, gateways: u32) -> BTreeMap<String, BTreeMap<Stri
             let number = u16::try_from(port.port?).ok()?;
             Some((number, port.app_protocol.as_deref()))
         });
-        let Some((port, app_protocol)) = port else { continue };
+        let Some((port, app_protocol)) = port else {
+            continue;
+        };
         if app_protocol == Some(names::H2C) {
             config.app_protocol = AppProtocol::H2C;
         }
@@ -371,7 +373,8 @@ mod tests {
     #[test]
     fn the_slices_port_names_the_protocol() {
         let mut objects = objects();
-        let protocol = |objects: &Objects| config(objects, "").pools["support"].revisions["support-a"].app_protocol;
+        let protocol =
+            |objects: &Objects| config(objects, "").pools["support"].revisions["support-a"].app_protocol;
         assert_eq!(protocol(&objects), AppProtocol::HTTP1);
         let slice = objects.slices.get_mut("a").expect("the slice");
         for port in slice.ports.iter_mut().flatten() {

@@ -305,7 +305,9 @@ impl Call {
             if let Some(count) = outcome.found.output_tokens {
                 series.output_tokens.record(&TOKENS, tokens(count));
             }
-            let (Some(gaps), Some(first)) = (gaps, first) else { return };
+            let (Some(gaps), Some(first)) = (gaps, first) else {
+                return;
+            };
             series.first_chunk.record(&FIRST, first.as_secs_f64());
             series.next_chunk.add(&gaps);
             if let Some(time) = per_token(self.latest - self.started, first, outcome.found.output_tokens) {
@@ -379,7 +381,10 @@ mod tests {
         let all = counts.read();
         let series = &all["m"][&Operation::Chat];
         assert_eq!((series.first_chunk.count(), series.next_chunk.count()), (1, 3));
-        assert_eq!((series.input_tokens.counts[2], series.output_tokens.counts[2]), (1, 1));
+        assert_eq!(
+            (series.input_tokens.counts[2], series.output_tokens.counts[2]),
+            (1, 1)
+        );
         assert_eq!((series.per_token.count(), series.duration[&None].count()), (1, 1));
     }
 
@@ -407,7 +412,10 @@ mod tests {
     #[test]
     fn the_time_of_a_token_leaves_out_the_first() {
         let of = |tokens| per_token(Duration::from_millis(1100), Duration::from_millis(100), tokens);
-        assert_eq!((of(Some(11)), of(Some(1)), of(Some(0)), of(None)), (Some(0.1), None, None, None));
+        assert_eq!(
+            (of(Some(11)), of(Some(1)), of(Some(0)), of(None)),
+            (Some(0.1), None, None, None)
+        );
     }
 
     #[test]

@@ -63,15 +63,24 @@ mod tests {
     fn the_key_goes_and_the_rest_stays() {
         let proof = HeaderValue::from_static("Bearer sk-planted");
         for (before, after) in [
-            ("incorrect key sk-planted, see sk-planted.", "incorrect key [key], see [key]."),
+            (
+                "incorrect key sk-planted, see sk-planted.",
+                "incorrect key [key], see [key].",
+            ),
             ("sk-planted", "[key]"),
             ("incorrect key sk-…ted", "incorrect key sk-…ted"),
             ("", ""),
         ] {
             assert_eq!(body(Bytes::from(before), &proof), after);
         }
-        assert_eq!(body(Bytes::from("sk-planted"), &HeaderValue::from_static("sk-planted")), "[key]");
-        assert_eq!(body(Bytes::from("a b a"), &HeaderValue::from_static("Bearer a")), "a b a");
+        assert_eq!(
+            body(Bytes::from("sk-planted"), &HeaderValue::from_static("sk-planted")),
+            "[key]"
+        );
+        assert_eq!(
+            body(Bytes::from("a b a"), &HeaderValue::from_static("Bearer a")),
+            "a b a"
+        );
     }
 
     #[test]

@@ -42,7 +42,10 @@ impl ServedBy {
 
     /// Writes the headers; an agent's own of these names are replaced.
     pub(super) fn tell(&self, headers: &mut HeaderMap) {
-        let values = [(REVISION, self.revision.name.clone()), (REPLICA, self.replica.to_string())];
+        let values = [
+            (REVISION, self.revision.name.clone()),
+            (REPLICA, self.replica.to_string()),
+        ];
         for (name, value) in values {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(name, value);

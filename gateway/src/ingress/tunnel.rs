@@ -150,7 +150,11 @@ impl State {
             if now >= Phase::Parting {
                 break;
             }
-            let patience = if now >= Phase::Closing { QUIET.min(idle) } else { idle };
+            let patience = if now >= Phase::Closing {
+                QUIET.min(idle)
+            } else {
+                idle
+            };
             let quiet = self.opened + Duration::from_millis(self.active.load(Ordering::Relaxed)) + patience;
             if quiet <= Instant::now() {
                 break;
@@ -206,7 +210,10 @@ impl<'a, W: AsyncWrite + Unpin> Direction<'a, W> {
                 self.to.write_all(&self.goodbye).await?;
                 self.to.flush().await?;
                 // What still comes is not for anybody; the peer answers the goodbye and closes.
-                let rest = async { while from.read(&mut buffer).await? > 0 {} io::Result::Ok(()) };
+                let rest = async {
+                    while from.read(&mut buffer).await? > 0 {}
+                    io::Result::Ok(())
+                };
                 return timeout(LINGER, rest).await.unwrap_or(Ok(()));
             }
             let count = tokio::select! {

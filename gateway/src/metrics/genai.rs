@@ -75,7 +75,12 @@ fn each(all: &All) -> impl Iterator<Item = ([(&str, &str); 4], &Series)> {
 
 fn buckets<const N: usize>(bounds: &[f64; N], histogram: &Histogram<N>) -> Vec<(f64, u64)> {
     let above = [(f64::MAX, histogram.above)];
-    bounds.iter().copied().zip(histogram.counts).chain(above).collect()
+    bounds
+        .iter()
+        .copied()
+        .zip(histogram.counts)
+        .chain(above)
+        .collect()
 }
 
 fn simple<const N: usize>(

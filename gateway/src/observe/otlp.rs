@@ -27,7 +27,10 @@ use tokio::runtime::Handle;
 use super::spans::Spans;
 
 /// Any of these turns spans on.
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+const ENDPOINTS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+];
 /// The switch of the conventions.
 const DISABLED: &str = "OTEL_SDK_DISABLED";
 /// For one batch, should the SDK's own limit not end it.

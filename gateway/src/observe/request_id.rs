@@ -55,7 +55,10 @@ mod tests {
         assert_eq!(ensure("abc-1"), "abc-1");
         for unusable in ["", "a b", &"x".repeat(129)] {
             let made = ensure(unusable);
-            assert!(uuid::Uuid::parse_str(&made).is_ok_and(|id| id.get_version_num() == 4), "{made}");
+            assert!(
+                uuid::Uuid::parse_str(&made).is_ok_and(|id| id.get_version_num() == 4),
+                "{made}"
+            );
         }
         assert_ne!(make(), make());
     }

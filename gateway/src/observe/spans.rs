@@ -7,7 +7,9 @@
 use http::header::HeaderMap;
 use http::{Method, Version};
 use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _, TracerProvider as _};
+use opentelemetry::trace::{
+    Span as _, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _, TracerProvider as _,
+};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -35,7 +37,9 @@ impl std::fmt::Debug for Spans {
 pub(super) fn trace_of(headers: &HeaderMap) -> Option<TraceId> {
     // version "-" trace "-" parent "-" flags
     let trace = headers.get("traceparent")?.to_str().ok()?.get(3..35)?;
-    TraceId::from_hex(trace).ok().filter(|trace| *trace != TraceId::INVALID)
+    TraceId::from_hex(trace)
+        .ok()
+        .filter(|trace| *trace != TraceId::INVALID)
 }
 
 impl Spans {
@@ -99,7 +103,11 @@ impl Traced {
         span.set_attribute(KeyValue::new("http.request.method", method));
         span.set_attribute(KeyValue::new("url.path", facts.uri.path().to_owned()));
         span.set_attribute(KeyValue::new("url.scheme", "http"));
-        let version = if facts.version == Version::HTTP_2 { "2" } else { "1.1" };
+        let version = if facts.version == Version::HTTP_2 {
+            "2"
+        } else {
+            "1.1"
+        };
         span.set_attribute(KeyValue::new("network.protocol.version", version));
         span.set_attribute(KeyValue::new("client.address", facts.client.to_string()));
         let status = facts.status.map(|status| i64::from(status.as_u16()));
@@ -113,8 +121,14 @@ impl Traced {
         set("flotilla.request_id", facts.request_id.clone().map(Into::into));
         set("flotilla.pool", noted.pool.clone().map(Into::into));
         set("flotilla.revision", noted.revision.clone().map(Into::into));
-        set("flotilla.replica", noted.replica.map(|replica| replica.to_string().into()));
-        let resent = noted.sends.checked_sub(2).map(|resent| number(u64::from(resent) + 1));
+        set(
+            "flotilla.replica",
+            noted.replica.map(|replica| replica.to_string().into()),
+        );
+        let resent = noted
+            .sends
+            .checked_sub(2)
+            .map(|resent| number(u64::from(resent) + 1));
         set("http.request.resend_count", resent);
         set("flotilla.provider", noted.provider.clone().map(Into::into));
         if let Some(operation) = noted.operation {
@@ -122,7 +136,10 @@ impl Traced {
             set("gen_ai.provider.name", Some(operation.provider_name().into()));
         }
         set("gen_ai.request.model", noted.model.clone().map(Into::into));
-        set("gen_ai.response.model", noted.response_model.clone().map(Into::into));
+        set(
+            "gen_ai.response.model",
+            noted.response_model.clone().map(Into::into),
+        );
         set("gen_ai.usage.input_tokens", noted.input_tokens.map(number));
         set("gen_ai.usage.output_tokens", noted.output_tokens.map(number));
         let first = noted.first_chunk.filter(|_| noted.operation.is_some());
@@ -149,9 +166,11 @@ impl Traced {
 fn error_type(facts: &Facts) -> Option<String> {
     let limit = if facts.plane == Plane::Egress { 400 } else { 500 };
     match (facts.status, facts.ending) {
-        (Some(status), _) if status.as_u16() >= limit => {
-            Some(facts.code.map_or_else(|| status.as_str().to_owned(), str::to_owned))
-        }
+        (Some(status), _) if status.as_u16() >= limit => Some(
+            facts
+                .code
+                .map_or_else(|| status.as_str().to_owned(), str::to_owned),
+        ),
         (_, Ending::Broken) => Some("broken".to_owned()),
         (_, Ending::Cancelled) => Some("cancelled".to_owned()),
         (None, Ending::Whole) => Some("_OTHER".to_owned()),
@@ -175,7 +194,11 @@ mod tests {
             of("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01").as_deref(),
             Some(id)
         );
-        for nothing in ["00-00000000000000000000000000000000-b7ad6b7169203331-01", "00-xyz", ""] {
+        for nothing in [
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-xyz",
+            "",
+        ] {
             assert_eq!(of(nothing), None, "{nothing}");
         }
     }

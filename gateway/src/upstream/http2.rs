@@ -126,7 +126,8 @@ impl Shared {
     /// A stream of the first connection that has room.
     fn take(&self) -> Option<Stream> {
         let mut open = self.open.lock();
-        open.connections.retain(|connection| !connection.sender.is_closed());
+        open.connections
+            .retain(|connection| !connection.sender.is_closed());
         let found = open
             .connections
             .iter()

@@ -152,7 +152,6 @@ impl Peer {
         }
     }
 
-
     /// Sends `request` over an idle connection if `reuse` allows and one is there, else over a new one.
     pub async fn send(&self, mut request: Request<RequestBody>, reuse: bool) -> Result<Answer, Failure> {
         // HTTP/2 has no upgrades; servers that take h2c take HTTP/1.1 for these.

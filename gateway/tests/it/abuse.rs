@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{Agent, Body, Client, Fixture, PoolExt as _, config, full, get, pool, request, settings};
+use crate::support::{
+    Agent, Body, Client, Fixture, PoolExt as _, config, full, get, pool, request, settings,
+};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -24,7 +26,11 @@ async fn noting() -> (Agent, Arc<Mutex<Vec<String>>>) {
         let notes = notes.clone();
         async move {
             let (head, body) = request.into_parts();
-            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let body = body
+                .collect()
+                .await
+                .map(|body| body.to_bytes())
+                .unwrap_or_default();
             let text = String::from_utf8_lossy(&body).into_owned();
             notes
                 .lock()
@@ -48,8 +54,7 @@ async fn raw(fixture: &Fixture, bytes: &[u8]) -> String {
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
-    while let Ok(Ok(count)) =
-        tokio::time::timeout(Duration::from_millis(400), stream.read(&mut buffer)).await
+    while let Ok(Ok(count)) = tokio::time::timeout(Duration::from_millis(400), stream.read(&mut buffer)).await
     {
         if count == 0 {
             break;
@@ -76,15 +81,36 @@ async fn what_two_servers_could_read_differently_is_refused() {
     let (agent, seen) = noting().await;
     let fixture = one_agent(&agent).await;
     for (what, head) in [
-        ("lengths that differ", "Host: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
+        (
+            "lengths that differ",
+            "Host: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        ),
         ("a list of lengths", "Host: x\r\nContent-Length: 3, 4\r\n\r\nabcd"),
         ("a signed length", "Host: x\r\nContent-Length: +3\r\n\r\nabc"),
-        ("a hexadecimal length", "Host: x\r\nContent-Length: 0x3\r\n\r\nabc"),
-        ("a length beyond all bounds", "Host: x\r\nContent-Length: 99999999999999999999\r\n\r\n"),
-        ("chunked not last", "Host: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
-        ("an unknown coding", "Host: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
-        ("a space before the colon", "Host: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
-        ("a folded line", "Host: x\r\nX-A: 1\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (
+            "a hexadecimal length",
+            "Host: x\r\nContent-Length: 0x3\r\n\r\nabc",
+        ),
+        (
+            "a length beyond all bounds",
+            "Host: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        ),
+        (
+            "chunked not last",
+            "Host: x\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "an unknown coding",
+            "Host: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a space before the colon",
+            "Host: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a folded line",
+            "Host: x\r\nX-A: 1\r\n Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
         ("a name with a space", "Host: x\r\nBad Name: 1\r\n\r\n"),
         ("an empty name", "Host: x\r\n: 1\r\n\r\n"),
         ("a bare CR in a value", "Host: x\r\nX-A: 1\rX-B: 2\r\n\r\n"),
@@ -92,19 +118,42 @@ async fn what_two_servers_could_read_differently_is_refused() {
         ("two hosts", "Host: x\r\nHost: y\r\n\r\n"),
         ("no host", "X-A: 1\r\n\r\n"),
     ] {
-        let answer = raw(&fixture, format!("POST /pools/support/bad HTTP/1.1\r\n{head}").as_bytes()).await;
+        let answer = raw(
+            &fixture,
+            format!("POST /pools/support/bad HTTP/1.1\r\n{head}").as_bytes(),
+        )
+        .await;
         assert_eq!(statuses(&answer).first(), Some(&"400"), "{what}: {answer}");
     }
     for (what, head) in [
-        ("chunks in HTTP/1.0", "POST /pools/support/bad HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ("a version that is none", "GET /pools/support/bad HTTP/1.9x\r\nHost: x\r\n\r\n"),
-        ("a target with a space", "GET /pools/support/b ad HTTP/1.1\r\nHost: x\r\n\r\n"),
-        ("no HTTP at all", "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03 nonsense\r\n\r\n"),
+        (
+            "chunks in HTTP/1.0",
+            "POST /pools/support/bad HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "a version that is none",
+            "GET /pools/support/bad HTTP/1.9x\r\nHost: x\r\n\r\n",
+        ),
+        (
+            "a target with a space",
+            "GET /pools/support/b ad HTTP/1.1\r\nHost: x\r\n\r\n",
+        ),
+        (
+            "no HTTP at all",
+            "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03 nonsense\r\n\r\n",
+        ),
     ] {
         let answer = raw(&fixture, head.as_bytes()).await;
-        assert!(statuses(&answer).iter().all(|status| *status == "400"), "{what}: {answer}");
+        assert!(
+            statuses(&answer).iter().all(|status| *status == "400"),
+            "{what}: {answer}"
+        );
     }
-    assert_eq!(*seen.lock().unwrap(), Vec::<String>::new(), "the agent has seen none of them");
+    assert_eq!(
+        *seen.lock().unwrap(),
+        Vec::<String>::new(),
+        "the agent has seen none of them"
+    );
     still_serves(&fixture).await;
 }
 
@@ -146,7 +195,11 @@ async fn what_is_let_through_is_one_request_for_the_agent_too() {
             "Transfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\n\r\n".to_owned(),
             "POST /one abc",
         ),
-        ("bare line feeds", "Content-Length: 3\n\nabc".to_owned(), "POST /one abc"),
+        (
+            "bare line feeds",
+            "Content-Length: 3\n\nabc".to_owned(),
+            "POST /one abc",
+        ),
     ] {
         seen.lock().unwrap().clear();
         let request = format!("POST /pools/support/one HTTP/1.1\r\nHost: x\r\n{rest}");
@@ -177,10 +230,15 @@ async fn broken_chunks_end_the_connection_and_no_request_is_made_of_the_rest() {
             "POST /pools/support/chunks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}"
         );
         let answer = raw(&fixture, request.as_bytes()).await;
-        assert!(statuses(&answer).iter().all(|status| *status != "200"), "{chunks:?}: {answer}");
+        assert!(
+            statuses(&answer).iter().all(|status| *status != "200"),
+            "{chunks:?}: {answer}"
+        );
     }
     fixture
-        .wait("all have ended", |stats| stats.pools["support"].revisions["a"].in_flight == 0)
+        .wait("all have ended", |stats| {
+            stats.pools["support"].revisions["a"].in_flight == 0
+        })
         .await;
     let seen = seen.lock().unwrap().clone();
     assert!(!seen.iter().any(|request| request.contains("hidden")), "{seen:?}");
@@ -194,13 +252,22 @@ async fn huge_heads_are_refused() {
     let head = |rest: String| format!("GET /pools/support/ HTTP/1.1\r\nHost: x\r\n{rest}\r\n\r\n");
     let one = head(format!("X-Long: {}", "x".repeat(300_000)));
     let many = head(vec!["X-Many: 1"; 200].join("\r\n"));
-    let no_end = format!("GET /pools/support/ HTTP/1.1\r\nX-Long: {}", "x".repeat(2_000_000));
-    for (what, bytes, status) in [("one field", one, "431"), ("many fields", many, "431"), ("no end", no_end, "431")]
-    {
+    let no_end = format!(
+        "GET /pools/support/ HTTP/1.1\r\nX-Long: {}",
+        "x".repeat(2_000_000)
+    );
+    for (what, bytes, status) in [
+        ("one field", one, "431"),
+        ("many fields", many, "431"),
+        ("no end", no_end, "431"),
+    ] {
         let answer = raw(&fixture, bytes.as_bytes()).await;
         assert_eq!(statuses(&answer), [status], "{what}: {answer}");
     }
-    let target = format!("GET /pools/support/{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(70_000));
+    let target = format!(
+        "GET /pools/support/{} HTTP/1.1\r\nHost: x\r\n\r\n",
+        "x".repeat(70_000)
+    );
     assert_eq!(statuses(&raw(&fixture, target.as_bytes()).await), ["414"]);
     assert!(seen.lock().unwrap().is_empty());
     still_serves(&fixture).await;
@@ -266,7 +333,9 @@ async fn half_closed_connections_leave_nothing_behind() {
         assert!(ended.is_ok(), "still open after {begun:?}");
     }
     fixture
-        .wait("the slots are free", |stats| stats.pools["support"].revisions["a"].in_flight == 0)
+        .wait("the slots are free", |stats| {
+            stats.pools["support"].revisions["a"].in_flight == 0
+        })
         .await;
 }
 
@@ -284,7 +353,11 @@ fn open_files() -> usize {
         .lines()
         .find_map(|line| line.strip_prefix("Max open files"))
         .unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap_or(1_000_000)
+    line.split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap_or(1_000_000)
 }
 
 #[tokio::test]
@@ -317,7 +390,10 @@ async fn idle_connections_cost_little_and_hold_up_nobody() {
                 stream.read_exact(&mut answer).await.unwrap();
                 assert_eq!(&answer, b"HTTP/1.1 200 OK");
             }
-            1 => stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap(),
+            1 => stream
+                .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                .await
+                .unwrap(),
             2 => stream.write_all(b"GET ").await.unwrap(),
             _ => {}
         }
@@ -372,8 +448,12 @@ async fn streams_reset_in_haste_hold_up_nobody() {
     for _ in 0..3_000 {
         let Ok(ready) = client.ready().await else { break };
         client = ready;
-        let request = Request::get(format!("http://g{}", fixture.path("/"))).body(()).unwrap();
-        let Ok((_response, mut send)) = client.send_request(request, false) else { break };
+        let request = Request::get(format!("http://g{}", fixture.path("/")))
+            .body(())
+            .unwrap();
+        let Ok((_response, mut send)) = client.send_request(request, false) else {
+            break;
+        };
         send.send_reset(h2::Reason::CANCEL);
     }
     for _ in 0..10 {
@@ -381,7 +461,9 @@ async fn streams_reset_in_haste_hold_up_nobody() {
     }
     connection.abort();
     fixture
-        .wait("the slots are free", |stats| stats.pools["support"].revisions["a"].in_flight == 0)
+        .wait("the slots are free", |stats| {
+            stats.pools["support"].revisions["a"].in_flight == 0
+        })
         .await;
 }
 
@@ -402,7 +484,11 @@ async fn a_refusal_is_read_by_a_client_that_is_still_sending() {
             (answer.status, answer.code().as_str()),
             (StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge")
         );
-        assert!(answer.text().contains("spec.traffic.maxRequestBytes"), "{}", answer.text());
+        assert!(
+            answer.text().contains("spec.traffic.maxRequestBytes"),
+            "{}",
+            answer.text()
+        );
     }
     // hyper's client stops sending when it is answered; one that does not is not waited for for ever.
     let mut stubborn = TcpStream::connect(fixture.gateway.ingress).await.unwrap();
@@ -429,7 +515,9 @@ async fn the_limit_of_a_body_is_inclusive() {
         let frames = futures::stream::iter([Ok(hyper::body::Frame::data(vec![b'x'; size].into()))]);
         Request::post(fixture.path("/"))
             .header("host", "g")
-            .body(http_body_util::BodyExt::boxed(http_body_util::StreamBody::new(frames)))
+            .body(http_body_util::BodyExt::boxed(http_body_util::StreamBody::new(
+                frames,
+            )))
             .unwrap()
     };
     let sized = |size: usize| request(Method::POST, &fixture.path("/"), vec![b'x'; size]);

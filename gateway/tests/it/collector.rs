@@ -83,7 +83,9 @@ impl Collector {
     /// Has everything sent; nothing more comes after that. Gives the exports as they came.
     pub async fn finish(&self) -> Vec<Bytes> {
         let spans = self.observe.spans.clone().unwrap();
-        tokio::task::spawn_blocking(move || spans.shutdown()).await.unwrap();
+        tokio::task::spawn_blocking(move || spans.shutdown())
+            .await
+            .unwrap();
         self.exports.lock().unwrap().clone()
     }
 
@@ -92,7 +94,11 @@ impl Collector {
         let exports = self.finish().await;
         exports
             .iter()
-            .flat_map(|export| ExportTraceServiceRequest::decode(export.clone()).unwrap().resource_spans)
+            .flat_map(|export| {
+                ExportTraceServiceRequest::decode(export.clone())
+                    .unwrap()
+                    .resource_spans
+            })
             .flat_map(|resource| resource.scope_spans)
             .flat_map(|scope| scope.spans)
             .collect()

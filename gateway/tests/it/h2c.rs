@@ -6,9 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{
-    Agent, Body, Client, Fixture, PoolExt as _, config, fresh_ip, full, pool, request,
-};
+use crate::support::{Agent, Body, Client, Fixture, PoolExt as _, config, fresh_ip, full, pool, request};
 use bytes::Bytes;
 use flotilla_gateway::config::{AppProtocol, PoolConfig};
 use futures::StreamExt as _;
@@ -112,7 +110,10 @@ async fn clients_of_either_version_share_few_connections() {
             text.starts_with(&format!("POST http://gateway/x?y=z {size} ")),
             "{text}"
         );
-        assert!(!text.contains("transfer-encoding") && !text.contains("\"host\""), "{text}");
+        assert!(
+            !text.contains("transfer-encoding") && !text.contains("\"host\""),
+            "{text}"
+        );
         assert!(text.contains("x-forwarded-for"), "{text}");
     }
     let sender = h2_client(fixture.gateway.ingress).await;
@@ -333,7 +334,9 @@ async fn a_body_that_grows_too_long_is_the_clients_mistake() {
             (StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge")
         );
         let stats = fixture
-            .wait("it has ended", |stats| stats.pools["support"].revisions["a"].in_flight == 0)
+            .wait("it has ended", |stats| {
+                stats.pools["support"].revisions["a"].in_flight == 0
+            })
             .await;
         let failed: u64 = stats.pools["support"].revisions["a"]
             .windows

@@ -49,7 +49,10 @@ async fn provider_side(with_key: Arc<AtomicUsize>) -> Agent {
         async move {
             let (head, body) = request.into_parts();
             let proof = head.headers.get("authorization").cloned();
-            if proof.as_ref().is_some_and(|proof| proof == &format!("Bearer {KEY}")) {
+            if proof
+                .as_ref()
+                .is_some_and(|proof| proof == &format!("Bearer {KEY}"))
+            {
                 with_key.fetch_add(1, Ordering::SeqCst);
             }
             let path = head.uri.path().to_owned();
@@ -62,7 +65,9 @@ async fn provider_side(with_key: Arc<AtomicUsize>) -> Agent {
                 let frames = events.map(|text| Ok(Frame::data(text.into())));
                 Response::new(StreamBody::new(futures::stream::iter(frames)).boxed())
             } else {
-                Response::new(full(r#"{"model":"m","usage":{"prompt_tokens":1,"completion_tokens":2}}"#))
+                Response::new(full(
+                    r#"{"model":"m","usage":{"prompt_tokens":1,"completion_tokens":2}}"#,
+                ))
             };
             let status = match path.rsplit('/').next() {
                 Some("401") => StatusCode::UNAUTHORIZED,
@@ -73,12 +78,17 @@ async fn provider_side(with_key: Arc<AtomicUsize>) -> Agent {
             };
             if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
                 // Says what it was given, as some do.
-                let body = format!(r#"{{"error":{{"message":"Incorrect API key provided: {KEY}. It ends so"}}}}"#);
+                let body =
+                    format!(r#"{{"error":{{"message":"Incorrect API key provided: {KEY}. It ends so"}}}}"#);
                 response = Response::new(full(body));
                 response.headers_mut().insert("x-debug-proof", proof.unwrap());
             }
             *response.status_mut() = status;
-            let media = if path.ends_with("/stream") { "text/event-stream" } else { "application/json" };
+            let media = if path.ends_with("/stream") {
+                "text/event-stream"
+            } else {
+                "application/json"
+            };
             response
                 .headers_mut()
                 .insert("content-type", HeaderValue::from_static(media));
@@ -149,7 +159,11 @@ fn check(what: &str, text: &str) {
             text.get(at.saturating_sub(300)..(at + 100).min(text.len()))
                 .unwrap_or(text)
         });
-        assert!(at.is_none(), "{planted} is in {what}: …{}…", around.unwrap_or_default());
+        assert!(
+            at.is_none(),
+            "{planted} is in {what}: …{}…",
+            around.unwrap_or_default()
+        );
     }
 }
 
@@ -228,10 +242,18 @@ async fn nothing_planted_is_told() {
         let answer = ask(agent, &fixture, call(&format!("/providers/{path}"), chat())).await;
         let answer = answer.unwrap_or_else(|| panic!("{path}: no answer"));
         assert_eq!(Some(answer.status.as_u16()), status, "{path}: {}", answer.text());
-        check(&format!("the answer of {path}"), &format!("{:?}{}", answer.headers, answer.text()));
+        check(
+            &format!("the answer of {path}"),
+            &format!("{:?}{}", answer.headers, answer.text()),
+        );
         asked += 1;
     }
-    let answer = ask(fresh_ip(), &fixture, call("/providers/main/v1/chat/completions", chat())).await;
+    let answer = ask(
+        fresh_ip(),
+        &fixture,
+        call("/providers/main/v1/chat/completions", chat()),
+    )
+    .await;
     assert_eq!(answer.unwrap().status, StatusCode::FORBIDDEN, "no agent");
     let long = format!("{}{PROMPT}", "x".repeat(1_000_001));
     let sized = full(long.clone());
@@ -243,7 +265,10 @@ async fn nothing_planted_is_told() {
         check("the answer to what is too long", &answer.text());
     }
     asked += 3;
-    assert!(with_key.load(Ordering::SeqCst) >= 7, "the key does go where it belongs");
+    assert!(
+        with_key.load(Ordering::SeqCst) >= 7,
+        "the key does go where it belongs"
+    );
 
     // Ingress, likewise.
     let to = fixture.gateway.ingress;
@@ -257,7 +282,10 @@ async fn nothing_planted_is_told() {
         let mut client = Client::connect(to).await;
         let answer = client.send(call(path, full(body))).await.unwrap();
         assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
-        check(&format!("the answer of {path}"), &format!("{:?}{}", answer.headers, answer.text()));
+        check(
+            &format!("the answer of {path}"),
+            &format!("{:?}{}", answer.headers, answer.text()),
+        );
         asked += 1;
     }
     replica.kill();
@@ -267,7 +295,12 @@ async fn nothing_planted_is_told() {
     fixture.tell(wanted).await;
     let mut client = Client::connect(to).await;
     let answer = client.send(call("/pools/support/x", chat())).await.unwrap();
-    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text());
+    assert_eq!(
+        answer.status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "{}",
+        answer.text()
+    );
     check("the answer of an unreachable replica", &answer.text());
     asked += 1;
 
@@ -286,7 +319,10 @@ async fn nothing_planted_is_told() {
         check("the spans", &String::from_utf8_lossy(&export));
     }
     let log = log.read();
-    assert!(log.contains("TRACE") && log.contains("no response from the provider"), "the log is written");
+    assert!(
+        log.contains("TRACE") && log.contains("no response from the provider"),
+        "the log is written"
+    );
     check("the log", &log);
 }
 
@@ -321,6 +357,10 @@ async fn a_refused_key_is_cut_out_of_what_the_provider_says() {
     let stats = fixture
         .wait("it is counted", |stats| stats.providers["main"].in_flight == 0)
         .await;
-    let failed: u64 = stats.providers["main"].models.values().map(|used| used.failed).sum();
+    let failed: u64 = stats.providers["main"]
+        .models
+        .values()
+        .map(|used| used.failed)
+        .sum();
     assert_eq!(failed, 2);
 }

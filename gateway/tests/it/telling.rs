@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::collector::{Collector, attribute, hex};
 use crate::support::{
-    Agent, Answer, Client, Fixture, PoolExt as _, config, fresh_ip, full, get, pool, provider, request, settings,
+    Agent, Answer, Client, Fixture, PoolExt as _, config, fresh_ip, full, get, pool, provider, request,
+    settings,
 };
 use flotilla_gateway::config::ServedBy;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -65,7 +66,10 @@ async fn a_request_id_is_kept_or_made_and_told_to_both_sides() {
     let kept = ask(&fixture, "/", &[("x-request-id", "mine-1")]).await;
     assert_eq!(
         (&json(&kept)["id"], &kept.headers["x-request-id"]),
-        (&serde_json::json!(["mine-1"]), &HeaderValue::from_static("mine-1"))
+        (
+            &serde_json::json!(["mine-1"]),
+            &HeaderValue::from_static("mine-1")
+        )
     );
     let made = ask(&fixture, "/", &[]).await;
     let id = made.headers["x-request-id"].to_str().unwrap().to_owned();
@@ -80,7 +84,12 @@ async fn a_request_id_is_kept_or_made_and_told_to_both_sides() {
     assert_eq!(refused.status, StatusCode::NOT_FOUND);
     assert!(refused.headers.contains_key("x-request-id"));
     // Nobody else's business.
-    assert!(!get(fixture.gateway.admin, "/healthz").await.headers.contains_key("x-request-id"));
+    assert!(
+        !get(fixture.gateway.admin, "/healthz")
+            .await
+            .headers
+            .contains_key("x-request-id")
+    );
 }
 
 #[tokio::test]
@@ -140,7 +149,14 @@ async fn an_ingress_request_is_a_span_in_the_clients_trace_or_a_new_one() {
     fixture
         .tell(config(pool().revision("support-1", 100, 4, &[agent.address])))
         .await;
-    let continued = json(&ask(&fixture, "/a?secret=1", &[("traceparent", PARENT), ("tracestate", "v=1")]).await);
+    let continued = json(
+        &ask(
+            &fixture,
+            "/a?secret=1",
+            &[("traceparent", PARENT), ("tracestate", "v=1")],
+        )
+        .await,
+    );
     let begun = json(&ask(&fixture, "/b", &[("traceparent", "nonsense")]).await);
     let unsampled = PARENT.strip_suffix('1').unwrap().to_owned() + "0";
     let unsampled: &'static str = unsampled.leak();
@@ -152,14 +168,21 @@ async fn an_ingress_request_is_a_span_in_the_clients_trace_or_a_new_one() {
     let lines = collector.json_lines(5).await;
     let spans = collector.spans().await;
     assert_eq!(spans.len(), 4, "{spans:#?}");
-    assert_eq!(passed["parent"], serde_json::json!([unsampled]), "not sampled: as it came");
+    assert_eq!(
+        passed["parent"],
+        serde_json::json!([unsampled]),
+        "not sampled: as it came"
+    );
     let mine = of_name(&spans, "GET support");
     assert_eq!(mine.len(), 3);
     let first = mine
         .iter()
         .find(|span| attribute(span, "url.path").as_deref() == Some("/pools/support/a"))
         .unwrap();
-    assert_eq!((hex(&first.trace_id), hex(&first.parent_span_id)), (TRACE.to_owned(), "b7ad6b7169203331".into()));
+    assert_eq!(
+        (hex(&first.trace_id), hex(&first.parent_span_id)),
+        (TRACE.to_owned(), "b7ad6b7169203331".into())
+    );
     assert_eq!(first.kind, i32::from(SpanKind::Server));
     assert_eq!(
         continued["parent"],
@@ -184,7 +207,11 @@ async fn an_ingress_request_is_a_span_in_the_clients_trace_or_a_new_one() {
     assert!(second.parent_span_id.is_empty() && hex(&second.trace_id) != TRACE);
     assert_eq!(
         begun["parent"],
-        serde_json::json!([format!("00-{}-{}-01", hex(&second.trace_id), hex(&second.span_id))])
+        serde_json::json!([format!(
+            "00-{}-{}-01",
+            hex(&second.trace_id),
+            hex(&second.span_id)
+        )])
     );
     let failed = mine
         .iter()
@@ -194,9 +221,15 @@ async fn an_ingress_request_is_a_span_in_the_clients_trace_or_a_new_one() {
 
     let of_path = |path: &str| lines.iter().find(|line| line["path"] == path).unwrap();
     let line = of_path("/pools/support/a");
-    assert_eq!((&line["pool"], &line["revision"]), (&"support".into(), &"support-1".into()));
+    assert_eq!(
+        (&line["pool"], &line["revision"]),
+        (&"support".into(), &"support-1".into())
+    );
     assert_eq!((&line["status"], &line["ending"]), (&200.into(), &"whole".into()));
-    assert_eq!((&line["traceId"], &line["kind"]), (&TRACE.into(), &"ingress".into()));
+    assert_eq!(
+        (&line["traceId"], &line["kind"]),
+        (&TRACE.into(), &"ingress".into())
+    );
     assert!(line["responseBytes"].as_u64().unwrap() > 10 && line["requestId"].is_string());
     assert_eq!(of_path("/pools/none/")["code"], "NoSuchPool");
 }
@@ -239,7 +272,8 @@ async fn a_call_of_a_model_is_a_span_and_metrics_by_the_conventions() {
     fixture.tell(wanted).await;
     let mut client = Client::connect_from(agent, fixture.gateway.egress).await;
     let mut call = async |path: &str| {
-        let body = r#"{"model":"gpt-5-mini","messages":[{"role":"user","content":"a prompt"}],"stream":true}"#;
+        let body =
+            r#"{"model":"gpt-5-mini","messages":[{"role":"user","content":"a prompt"}],"stream":true}"#;
         let mut request = request(Method::POST, path, body);
         let headers = request.headers_mut();
         headers.insert("content-type", HeaderValue::from_static("application/json"));
@@ -248,7 +282,10 @@ async fn a_call_of_a_model_is_a_span_and_metrics_by_the_conventions() {
     };
     let streamed = call("/providers/main/v1/chat/completions").await;
     assert_eq!(streamed.status, StatusCode::OK);
-    assert_eq!(call("/providers/main/v1/messages").await.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        call("/providers/main/v1/messages").await.status,
+        StatusCode::TOO_MANY_REQUESTS
+    );
 
     let lines = collector.json_lines(2).await;
     let spans = collector.spans().await;
@@ -275,12 +312,24 @@ async fn a_call_of_a_model_is_a_span_and_metrics_by_the_conventions() {
         assert_eq!(attribute(good, key).as_deref(), Some(value), "{key}");
     }
     assert!(attribute(good, "gen_ai.response.time_to_first_chunk").is_some());
-    let bad = chats.iter().find(|span| attribute(span, "error.type").is_some()).unwrap();
+    let bad = chats
+        .iter()
+        .find(|span| attribute(span, "error.type").is_some())
+        .unwrap();
     assert_eq!(attribute(bad, "error.type").as_deref(), Some("429"));
-    assert_eq!(attribute(bad, "gen_ai.provider.name").as_deref(), Some("anthropic"));
+    assert_eq!(
+        attribute(bad, "gen_ai.provider.name").as_deref(),
+        Some("anthropic")
+    );
     let line = lines.iter().find(|line| line["status"] == 200).unwrap();
-    assert_eq!((&line["model"], &line["inputTokens"]), (&"gpt-5-mini".into(), &20.into()));
-    assert_eq!((&line["kind"], &line["provider"]), (&"egress".into(), &"main".into()));
+    assert_eq!(
+        (&line["model"], &line["inputTokens"]),
+        (&"gpt-5-mini".into(), &20.into())
+    );
+    assert_eq!(
+        (&line["kind"], &line["provider"]),
+        (&"egress".into(), &"main".into())
+    );
 
     let metrics = get(fixture.gateway.admin, "/metrics").await.text();
     let labels = r#"provider="main",gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model="gpt-5-mini""#;
@@ -319,5 +368,7 @@ async fn a_collector_that_is_away_costs_no_request() {
     for _ in 0..2_500 {
         assert_eq!(client.get(&fixture.path("/")).await.status, StatusCode::OK);
     }
-    tokio::task::spawn_blocking(move || spans.shutdown()).await.unwrap();
+    tokio::task::spawn_blocking(move || spans.shutdown())
+        .await
+        .unwrap();
 }

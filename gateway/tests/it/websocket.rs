@@ -71,7 +71,10 @@ async fn connected(fixture: &Fixture, listener: &TcpListener) -> (TcpStream, Tcp
         response.contains("upgrade: websocket") && response.contains("connection: upgrade"),
         "{response}"
     );
-    assert!(response.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{response}");
+    assert!(
+        response.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="),
+        "{response}"
+    );
     assert_eq!(exactly(&mut client, HELLO.len()).await, HELLO);
     (client, agent, request)
 }
@@ -91,11 +94,18 @@ async fn it_passes_both_ways_holds_its_slot_and_outlives_the_requests_time() {
             request.contains("upgrade: websocket") && request.contains("connection: upgrade"),
             "{request}"
         );
-        assert!(request.contains("sec-websocket-key: dghlihnhbxbszsbub25jzq=="), "{request}");
+        assert!(
+            request.contains("sec-websocket-key: dghlihnhbxbszsbub25jzq=="),
+            "{request}"
+        );
         let stats = fixture.stats().await;
         assert_eq!(in_flight(&stats), 1);
         let window = stats.pools["support"].revisions["a"].windows.last().unwrap();
-        assert_eq!((window.started, window.ended, window.failed), (1, 1, 0), "the handshake counts");
+        assert_eq!(
+            (window.started, window.ended, window.failed),
+            (1, 1, 0),
+            "the handshake counts"
+        );
         // Longer than a request may take.
         tokio::time::sleep(Duration::from_millis(700)).await;
         for round in 0..3u8 {
@@ -110,7 +120,9 @@ async fn it_passes_both_ways_holds_its_slot_and_outlives_the_requests_time() {
         agent.read_to_end(&mut rest).await.unwrap();
         assert!(rest.is_empty(), "the agent sees the end and nothing else");
         drop(agent);
-        fixture.wait("the slot is free", |stats| in_flight(stats) == 0).await;
+        fixture
+            .wait("the slot is free", |stats| in_flight(stats) == 0)
+            .await;
     }
 }
 
@@ -131,7 +143,9 @@ async fn an_agent_may_say_no() {
     let response = head(&mut client).await;
     assert!(response.starts_with("HTTP/1.1 403"), "{response}");
     assert_eq!(exactly(&mut client, 9).await, b"not today");
-    fixture.wait("the slot is free", |stats| in_flight(stats) == 0).await;
+    fixture
+        .wait("the slot is free", |stats| in_flight(stats) == 0)
+        .await;
 }
 
 #[tokio::test]
@@ -187,5 +201,7 @@ async fn a_silent_one_ends_like_an_idle_connection() {
     assert_eq!(exactly(&mut client, 4).await, GOING_AWAY);
     assert_eq!(exactly(&mut agent, 8).await[..2], [0x88, 0x82]);
     drop((client, agent));
-    fixture.wait("the slot is free", |stats| in_flight(stats) == 0).await;
+    fixture
+        .wait("the slot is free", |stats| in_flight(stats) == 0)
+        .await;
 }

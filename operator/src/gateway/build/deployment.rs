@@ -378,9 +378,15 @@ mod tests {
             };
             serde_json::to_value(build(&shared, &settings, &[])).unwrap()
         };
-        let (without, with) = (with(&[]), with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")]));
+        let (without, with) = (
+            with(&[]),
+            with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")]),
+        );
         let last = with.pointer("/spec/template/spec/containers/0/env/4").unwrap();
-        assert_eq!(*last, json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://c:4318"}));
+        assert_eq!(
+            *last,
+            json!({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://c:4318"})
+        );
         let hash = |deployment: &Value| deployment["metadata"]["annotations"][TEMPLATE_HASH].clone();
         assert_ne!(hash(&without), hash(&with));
     }

@@ -102,7 +102,10 @@ mod tests {
             (json!({"appProtocol": "H2C"}), Some("kubernetes.io/h2c")),
         ] {
             let pool = pool(json!({"agent": agent}));
-            let ports = of_revision(&pool, "support-1", &pool.spec.agent).spec.unwrap().ports;
+            let ports = of_revision(&pool, "support-1", &pool.spec.agent)
+                .spec
+                .unwrap()
+                .ports;
             assert_eq!(ports.unwrap()[0].app_protocol.as_deref(), expected, "{agent}");
         }
     }
