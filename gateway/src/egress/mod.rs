@@ -26,7 +26,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
@@ -205,7 +204,7 @@ impl Egress {
         };
         match sent {
             Ok(answer) => match sent_proof.filter(|_| redact::is_suspect(answer.response.status())) {
-                Some(proof) => redacted(answer, meter, &proof, &mut timer).await,
+                Some(proof) => redact::answer(answer, meter, &proof, &mut timer).await,
                 None => passed_on(answer, meter, timer),
             },
             Err(refusal) => {
@@ -367,35 +366,6 @@ fn passed_on(
     forward::to_client(&mut head);
     let body = Outgoing::Provider(Passing::new(body, timer, meter));
     Ok(Response::from_parts(head, body))
-}
-
-/// The answer to a key that the provider does not like, without that key.
-async fn redacted(
-    answer: Answer,
-    mut meter: Meter,
-    proof: &HeaderValue,
-    timer: &mut std::pin::Pin<Box<Sleep>>,
-) -> Result<Response<Outgoing>, Refusal> {
-    let (mut head, body) = answer.response.into_parts();
-    meter.answered(&head.headers, head.status, answer.connection);
-    let whole = tokio::select! {
-        biased;
-        whole = Limited::new(body, redact::MAX_ANSWER).collect() => whole.ok(),
-        () = timer.as_mut() => None,
-    };
-    let Some(whole) = whole else {
-        meter.end(End::Cut);
-        let message = "the provider refused the request, and its answer could not be read";
-        return Err(Refusal::new(head.status, "ProviderRefused", message));
-    };
-    let body = whole.to_bytes();
-    meter.data(&body);
-    meter.end(End::Complete);
-    forward::to_client(&mut head);
-    redact::headers(&mut head.headers, proof);
-    head.headers.remove(header::CONTENT_LENGTH);
-    let body = Some(redact::body(body, proof)).filter(|body| !body.is_empty());
-    Ok(Response::from_parts(head, Outgoing::Held(body)))
 }
 
 /// A request at a provider: reads what was used, and counts it at the end.

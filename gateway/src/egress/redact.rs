@@ -1,18 +1,55 @@
 //! Providers that refuse a key sometimes say which. Agents may know everything of such an answer but that.
 
+use std::pin::Pin;
+
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Limited};
+use tokio::time::Sleep;
+
+use super::Meter;
+use crate::reply::{End, Observer as _, Outgoing, Refusal};
+use crate::upstream::{Answer, forward};
 
 /// Longest answer that is looked through; providers' errors are far shorter.
-pub const MAX_ANSWER: usize = 64 * 1024;
+const MAX_ANSWER: usize = 64 * 1024;
 /// Stands where the key was.
 const INSTEAD: &[u8] = b"[key]";
 /// Shorter keys are no secret, and would be found everywhere.
 const MIN_KEY: usize = 6;
 
 /// An answer with this status may name the key.
-pub fn is_suspect(status: StatusCode) -> bool {
+pub(super) fn is_suspect(status: StatusCode) -> bool {
     matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// The answer to a key that the provider does not like, without that key.
+pub(super) async fn answer(
+    answer: Answer,
+    mut meter: Meter,
+    proof: &HeaderValue,
+    timer: &mut Pin<Box<Sleep>>,
+) -> Result<Response<Outgoing>, Refusal> {
+    let (mut head, body) = answer.response.into_parts();
+    meter.answered(&head.headers, head.status, answer.connection);
+    let whole = tokio::select! {
+        biased;
+        whole = Limited::new(body, MAX_ANSWER).collect() => whole.ok(),
+        () = timer.as_mut() => None,
+    };
+    let Some(whole) = whole else {
+        meter.end(End::Cut);
+        let message = "the provider refused the request, and its answer could not be read";
+        return Err(Refusal::new(head.status, "ProviderRefused", message));
+    };
+    let body = whole.to_bytes();
+    meter.data(&body);
+    meter.end(End::Complete);
+    forward::to_client(&mut head);
+    self::headers(&mut head.headers, proof);
+    head.headers.remove(header::CONTENT_LENGTH);
+    let body = Some(self::body(body, proof)).filter(|body| !body.is_empty());
+    Ok(Response::from_parts(head, Outgoing::Held(body)))
 }
 
 /// The key in the header that carries it.
@@ -23,7 +60,7 @@ fn key(proof: &HeaderValue) -> Option<&[u8]> {
 }
 
 /// `body` without the key that `proof` carries.
-pub fn body(body: Bytes, proof: &HeaderValue) -> Bytes {
+fn body(body: Bytes, proof: &HeaderValue) -> Bytes {
     let Some(key) = key(proof).filter(|key| position(&body, key).is_some()) else {
         return body;
     };
@@ -39,7 +76,7 @@ pub fn body(body: Bytes, proof: &HeaderValue) -> Bytes {
 }
 
 /// Removes fields that name the key.
-pub fn headers(headers: &mut HeaderMap, proof: &HeaderValue) {
+fn headers(headers: &mut HeaderMap, proof: &HeaderValue) {
     let Some(key) = key(proof) else { return };
     let names: Vec<_> = headers
         .iter()

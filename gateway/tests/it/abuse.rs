@@ -4,10 +4,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::{
-    Agent, Body, Client, Fixture, PoolExt as _, config, full, get, pool, request, settings,
-};
-use http::{Method, Request, Response, StatusCode};
+use crate::support::{Agent, Client, Fixture, PoolExt as _, config, full, get, pool, settings};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -465,71 +463,4 @@ async fn streams_reset_in_haste_hold_up_nobody() {
             stats.pools["support"].revisions["a"].in_flight == 0
         })
         .await;
-}
-
-/// A client that is told no while it still sends must be able to read that.
-#[tokio::test]
-async fn a_refusal_is_read_by_a_client_that_is_still_sending() {
-    let (agent, seen) = noting().await;
-    let mut wanted = pool().revision("a", 100, 4, &[agent.address]);
-    wanted.http.max_request_bytes = 1_000_000;
-    let fixture = Fixture::with(config(wanted)).await;
-    for _ in 0..10 {
-        let mut client = Client::connect(fixture.gateway.ingress).await;
-        let answer = client
-            .send(request(Method::POST, &fixture.path("/"), vec![b'x'; 5_000_000]))
-            .await
-            .expect("an answer and no reset");
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge")
-        );
-        assert!(
-            answer.text().contains("spec.traffic.maxRequestBytes"),
-            "{}",
-            answer.text()
-        );
-    }
-    // hyper's client stops sending when it is answered; one that does not is not waited for for ever.
-    let mut stubborn = TcpStream::connect(fixture.gateway.ingress).await.unwrap();
-    let head = "POST /pools/support/ HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\n\r\n";
-    stubborn.write_all(head.as_bytes()).await.unwrap();
-    let sending = async {
-        let block = vec![b'x'; 64 * 1024];
-        while stubborn.write_all(&block).await.is_ok() {}
-    };
-    let ended = tokio::time::timeout(Duration::from_secs(20), sending).await;
-    assert!(ended.is_ok(), "it may still send");
-    assert!(seen.lock().unwrap().is_empty());
-    still_serves(&fixture).await;
-}
-
-/// Exactly the limit is allowed.
-#[tokio::test]
-async fn the_limit_of_a_body_is_inclusive() {
-    let (agent, seen) = noting().await;
-    let mut wanted = pool().revision("a", 100, 4, &[agent.address]);
-    wanted.http.max_request_bytes = 2_000;
-    let fixture = Fixture::with(config(wanted)).await;
-    let chunked = |size: usize| -> Request<Body> {
-        let frames = futures::stream::iter([Ok(hyper::body::Frame::data(vec![b'x'; size].into()))]);
-        Request::post(fixture.path("/"))
-            .header("host", "g")
-            .body(http_body_util::BodyExt::boxed(http_body_util::StreamBody::new(
-                frames,
-            )))
-            .unwrap()
-    };
-    let sized = |size: usize| request(Method::POST, &fixture.path("/"), vec![b'x'; size]);
-    for (request, status) in [
-        (sized(2_000), StatusCode::OK),
-        (sized(2_001), StatusCode::PAYLOAD_TOO_LARGE),
-        (chunked(2_000), StatusCode::OK),
-        (chunked(2_001), StatusCode::PAYLOAD_TOO_LARGE),
-    ] {
-        let mut client = Client::connect(fixture.gateway.ingress).await;
-        assert_eq!(client.send(request).await.unwrap().status, status);
-    }
-    let whole = |request: &&String| request.len() == "POST / ".len() + 2_000;
-    assert_eq!(seen.lock().unwrap().iter().filter(whole).count(), 2);
 }

@@ -311,3 +311,81 @@ async fn ambiguous_framing_is_refused() {
         StatusCode::OK
     );
 }
+
+/// Answers with the length of the body.
+async fn swallow() -> Agent {
+    Agent::start(|request: Request<hyper::body::Incoming>| async move {
+        let body = request.into_body().collect().await;
+        let length = body.map_or(0, |body| body.to_bytes().len());
+        Response::new(full(length.to_string()))
+    })
+    .await
+}
+
+/// A client that is told no while it still sends must be able to read that.
+#[tokio::test]
+async fn a_refusal_is_read_by_a_client_that_is_still_sending() {
+    let agent = swallow().await;
+    let mut wanted = pool().revision("a", 100, 4, &[agent.address]);
+    wanted.http.max_request_bytes = 1_000_000;
+    let fixture = Fixture::with(config(wanted)).await;
+    for _ in 0..10 {
+        let mut client = Client::connect(fixture.gateway.ingress).await;
+        let answer = client
+            .send(request(Method::POST, &fixture.path("/"), vec![b'x'; 5_000_000]))
+            .await
+            .expect("an answer and no reset");
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (StatusCode::PAYLOAD_TOO_LARGE, "RequestTooLarge")
+        );
+        assert!(
+            answer.text().contains("spec.traffic.maxRequestBytes"),
+            "{}",
+            answer.text()
+        );
+    }
+    // hyper's client stops sending when it is answered; one that does not is not waited for for ever.
+    let mut stubborn = TcpStream::connect(fixture.gateway.ingress).await.unwrap();
+    let head = "POST /pools/support/ HTTP/1.1\r\nHost: x\r\nContent-Length: 900000000\r\n\r\n";
+    stubborn.write_all(head.as_bytes()).await.unwrap();
+    let sending = async {
+        let block = vec![b'x'; 64 * 1024];
+        while stubborn.write_all(&block).await.is_ok() {}
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(20), sending).await;
+    assert!(ended.is_ok(), "it may still send");
+    assert_eq!(agent.hits(), 0);
+    assert_eq!(
+        get(fixture.gateway.ingress, &fixture.path("/")).await.status,
+        StatusCode::OK
+    );
+}
+
+/// Exactly the limit is allowed.
+#[tokio::test]
+async fn the_limit_of_a_body_is_inclusive() {
+    let agent = swallow().await;
+    let mut wanted = pool().revision("a", 100, 4, &[agent.address]);
+    wanted.http.max_request_bytes = 2_000;
+    let fixture = Fixture::with(config(wanted)).await;
+    let chunked = |size: usize| -> Request<Body> {
+        let frames = futures::stream::iter([Ok(Frame::data(vec![b'x'; size].into()))]);
+        Request::post(fixture.path("/"))
+            .header("host", "g")
+            .body(BodyExt::boxed(StreamBody::new(frames)))
+            .unwrap()
+    };
+    let sized = |size: usize| request(Method::POST, &fixture.path("/"), vec![b'x'; size]);
+    for (request, status, answered) in [
+        (sized(2_000), StatusCode::OK, Some("2000")),
+        (sized(2_001), StatusCode::PAYLOAD_TOO_LARGE, None),
+        (chunked(2_000), StatusCode::OK, Some("2000")),
+        (chunked(2_001), StatusCode::PAYLOAD_TOO_LARGE, None),
+    ] {
+        let mut client = Client::connect(fixture.gateway.ingress).await;
+        let answer = client.send(request).await.unwrap();
+        assert_eq!(answer.status, status);
+        assert!(answered.is_none_or(|length| answer.text() == length));
+    }
+}
