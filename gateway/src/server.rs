@@ -203,7 +203,8 @@ async fn connection<H: Handler>(
     if let Some((tunnel, _request)) = tunnel {
         let mut aborted = serving.drain.watch();
         tokio::select! {
-            () = tunnel.run(phase, serving.limits.idle) => {}
+            // On the heap, because every connection's task would hold the space for it.
+            () = Box::pin(tunnel.run(phase, serving.limits.idle)) => {}
             _ = aborted.wait_for(|phase| *phase >= Phase::Aborted) => {}
         }
     }
