@@ -104,8 +104,8 @@ impl Tunnel {
         let (from_client, to_client) = tokio::io::split(client);
         let (from_agent, to_agent) = tokio::io::split(io);
         let state = State::new();
-        let up = Direction::new(&state, to_agent, websocket::close_for_agent());
-        let down = Direction::new(&state, to_client, websocket::close_for_client());
+        let up = Direction::new(&state, &state.part_up, to_agent, websocket::close_for_agent());
+        let down = Direction::new(&state, &state.part_down, to_client, websocket::close_for_client());
         let both = async {
             tokio::join!(up.pass(from_client, &[]), down.pass(from_agent, &read));
         };
@@ -122,8 +122,10 @@ struct State {
     /// When the last byte passed, in milliseconds after `opened`.
     active: AtomicU64,
     parting: AtomicBool,
-    /// Wakes the directions once `parting` is set.
-    part: [Notify; 2],
+    /// Wakes the direction to the agent once `parting` is set.
+    part_up: Notify,
+    /// And that to the client.
+    part_down: Notify,
     ended: Notify,
 }
 
@@ -133,7 +135,8 @@ impl State {
             opened: Instant::now(),
             active: AtomicU64::new(0),
             parting: AtomicBool::new(false),
-            part: [Notify::new(), Notify::new()],
+            part_up: Notify::new(),
+            part_down: Notify::new(),
             ended: Notify::new(),
         }
     }
@@ -166,7 +169,8 @@ impl State {
             }
         }
         self.parting.store(true, Ordering::Relaxed);
-        self.part.iter().for_each(Notify::notify_one);
+        self.part_up.notify_one();
+        self.part_down.notify_one();
         sleep(LINGER).await;
     }
 }
@@ -180,9 +184,7 @@ struct Direction<'a, W> {
 }
 
 impl<'a, W: AsyncWrite + Unpin> Direction<'a, W> {
-    fn new(state: &'a State, to: W, goodbye: Vec<u8>) -> Self {
-        // The goodbye of the client is the shorter one.
-        let part = &state.part[usize::from(goodbye.len() > 4)];
+    fn new(state: &'a State, part: &'a Notify, to: W, goodbye: Vec<u8>) -> Self {
         Self {
             state,
             part,
