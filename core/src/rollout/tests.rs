@@ -44,6 +44,9 @@ fn pool(replicas: i32) -> Situation {
         members: Vec::new(),
         gateways: Gateways::Confirmed,
         progress: None,
+        ladder: None,
+        gate: None,
+        reached: None,
     }
 }
 
