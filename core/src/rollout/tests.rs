@@ -1,5 +1,7 @@
 //! The rules of the module doc as a table of situations.
 
+mod ladder;
+
 use super::*;
 
 const STABLE: &str = "p-a";
