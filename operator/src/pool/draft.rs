@@ -38,6 +38,7 @@ impl Draft<'_> {
     pub(super) fn write(&mut self, reports: &Reports<'_>, memory: &Memory) -> Option<Restarting> {
         self.supplies();
         self.standings();
+        self.passed();
         let restarting = self.restart(reports);
         if restarting.is_none() {
             for (revision, replicas) in &self.decision.scale {
@@ -134,8 +135,11 @@ impl Draft<'_> {
             match known {
                 Some(known) => {
                     let order = is_rising.then_some(order);
-                    let patch =
+                    let mut patch =
                         controller_revision::change(change.standing, change.reason.as_ref(), order, self.now);
+                    if change.standing == Standing::Candidate && self.has_served_lately(&known.record) {
+                        patch["metadata"]["annotations"][controller_revision::TRUSTED] = "true".into();
+                    }
                     self.actions.push(Action::patch_exactly(&*known.object, patch));
                 }
                 None => {
@@ -152,6 +156,31 @@ impl Draft<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// Whether a revision is among those that served last.
+    fn has_served_lately(&self, record: &controller_revision::Record) -> bool {
+        let window = self.observed.pool.spec.rollout.rollback_window_revisions;
+        let verified = self.observed.revisions.iter().map(|known| &known.record);
+        let later =
+            verified.filter(|other| other.standing == Standing::Verified && other.order > record.order);
+        record.standing == Standing::Verified && later.count() < usize::try_from(window).unwrap_or_default()
+    }
+
+    /// A weight whose question is answered, before what follows from it.
+    fn passed(&mut self) {
+        let Some((revision, weight)) = &self.decision.passed else {
+            return;
+        };
+        let known = self.observed.revisions.iter();
+        if let Some(known) = known.into_iter().find(|known| known.record.revision == *revision) {
+            self.actions.push(Action::patch_exactly(
+                &*known.object,
+                controller_revision::pass(*weight),
+            ));
+            let text = format!("{revision} has proved itself at {weight} % and goes on");
+            self.actions.push(Action::event(Note::normal("StepPassed", text)));
         }
     }
 
