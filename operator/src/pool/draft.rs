@@ -14,6 +14,7 @@ use super::build::{
 };
 use super::dereference::{Observed, is_ready};
 use super::gateways::Reports;
+use super::judge;
 use super::memory::Memory;
 use super::plan::Restarting;
 use super::validate::{Wanted, overlay_of};
@@ -139,24 +140,43 @@ impl Draft<'_> {
                         controller_revision::change(change.standing, change.reason.as_ref(), order, self.now);
                     if change.standing == Standing::Candidate && self.has_served_lately(&known.record) {
                         patch["metadata"]["annotations"][controller_revision::TRUSTED] = "true".into();
+                    } else if change.standing == Standing::Candidate
+                        && let Some((weight, _)) = self.left_out()
+                    {
+                        patch["metadata"]["annotations"][controller_revision::PASSED] =
+                            weight.to_string().into();
                     }
                     self.actions.push(Action::patch_exactly(&*known.object, patch));
                 }
                 None => {
                     if let Some(content) = self.content(&change.revision) {
                         let pool = &*self.observed.pool;
-                        let record = controller_revision::build(
+                        let mut record = controller_revision::build(
                             pool,
                             &change.revision,
                             content,
                             change.standing,
                             order,
                         );
+                        if change.standing == Standing::Candidate
+                            && let Some((weight, _)) = self.left_out()
+                        {
+                            record
+                                .annotations_mut()
+                                .insert(controller_revision::PASSED.into(), weight.to_string());
+                        }
                         self.actions.push(Action::create(&record));
                     }
                 }
             }
         }
+    }
+
+    /// The weight below the step at which a new candidate starts, and why, see [`judge::left_out`].
+    fn left_out(&self) -> Option<(i32, String)> {
+        let stable = self.decision.stable.as_deref()?;
+        let traffic = judge::traffic(&self.observed.gateways, &self.observed.name(), stable);
+        judge::left_out(&self.observed.pool.spec, traffic)
     }
 
     /// Whether a revision is among those that served last.
@@ -317,7 +337,17 @@ impl Draft<'_> {
             let revision = &change.revision;
             let note = match (change.standing, &change.reason) {
                 (Standing::Candidate, _) => {
-                    Note::normal("ReleaseStarted", format!("{revision} is being released"))
+                    let known = self.observed.record(revision);
+                    let text = match self.left_out() {
+                        _ if known.is_some_and(|known| self.has_served_lately(known)) => {
+                            format!(
+                                "{revision} served not long ago and takes over again without being judged"
+                            )
+                        }
+                        Some((_, why)) => format!("{revision} is being released; it {why}"),
+                        None => format!("{revision} is being released"),
+                    };
+                    Note::normal("ReleaseStarted", text)
                 }
                 (Standing::Stable, _) if is_first => {
                     Note::normal("FirstRevision", format!("{revision} is the first revision"))

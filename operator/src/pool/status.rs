@@ -282,7 +282,7 @@ fn conditions(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: 
     }
 
     let ladder = judge::ladder(&observed.pool.spec);
-    if ladder.is_some() || conditions.has(condition::BAKING) {
+    if ladder.is_some() || conditions.get(condition::BAKING).is_some() {
         let bakes = plan.decision.state == State::Baking;
         let message = if bakes { sentence.as_str() } else { "" };
         conditions.set(
