@@ -213,7 +213,7 @@ pub async fn canary(namespace: Namespace, error_rate: f64) -> Result<Canary> {
         connections: 16,
         timeout: Duration::from_secs(30),
     });
-    let prompt = format!("{}\n#! error-rate: {error_rate}", fixtures::PROMPT);
+    let prompt = format!("{}\n<!-- flotilla: error-rate={error_rate} -->", fixtures::PROMPT);
     let start = std::time::Instant::now();
     namespace
         .apply(&with(base, "/spec/agent/prompt/text", json!(prompt)))
