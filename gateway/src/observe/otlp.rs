@@ -54,7 +54,7 @@ pub fn from_environment(
 ) -> anyhow::Result<Option<Arc<Spans>>> {
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let disabled = std::env::var(DISABLED).is_ok_and(|value| value.eq_ignore_ascii_case("true"));
-    if disabled || !ENDPOINTS.iter().any(|name| is_set(&name)) {
+    if disabled || !ENDPOINTS.iter().any(is_set) {
         return Ok(None);
     }
     start(identity, tls, None).map(Some)
