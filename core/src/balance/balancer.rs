@@ -68,8 +68,9 @@ impl Balancer {
     }
 
     /// With another bound for [`Strategy::ConsistentHash`], from 100: see [`super::hash`] for what it costs.
+    #[cfg(test)]
     #[must_use]
-    pub fn with_balance_percent(self, balance_percent: u32) -> Self {
+    pub(super) fn with_balance_percent(self, balance_percent: u32) -> Self {
         Self {
             balance_percent,
             ..self
