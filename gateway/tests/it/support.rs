@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_core::balance::EjectionPolicy;
 use flotilla_core::stats::Stats;
 use flotilla_gateway::config::watch::Freshness;
 use flotilla_gateway::config::{
-    Balancing, Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig,
+    Balancing, Config, EndpointConfig, PoolConfig, ProviderConfig, RetryConfig, RevisionConfig,
 };
 use flotilla_gateway::server::ConnectionLimits;
 use flotilla_gateway::upstream::Limits;
@@ -124,8 +125,13 @@ pub fn pool() -> PoolConfig {
         weights: vec![],
         balancing: Balancing::RoundRobin,
         request_timeout: Duration::from_secs(10),
+        max_requests: 10_000,
+        retries: RetryConfig::default(),
+        ejection: EjectionPolicy::default(),
         queue_requests: 100,
         queue_wait: Duration::from_secs(5),
+        tenant_header: None,
+        priority_header: None,
         stopped: false,
         revisions: BTreeMap::new(),
     }
@@ -143,6 +149,7 @@ impl PoolExt for PoolConfig {
                 EndpointConfig {
                     uid: String::new(),
                     ready: true,
+                    slots: None,
                 },
             )
         };
