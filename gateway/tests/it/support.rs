@@ -115,6 +115,12 @@ impl Drop for Agent {
     }
 }
 
+/// An address at which nobody listens.
+pub async fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind((fresh_ip(), 0)).await.unwrap();
+    listener.local_addr().unwrap()
+}
+
 /// A pool with patience and room, on no port.
 pub fn pool() -> PoolConfig {
     PoolConfig {
@@ -287,6 +293,22 @@ impl Fixture {
     pub async fn readyz(&self) -> (StatusCode, String) {
         let answer = get(self.gateway.admin, "/readyz").await;
         (answer.status, answer.text())
+    }
+
+    pub async fn metrics(&self) -> String {
+        get(self.gateway.admin, "/metrics").await.text()
+    }
+
+    /// Does `act` again and again until `line` is among the metrics.
+    pub async fn wait_for_metric<F: Future<Output = ()>>(&self, line: &str, act: impl Fn() -> F) {
+        for _ in 0..500 {
+            if self.metrics().await.contains(line) {
+                return;
+            }
+            act().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not within 5 s: {line}; {}", self.metrics().await);
     }
 
     pub fn path(&self, rest: &str) -> String {
