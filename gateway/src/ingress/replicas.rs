@@ -64,7 +64,7 @@ impl Replicas {
         self.balancer.strategy() == Strategy::Adaptive
     }
 
-    /// Takes a slot, at a replica that `avoid` does not name while there is any other that is not ejected.
+    /// Takes a slot, at a replica that `avoid` does not name if there is any other.
     pub(super) fn claim(
         &self,
         avoid: &[SocketAddr],
@@ -72,10 +72,16 @@ impl Replicas {
         now_nanos: u64,
     ) -> Option<(Arc<Endpoint>, Ticket)> {
         let policy = self.ejector.policy();
+        let is_named = |replica: &Replica| avoid.contains(&replica.endpoint.address);
         let view = View {
             list: &self.list,
             policy,
-            avoid,
+            // Of the replicas that this request has failed at, the last resort is better than none.
+            avoid: if !avoid.is_empty() && self.list.iter().all(is_named) {
+                &[]
+            } else {
+                avoid
+            },
             now_nanos,
         };
         let draw = Draw {
@@ -191,12 +197,14 @@ impl Candidates for View<'_> {
     }
 
     fn is_cordoned(&self, index: usize) -> bool {
-        self.at(index, true, |replica| replica.endpoint.is_leaving())
+        self.at(index, true, |Replica { endpoint, .. }| {
+            endpoint.is_leaving() || self.avoid.contains(&endpoint.address)
+        })
     }
 
     fn is_ejected(&self, index: usize) -> bool {
         self.at(index, true, |Replica { endpoint, .. }| {
-            endpoint.health.is_ejected(self.now_nanos, self.policy) || self.avoid.contains(&endpoint.address)
+            endpoint.health.is_ejected(self.now_nanos, self.policy)
         })
     }
 
@@ -210,5 +218,73 @@ impl Candidates for View<'_> {
 
     fn age_nanos(&self, index: usize) -> u64 {
         self.at(index, 0, |replica| replica.endpoint.age_nanos(self.now_nanos))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::Limits;
+
+    fn replicas(count: u8, slots: u32, strategy: Strategy) -> Replicas {
+        let limits = Limits {
+            connect: Duration::from_secs(1),
+            idle: Duration::from_secs(1),
+        };
+        let replica = |n| Replica {
+            endpoint: Arc::new(Endpoint::new(address(n), &format!("uid-{n}"), limits)),
+            slots,
+        };
+        Replicas::new((0..count).map(replica).collect(), strategy, EjectionPolicy::default())
+    }
+
+    fn address(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, n], 8080))
+    }
+
+    /// A request that ends at once, and where it went.
+    fn request(replicas: &Replicas, avoid: &[SocketAddr], key: Option<u64>, outcome: Outcome) -> SocketAddr {
+        let (endpoint, ticket) = replicas.claim(avoid, key, 0).expect("a free slot");
+        endpoint.give_back();
+        replicas.ended(&endpoint, ticket, outcome, None, 0);
+        endpoint.address
+    }
+
+    #[test]
+    fn a_key_has_one_replica_and_keys_are_spread() {
+        let replicas = replicas(4, 8, Strategy::ConsistentHash);
+        let home = |key| request(&replicas, &[], Some(key), Outcome::Answered(200));
+        let homes: std::collections::HashSet<_> = (0..64).map(home).collect();
+        assert_eq!(homes.len(), 4);
+        for key in 0..64 {
+            assert_eq!(home(key), home(key));
+        }
+    }
+
+    #[test]
+    fn where_a_request_has_failed_it_goes_again_only_if_there_is_no_other() {
+        for strategy in [Strategy::RoundRobin, Strategy::LeastLoaded, Strategy::ConsistentHash] {
+            let replicas = replicas(3, 8, strategy);
+            let mut avoid = Vec::new();
+            for _ in 0..3 {
+                let seen = request(&replicas, &avoid, Some(7), Outcome::ConnectFailed);
+                assert!(!avoid.contains(&seen), "{strategy:?}");
+                avoid.push(seen);
+            }
+            assert_eq!(replicas.breakers(0), Breakers { open: 3, ..Breakers::default() });
+            assert!(avoid.contains(&request(&replicas, &avoid, Some(7), Outcome::Answered(200))));
+        }
+    }
+
+    #[test]
+    fn one_waits_for_the_healthy_rather_than_go_to_an_ejected_one() {
+        let replicas = replicas(2, 1, Strategy::LeastLoaded);
+        let dead = request(&replicas, &[], None, Outcome::ConnectFailed);
+        let (alive, ticket) = replicas.claim(&[], None, 0).expect("a free slot");
+        assert_ne!(alive.address, dead);
+        assert!(replicas.claim(&[], None, 0).is_none());
+        // And for the only one that it has not failed at.
+        assert!(replicas.claim(&[dead], None, 0).is_none());
+        replicas.ended(&alive, ticket, Outcome::Cancelled, None, 0);
     }
 }
