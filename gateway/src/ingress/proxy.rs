@@ -67,9 +67,8 @@ async fn try_serve(
         reuse: !streamed,
     };
     let request = Request::from_parts(head, body);
-    let (response, connection, exchange) = attempts.run(request, &mut timer).await?;
-    // The exchange gives it up at its end.
-    seat.keep();
+    let (response, connection, mut exchange) = attempts.run(request, &mut timer).await?;
+    exchange.permit.sit(seat);
     Ok(passed_on(response, connection, exchange, timer))
 }
 
@@ -434,6 +433,5 @@ impl Observer for Exchange {
         self.tally.end(self.status, end);
         self.permit.ended(self.verdict(end), self.retry_after);
         self.permit.release();
-        self.permit.revision.room.leave();
     }
 }

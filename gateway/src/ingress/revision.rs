@@ -16,7 +16,7 @@ use super::durations::Durations;
 use super::endpoint::Endpoint;
 use super::queue::Queue;
 use super::replicas::{Breakers, Replica, Replicas};
-use super::room::Room;
+use super::room::{Room, Seat};
 use super::traffic::ageing;
 use super::windows::Windows;
 use crate::config::{PoolConfig, RevisionConfig};
@@ -35,7 +35,7 @@ pub struct Revision {
     pub windows: Windows,
     /// Counts since the start, for Prometheus.
     pub totals: Totals,
-    pub(super) room: Arc<Room>,
+    room: Arc<Room>,
     serving: ArcSwap<Replicas>,
     /// All endpoints with something to report, those that take no new requests among them.
     known: Mutex<Vec<Arc<Endpoint>>>,
@@ -53,6 +53,8 @@ pub struct Permit {
     taken_nanos: u64,
     /// The latency of the answer is wanted, and not known yet.
     is_measured: bool,
+    /// Its request's place in the room is given up with the slot.
+    is_seated: bool,
     released: bool,
 }
 
@@ -219,6 +221,7 @@ impl Revision {
             ticket: Some(ticket),
             taken_nanos: now_nanos,
             is_measured: serving.measures_latency(),
+            is_seated: false,
             released: false,
         })
     }
@@ -285,11 +288,20 @@ impl Permit {
         Duration::from_nanos(clock::now_nanos().saturating_sub(self.taken_nanos))
     }
 
+    /// From now on the request's place in the room is given up with the slot.
+    pub(super) fn sit(&mut self, seat: Seat<'_>) {
+        seat.keep();
+        self.is_seated = true;
+    }
+
     /// Frees the slot for whoever waits; later calls change nothing.
     pub fn release(&mut self) {
         if !std::mem::replace(&mut self.released, true) {
             self.ended(Outcome::Cancelled, None);
             self.endpoint.give_back();
+            if self.is_seated {
+                self.revision.room.leave();
+            }
             self.revision.serve_queue();
         }
     }
