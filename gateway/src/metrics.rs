@@ -16,8 +16,8 @@ use crate::config::watch::Freshness;
 use crate::drain::Drain;
 use crate::egress::Egress;
 use crate::ingress::Ingress;
-use crate::ingress::pool::Pool;
 use crate::ingress::durations::Durations;
+use crate::ingress::pool::Pool;
 use crate::ingress::revision::Revision;
 
 mod resilience;

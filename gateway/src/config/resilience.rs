@@ -92,7 +92,10 @@ mod tests {
         assert_eq!(seen.breaker.open_max, Duration::from_secs(600));
         wanted.type_ = EjectionType::None;
         assert_eq!(ejection(&wanted), EjectionPolicy::off());
-        assert_eq!(header(Some("X-Tenant")), Some(HeaderName::from_static("x-tenant")));
+        assert_eq!(
+            header(Some("X-Tenant")),
+            Some(HeaderName::from_static("x-tenant"))
+        );
         assert_eq!((header(None), header(Some("a b"))), (None, None));
     }
 }

@@ -399,24 +399,40 @@ mod tests {
     #[test]
     fn gateways_divide_a_replicas_slots_exactly() {
         let mut objects = objects();
-        let ready: Vec<_> = (1..=3).map(|n| endpoint(&format!("10.0.1.{n}"), true, false)).collect();
+        let ready: Vec<_> = (1..=3)
+            .map(|n| endpoint(&format!("10.0.1.{n}"), true, false))
+            .collect();
         objects
             .gateways
             .insert("g".into(), slice("flotilla-gateway", None, ready.into()));
-        let gateways = ["uid-10.0.1.1", "uid-10.0.1.2", "uid-10.0.1.3"].map(|uid| Gateways::new(&objects, uid));
+        let gateways =
+            ["uid-10.0.1.1", "uid-10.0.1.2", "uid-10.0.1.3"].map(|uid| Gateways::new(&objects, uid));
         let mut favoured = [0; 3];
         for concurrency in 1..=20 {
             for replica in 0..50 {
                 let slots = [0, 1, 2].map(|g| gateways[g].slots(concurrency, &format!("pod-{replica}")));
-                assert!(slots.iter().max().zip(slots.iter().min()).is_some_and(|(max, min)| max - min <= 1));
+                assert!(
+                    slots
+                        .iter()
+                        .max()
+                        .zip(slots.iter().min())
+                        .is_some_and(|(max, min)| max - min <= 1)
+                );
                 let total: u32 = slots.iter().sum();
-                assert_eq!(total, (concurrency as u32).max(3), "one each where there are fewer than gateways");
+                assert_eq!(
+                    total,
+                    (concurrency as u32).max(3),
+                    "one each where there are fewer than gateways"
+                );
                 if concurrency == 4 {
                     (0..3).filter(|g| slots[*g] == 2).for_each(|g| favoured[g] += 1);
                 }
             }
         }
-        assert!(favoured.iter().all(|count| (8..=26).contains(count)), "{favoured:?}");
+        assert!(
+            favoured.iter().all(|count| (8..=26).contains(count)),
+            "{favoured:?}"
+        );
         // One that is not ready takes none of those left over.
         let starting = Gateways::new(&objects, "uid-10.0.1.9");
         assert_eq!(starting.slots(5, "pod-1"), 1);

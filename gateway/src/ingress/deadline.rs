@@ -127,10 +127,7 @@ mod tests {
 
     #[test]
     fn the_shortest_counts_and_what_cannot_be_read_is_passed_over() {
-        let both = [
-            ("grpc-timeout", "9S"),
-            ("x-envoy-expected-rq-timeout-ms", "8000"),
-        ];
+        let both = [("grpc-timeout", "9S"), ("x-envoy-expected-rq-timeout-ms", "8000")];
         assert_eq!(
             of(&both),
             Some((Duration::from_secs(8), "x-envoy-expected-rq-timeout-ms"))

@@ -290,7 +290,10 @@ impl Pool {
             .filter_map(named)
             .collect();
         let mut retries = Retries::new(&wanted.retries);
-        if config.as_ref().is_some_and(|config| config.retries.budget == wanted.retries.budget) {
+        if config
+            .as_ref()
+            .is_some_and(|config| config.retries.budget == wanted.retries.budget)
+        {
             retries.budget = self.traffic.load().retries.budget.clone();
         }
         let now = clock::now_nanos();

@@ -36,7 +36,8 @@ pub(super) fn stopped(name: &str) -> Refusal {
 
 /// The bulkhead is full.
 pub(super) fn too_many(name: &str, most: usize) -> Refusal {
-    let message = format!("this gateway holds {most} requests for the pool \"{name}\" already ({MAX_REQUESTS})");
+    let message =
+        format!("this gateway holds {most} requests for the pool \"{name}\" already ({MAX_REQUESTS})");
     unavailable("TooManyRequests", message)
         .limit(MAX_REQUESTS)
         .retry_after(1)
@@ -115,7 +116,12 @@ pub(super) fn displaced(name: &str, traffic: &Traffic) -> Refusal {
 }
 
 /// Nobody served it for as long as the `limit` allows; `stranded`: there was no replica at all.
-pub(super) fn waited_too_long(name: &str, patience: Duration, limit: &'static str, stranded: bool) -> Refusal {
+pub(super) fn waited_too_long(
+    name: &str,
+    patience: Duration,
+    limit: &'static str,
+    stranded: bool,
+) -> Refusal {
     let (code, why, retry_after) = if stranded {
         ("NoReplica", "no replica was ready", 5)
     } else {

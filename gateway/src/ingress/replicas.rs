@@ -235,7 +235,11 @@ mod tests {
             endpoint: Arc::new(Endpoint::new(address(n), &format!("uid-{n}"), limits)),
             slots,
         };
-        Replicas::new((0..count).map(replica).collect(), strategy, EjectionPolicy::default())
+        Replicas::new(
+            (0..count).map(replica).collect(),
+            strategy,
+            EjectionPolicy::default(),
+        )
     }
 
     fn address(n: u8) -> SocketAddr {
@@ -263,7 +267,11 @@ mod tests {
 
     #[test]
     fn where_a_request_has_failed_it_goes_again_only_if_there_is_no_other() {
-        for strategy in [Strategy::RoundRobin, Strategy::LeastLoaded, Strategy::ConsistentHash] {
+        for strategy in [
+            Strategy::RoundRobin,
+            Strategy::LeastLoaded,
+            Strategy::ConsistentHash,
+        ] {
             let replicas = replicas(3, 8, strategy);
             let mut avoid = Vec::new();
             for _ in 0..3 {
@@ -271,7 +279,13 @@ mod tests {
                 assert!(!avoid.contains(&seen), "{strategy:?}");
                 avoid.push(seen);
             }
-            assert_eq!(replicas.breakers(0), Breakers { open: 3, ..Breakers::default() });
+            assert_eq!(
+                replicas.breakers(0),
+                Breakers {
+                    open: 3,
+                    ..Breakers::default()
+                }
+            );
             assert!(avoid.contains(&request(&replicas, &avoid, Some(7), Outcome::Answered(200))));
         }
     }

@@ -108,7 +108,10 @@ pub(super) fn failure(kind: &FailureKind) -> Failure {
     match kind {
         FailureKind::NotSent(_) => Failure::NotSent,
         FailureKind::Closed { unread: true, reused } => Failure::NotRead { reused: *reused },
-        FailureKind::Closed { unread: false, reused } => Failure::Closed { reused: *reused },
+        FailureKind::Closed {
+            unread: false,
+            reused,
+        } => Failure::Closed { reused: *reused },
         FailureKind::Broken(_) => Failure::Broken,
     }
 }

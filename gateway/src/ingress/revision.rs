@@ -156,11 +156,8 @@ impl Revision {
             let slots = config.slots.unwrap_or(wanted.slots).max(1);
             serving.push(Replica { endpoint, slots });
         }
-        let stays = |endpoint: &Arc<Endpoint>| {
-            serving
-                .iter()
-                .any(|other| Arc::ptr_eq(&other.endpoint, endpoint))
-        };
+        let stays =
+            |endpoint: &Arc<Endpoint>| serving.iter().any(|other| Arc::ptr_eq(&other.endpoint, endpoint));
         for endpoint in known.iter().filter(|endpoint| !stays(endpoint)) {
             endpoint.leave();
         }
@@ -266,7 +263,8 @@ impl Permit {
         let Some(ticket) = self.ticket.take() else { return };
         let now = clock::now_nanos();
         let serving = self.revision.serving.load();
-        if std::mem::take(&mut self.is_measured) && matches!(outcome, Outcome::Cancelled | Outcome::TimedOut) {
+        if std::mem::take(&mut self.is_measured) && matches!(outcome, Outcome::Cancelled | Outcome::TimedOut)
+        {
             serving.unanswered_after(&self.endpoint, now.saturating_sub(self.taken_nanos), now);
         }
         if let Some(change) = serving.ended(&self.endpoint, ticket, outcome, retry_after, now) {

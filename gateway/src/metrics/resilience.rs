@@ -46,8 +46,7 @@ pub(super) fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]
             refused.counter([("pool", pool.name()), ("reason", reason)], count.load(Relaxed))?;
         }
     }
-    let help =
-        "Further tries by result: sent, denied by the retry budget, resent over a new connection in place of a closed one.";
+    let help = "Further tries by result: sent, denied by the retry budget, resent over a new connection in place of a closed one.";
     let mut retries = family(encoder, "flotilla_gateway_retries", help, Counter)?;
     for pool in pools {
         let counts = &pool.counts;

@@ -97,12 +97,19 @@ async fn five_failures_in_a_row_eject_a_replica_and_probes_bring_it_back() {
     let failed = count(&seen, StatusCode::SERVICE_UNAVAILABLE);
     assert!((5..=7).contains(&failed), "{failed}");
     let metrics = fixture.metrics().await;
-    assert!(metrics.contains(r#"flotilla_gateway_ejections_total{pool="support",revision="a",reason="failures"} 1"#), "{metrics}");
+    assert!(
+        metrics
+            .contains(r#"flotilla_gateway_ejections_total{pool="support",revision="a",reason="failures"} 1"#),
+        "{metrics}"
+    );
     bad.status.send_replace(StatusCode::OK);
     fixture
-        .wait_for_metric(r#"flotilla_gateway_readmissions_total{pool="support",revision="a"} 1"#, || async {
-            ask(&fixture, 4).await;
-        })
+        .wait_for_metric(
+            r#"flotilla_gateway_readmissions_total{pool="support",revision="a"} 1"#,
+            || async {
+                ask(&fixture, 4).await;
+            },
+        )
         .await;
     let before = bad.agent.hits();
     let seen = ask(&fixture, 10).await;

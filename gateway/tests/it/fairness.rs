@@ -157,7 +157,10 @@ async fn a_tenant_that_fills_the_queue_gives_way_to_another() {
         (displaced.status, displaced.code().as_str()),
         (StatusCode::SERVICE_UNAVAILABLE, "QueueDisplaced")
     );
-    assert!(displaced.text().contains("spec.traffic.queue.maxRequests") && displaced.headers.contains_key("retry-after"));
+    assert!(
+        displaced.text().contains("spec.traffic.queue.maxRequests")
+            && displaced.headers.contains_key("retry-after")
+    );
     let share = line.send("/b2", &[(TENANT, "b")]).await.unwrap();
     assert_eq!(share.code(), "TenantQueueFull");
     assert_eq!(line.order(vec![first, other]).await, ["/first", "/a1", "/b1"]);

@@ -76,7 +76,11 @@ async fn a_try_that_takes_too_long_is_given_up_and_repeated_only_if_asked_for() 
         (answer.status, answer.code().as_str()),
         (StatusCode::GATEWAY_TIMEOUT, "TryTimeout")
     );
-    assert!(answer.text().contains("spec.traffic.retries.perTryTimeoutSeconds"));
+    assert!(
+        answer
+            .text()
+            .contains("spec.traffic.retries.perTryTimeoutSeconds")
+    );
     until("the agent learns of it", || gone.load(Ordering::SeqCst) == 1).await;
 
     fixture.tell(with(true, &[hanging.address, quick.address])).await;
@@ -84,7 +88,10 @@ async fn a_try_that_takes_too_long_is_given_up_and_repeated_only_if_asked_for() 
         let answer = post(fixture.gateway.ingress, &fixture.path("/"), "x").await;
         assert_eq!(answer.text(), "quick");
     }
-    assert!(hanging.hits() > 2 && quick.hits() == 4, "in turn, and then elsewhere");
+    assert!(
+        hanging.hits() > 2 && quick.hits() == 4,
+        "in turn, and then elsewhere"
+    );
 }
 
 #[tokio::test]
@@ -110,7 +117,10 @@ async fn a_status_of_503_is_repeated_only_if_asked_for_and_elsewhere() {
     // Each request counts once, by what the client has seen.
     let stats = fixture.stats().await;
     let windows = stats.pools["support"].revisions["a"].windows.iter();
-    assert_eq!(windows.fold((0, 0), |(e, f), w| (e + w.ended, f + w.failed)), (20, 5));
+    assert_eq!(
+        windows.fold((0, 0), |(e, f), w| (e + w.ended, f + w.failed)),
+        (20, 5)
+    );
 }
 
 #[tokio::test]
@@ -133,9 +143,18 @@ async fn with_its_budget_used_up_a_pool_tries_no_more() {
         );
     }
     let metrics = fixture.metrics().await;
-    assert!(metrics.contains(r#"flotilla_gateway_retries_total{pool="support",result="sent"} 4"#), "{metrics}");
-    assert!(metrics.contains(r#"flotilla_gateway_retries_total{pool="support",result="denied"} 3"#), "{metrics}");
-    assert!(metrics.contains(r#"flotilla_gateway_retry_budget{pool="support"} 0"#), "{metrics}");
+    assert!(
+        metrics.contains(r#"flotilla_gateway_retries_total{pool="support",result="sent"} 4"#),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(r#"flotilla_gateway_retries_total{pool="support",result="denied"} 3"#),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(r#"flotilla_gateway_retry_budget{pool="support"} 0"#),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -183,7 +202,10 @@ async fn one_pool_cannot_use_up_the_gateway() {
         (third.status, third.code().as_str()),
         (StatusCode::SERVICE_UNAVAILABLE, "TooManyRequests")
     );
-    assert!(third.text().contains("spec.traffic.maxConcurrentRequests") && third.headers.contains_key("retry-after"));
+    assert!(
+        third.text().contains("spec.traffic.maxConcurrentRequests")
+            && third.headers.contains_key("retry-after")
+    );
     gate.add_permits(10);
     for answer in held {
         assert_eq!(answer.await.unwrap().text(), "done");
@@ -193,7 +215,10 @@ async fn one_pool_cannot_use_up_the_gateway() {
         assert_eq!(ask().await.unwrap().text(), "done");
     }
     let metrics = fixture.metrics().await;
-    assert!(metrics.contains(r#"flotilla_gateway_held_requests{pool="support"} 0"#), "{metrics}");
+    assert!(
+        metrics.contains(r#"flotilla_gateway_held_requests{pool="support"} 0"#),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -247,7 +272,10 @@ async fn a_stream_survives_the_removal_of_its_replica() {
         .tell(config(pool().revision("a", 100, 1, &[new.address])))
         .await;
     expect("two").await;
-    assert_eq!(get(fixture.gateway.ingress, &fixture.path("/")).await.text(), "new");
+    assert_eq!(
+        get(fixture.gateway.ingress, &fixture.path("/")).await.text(),
+        "new"
+    );
     expect("three").await;
     drop(chunks);
     assert!(response.frame().await.is_none(), "it ends as the agent ended it");

@@ -71,7 +71,11 @@ fn the_table() {
                 ),
             ] {
                 let refused = may_retry(&never, failure, &policy).unwrap_err();
-                let reason = if expected.is_ok() { reason } else { NoRetry::NotAllowed };
+                let reason = if expected.is_ok() {
+                    reason
+                } else {
+                    NoRetry::NotAllowed
+                };
                 assert_eq!(refused, reason, "{never:?}");
             }
         }
