@@ -272,6 +272,12 @@ pub struct Probes {
 
 /// How requests reach the replicas.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.retries) || !has(self.retries.perTryTimeoutSeconds) || self.retries.perTryTimeoutSeconds < self.requestTimeoutSeconds")
+        .message("retries.perTryTimeoutSeconds must be below requestTimeoutSeconds, or there is no time for a second try"),
+    validation = Rule::new("!has(self.queue) || self.queue.maxRequests <= self.maxConcurrentRequests")
+        .message("queue.maxRequests must not be above maxConcurrentRequests, which counts those that wait, too")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
     /// serviceName of the front Service that clients use, on port 80. Default: the pool's name.
@@ -283,8 +289,10 @@ pub struct Traffic {
             .message("flotilla-gateway is the gateway's own Service; choose another name")
     )]
     pub service_name: Option<String>,
-    /// balancing chooses the replica for a request: RoundRobin takes them in turn, LeastLoaded the less busy of two
-    /// picked at random. Default LeastLoaded.
+    /// balancing chooses the replica for a request among those with a free slot: RoundRobin takes them in turn; Weighted
+    /// in turn, in proportion to the slots a gateway has at each; LeastLoaded the less busy of two picked at random;
+    /// Adaptive the one of two whose recent latency times load is smaller; ConsistentHash the same replica for the same
+    /// conversation, unless that one has more than 125 % of the mean load. Default LeastLoaded.
     #[serde(default)]
     pub balancing: Balancing,
     /// requestTimeoutSeconds is how long a request may take from its arrival at the gateway to the last byte of the
@@ -292,6 +300,17 @@ pub struct Traffic {
     #[serde(default = "two_minutes")]
     #[schemars(range(min = 1, max = 86400))]
     pub request_timeout_seconds: i32,
+    /// maxConcurrentRequests of this pool that one gateway replica holds at once, from their arrival to the last byte of
+    /// the response; further ones get 503 with Retry-After. It keeps one pool from using up the gateway. Default 10000.
+    #[serde(default = "ten_thousand")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub max_concurrent_requests: i32,
+    /// retries says which requests are tried again.
+    #[serde(default)]
+    pub retries: Retries,
+    /// ejection says when a replica that fails gets no requests for a while.
+    #[serde(default)]
+    pub ejection: Ejection,
     /// queue bounds the requests that wait in a gateway while every slot is taken.
     #[serde(default)]
     pub queue: Queue,
@@ -303,6 +322,9 @@ impl Default for Traffic {
             service_name: None,
             balancing: Balancing::default(),
             request_timeout_seconds: 120,
+            max_concurrent_requests: 10_000,
+            retries: Retries::default(),
+            ejection: Ejection::default(),
             queue: Queue::default(),
         }
     }
@@ -313,9 +335,110 @@ impl Default for Traffic {
 pub enum Balancing {
     /// In turn.
     RoundRobin,
+    /// In turn, in proportion to slots.
+    Weighted,
     /// The less busy of two picked at random.
     #[default]
     LeastLoaded,
+    /// The one of two picked at random whose recent latency times load is smaller.
+    Adaptive,
+    /// The same replica for the same conversation, with bounded load.
+    ConsistentHash,
+}
+
+/// What is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retries {
+    /// attempts after the first one that a request may have, at other replicas where there are any. Default 3.
+    #[serde(default = "three")]
+    #[schemars(range(min = 0, max = 10))]
+    pub attempts: i32,
+    /// retryOn names what is tried again. ConnectFailure: nobody has worked on the request (no connection, or it was
+    /// closed before the request was read), or its method is idempotent. Unavailable: also where somebody may have worked
+    /// on it (status 503, closed without an answer, the time for one try over), so side effects may happen twice.
+    /// Default `["ConnectFailure"]`.
+    #[serde(default = "connect_failure")]
+    #[schemars(length(max = 2))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub retry_on: Vec<RetryOn>,
+    /// budgetPercent of the requests that may be tried again, so that retries do not finish off a pool that is in trouble;
+    /// ten a second always may, and a hundred in a burst. Default 20.
+    #[serde(default = "twenty")]
+    #[schemars(range(min = 0, max = 100))]
+    pub budget_percent: i32,
+    /// perTryTimeoutSeconds after which a replica that has not begun to answer is given up; the request is tried again if
+    /// `retryOn` has Unavailable, else it gets 504. Default: requestTimeoutSeconds alone counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub per_try_timeout_seconds: Option<i32>,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            retry_on: connect_failure(),
+            budget_percent: 20,
+            per_try_timeout_seconds: None,
+        }
+    }
+}
+
+/// What is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RetryOn {
+    /// Nobody has worked on the request.
+    ConnectFailure,
+    /// Somebody may have worked on it.
+    Unavailable,
+}
+
+/// When a replica that fails gets no requests for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ejection {
+    /// type of ejection. Passive judges by the answers to real requests: a replica is ejected when it cannot be connected
+    /// to, after `consecutiveFailures`, or when it fails far more often than the others. None ejects nobody. Default
+    /// Passive.
+    #[serde(default, rename = "type")]
+    pub type_: EjectionType,
+    /// consecutiveFailures in a row after which a replica is ejected: status 502, 503 or 504, a connection that breaks
+    /// off, a timeout. Default 5.
+    #[serde(default = "five")]
+    #[schemars(range(min = 1, max = 100))]
+    pub consecutive_failures: i32,
+    /// openSeconds for which an ejected replica gets nothing; then single requests are tried there, and two that succeed
+    /// bring it back. Doubled each time in a row, up to 300 s or what is written here. Default 10.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub open_seconds: i32,
+    /// maxPercent of a revision's replicas that may be ejected at once, though of two or more one always may; those that
+    /// cannot be connected to always are. If all are ejected, all serve. Default 30.
+    #[serde(default = "thirty")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_percent: i32,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            type_: EjectionType::default(),
+            consecutive_failures: 5,
+            open_seconds: 10,
+            max_percent: 30,
+        }
+    }
+}
+
+/// How failing replicas are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EjectionType {
+    /// By the answers to real requests.
+    #[default]
+    Passive,
+    /// Not at all.
+    None,
 }
 
 /// The bounded queue of a gateway.
@@ -326,10 +449,24 @@ pub struct Queue {
     #[serde(default = "hundred")]
     #[schemars(range(min = 0, max = 100000))]
     pub max_requests: i32,
-    /// maxWaitSeconds a request waits for a slot before it gets 503. Default 30.
+    /// maxWaitSeconds a request waits for a slot before it gets 503; one that is predicted to wait longer, or longer than
+    /// its client says it will, gets it at once. Default 30.
     #[serde(default = "thirty")]
     #[schemars(range(min = 1, max = 3600))]
     pub max_wait_seconds: i32,
+    /// tenantHeader is the request header whose value names the tenant, for example `X-Tenant`: tenants share the slots
+    /// fairly while requests wait. Let something you trust set it. Default: all requests are one tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = rules::header_name())]
+    pub tenant_header: Option<String>,
+    /// priorityHeader is the request header that holds Low, Normal, High or Critical, for example `X-Priority`: among the
+    /// waiting requests of one tenant higher ones go first, and each rises by a class every sixth of maxWaitSeconds, so
+    /// that Low is served, too. Anything else is Normal. Default: all requests are Normal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = rules::header_name())]
+    pub priority_header: Option<String>,
 }
 
 impl Default for Queue {
@@ -337,6 +474,8 @@ impl Default for Queue {
         Self {
             max_requests: 100,
             max_wait_seconds: 30,
+            tenant_header: None,
+            priority_header: None,
         }
     }
 }
@@ -643,8 +782,23 @@ pub struct RestartStatus {
 fn one() -> i32 {
     1
 }
+fn three() -> i32 {
+    3
+}
 fn five() -> i32 {
     5
+}
+fn ten() -> i32 {
+    10
+}
+fn twenty() -> i32 {
+    20
+}
+fn ten_thousand() -> i32 {
+    10_000
+}
+fn connect_failure() -> Vec<RetryOn> {
+    vec![RetryOn::ConnectFailure]
 }
 fn eight() -> i32 {
     8

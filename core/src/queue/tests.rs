@@ -230,7 +230,7 @@ fn a_wait_beyond_the_deadline_is_refused_on_arrival_with_the_time() {
         class: Class::Critical,
         ..asks(4)
     };
-    close_to(queue.predict(&critical, now), 5.5);
+    close_to(queue.predict(&critical, now), 5.0);
     let other = Arrival {
         tenant: tenant(1),
         ..asks(4)

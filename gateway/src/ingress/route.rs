@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use http::{Uri, request, uri};
 
-use super::pool::{self, Pool};
-use super::{Ingress, Pools};
+use super::pool::Pool;
+use super::{Ingress, Pools, refusals};
 use crate::reply::Refusal;
 use crate::upstream::forward;
 
@@ -29,7 +29,7 @@ impl Ingress {
             ));
         };
         let Some(pool) = pools.by_name.get(name) else {
-            return Err(pool::gone(name));
+            return Err(refusals::gone(name));
         };
         let prefix = format!("/pools/{name}");
         head.uri = cut(&head.uri, prefix.len());
@@ -91,7 +91,7 @@ fn cut(uri: &Uri, length: usize) -> Uri {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Balancing, Config, PoolConfig};
+    use crate::config::{Balancing, Config, PoolConfig, RetryConfig};
     use crate::upstream::Limits;
     use std::time::Duration;
 
@@ -110,8 +110,13 @@ mod tests {
             weights: vec![],
             balancing: Balancing::RoundRobin,
             request_timeout: Duration::from_secs(1),
+            max_requests: 1,
+            retries: RetryConfig::default(),
+            ejection: flotilla_core::balance::EjectionPolicy::default(),
             queue_requests: 1,
             queue_wait: Duration::from_secs(1),
+            tenant_header: None,
+            priority_header: None,
             stopped: false,
             revisions: Default::default(),
         };
