@@ -427,7 +427,7 @@ impl World {
                     protected: true,
                 });
             }
-            None => self.gates[gate].shard.open(now, ticket, key, None, &mut out),
+            None => self.gates[gate].shard.open(now, ticket, key, &mut out),
         }
         self.carry_out(gate, out);
     }

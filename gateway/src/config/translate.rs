@@ -6,7 +6,7 @@
 //! Concurrency belongs to the revision, so it is read from the revision's EndpointSlices ([`CONCURRENCY`], which the
 //! EndpointSlice controller copies from the Service's labels) and only without that label from the pool's present spec.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -56,6 +56,7 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
             .map(|(name, provider)| (name.clone(), provider_config(provider)))
             .collect(),
         agents: agents(objects),
+        gateways: other_gateways(objects, pod_uid),
         terminating: is_terminating(objects, pod_uid),
     }
 }
@@ -99,6 +100,19 @@ fn ready_gateways(objects: &Objects) -> u32 {
         .flat_map(|endpoint| endpoint.addresses.first().map(String::as_str))
         .collect();
     u32::try_from(ready.len()).unwrap_or(u32::MAX)
+}
+
+/// Those that stop are among them: they hand over what they know.
+fn other_gateways(objects: &Objects, pod_uid: &str) -> BTreeSet<SocketAddr> {
+    let others = objects
+        .gateways
+        .values()
+        .flat_map(endpoints)
+        .filter(|endpoint| pod_uid.is_empty() || pod_uid_of(endpoint) != pod_uid);
+    let addresses = others.filter_map(|endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok());
+    addresses
+        .map(|address| SocketAddr::new(address, names::GATEWAY_ADMIN_PORT))
+        .collect()
 }
 
 fn is_terminating(objects: &Objects, pod_uid: &str) -> bool {
@@ -222,6 +236,7 @@ fn pool_config(
         queue_requests: usize::try_from(spec.traffic.queue.max_requests).unwrap_or(0),
         queue_wait: seconds(spec.traffic.queue.max_wait_seconds),
         stopped: spec.stopped,
+        sessions: crate::session::config::of_pool(pool),
         revisions,
     }
 }
@@ -360,6 +375,13 @@ mod tests {
             config(&objects, "").pools["support"].revisions["support-a"].slots,
             5
         );
+    }
+
+    #[test]
+    fn the_other_gateways_are_all_that_are_listed() {
+        let others = config(&objects(), "uid-10.0.1.1").gateways;
+        let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+        assert_eq!(others, ["10.0.1.2:9090", "10.0.1.3:9090"]);
     }
 
     #[test]

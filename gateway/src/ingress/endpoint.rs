@@ -50,6 +50,11 @@ impl Endpoint {
         true
     }
 
+    /// Takes one beyond its slots, unless the endpoint leaves.
+    pub(super) fn take_beyond(&self) -> bool {
+        self.take(u32::MAX)
+    }
+
     pub(super) fn give_back(&self) {
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
     }

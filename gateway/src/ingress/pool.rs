@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -33,6 +33,8 @@ use super::revision::{Permit, Revision};
 use crate::balance::weights::WeightTable;
 use crate::config::PoolConfig;
 use crate::reply::Refusal;
+use crate::session::pool::PoolSessions;
+use crate::session::visit::Session;
 use crate::upstream::Limits;
 
 /// One pool.
@@ -52,6 +54,8 @@ pub struct Pool {
     waiting: AtomicUsize,
     next_ticket: AtomicU64,
     turn: AtomicUsize,
+    /// Its conversations, where they are kept.
+    sessions: ArcSwapOption<PoolSessions>,
     /// Since the start of this process.
     pub counts: Counts,
 }
@@ -67,6 +71,8 @@ pub struct Counts {
     pub stopped: AtomicU64,
     /// Requests that went to another revision than the weights named.
     pub diverted: AtomicU64,
+    /// Requests of conversations that went by weight, because their revision is not in the weights known here.
+    pub sessionless: AtomicU64,
 }
 
 /// What a request needs to know, unchanging.
@@ -97,6 +103,8 @@ pub struct Claim {
     pub avoid: Vec<SocketAddr>,
     /// The revision it was assigned before, while that one has endpoints: a second try is no second draw.
     pub stick: Option<Arc<Revision>>,
+    /// The conversation it belongs to.
+    pub session: Option<Session>,
     ticket: Option<u64>,
 }
 
@@ -130,8 +138,31 @@ impl Claim {
             deadline,
             avoid: Vec::new(),
             stick: None,
+            session: None,
             ticket: None,
         }
+    }
+
+    /// The epoch under which it is counted, if it was assigned under `generation`.
+    pub fn epoch(&self, generation: i64) -> i64 {
+        self.session.as_ref().map_or(generation, Session::epoch)
+    }
+
+    /// A slot of `revision`, at the conversation's replica if it has one there.
+    fn take(&self, revision: &Arc<Revision>) -> Option<Permit> {
+        let replica = self.session.as_ref().and_then(Session::replica);
+        let replica = replica.filter(|(address, _)| !self.avoid.contains(address));
+        if let Some((address, beyond_slots)) = replica
+            && (beyond_slots || revision.queue.is_empty())
+            && let Some(permit) = revision.take_at(address, beyond_slots)
+        {
+            return Some(permit);
+        }
+        revision
+            .queue
+            .is_empty()
+            .then(|| revision.take(&self.avoid))
+            .flatten()
     }
 }
 
@@ -152,6 +183,12 @@ impl Traffic {
         idle.chain(&self.unweighted)
             .find(|revision| revision.is_served())
             .map(|revision| (revision, true))
+    }
+
+    /// The revision of that name, if its conversations may stay: it has a weight, be it 0.
+    fn keeps(&self, name: &str) -> Option<&Arc<Revision>> {
+        let named = self.weighted.iter().find(|(revision, _)| revision.name == name);
+        named.map(|(revision, _)| revision)
     }
 
     /// Revisions with their weights in percent.
@@ -178,6 +215,7 @@ impl Pool {
             next_ticket: AtomicU64::new(0),
             // Gateways that start together must not all begin the cycle at the same place.
             turn: AtomicUsize::new(usize::from(rand::random::<u16>())),
+            sessions: ArcSwapOption::empty(),
             counts: Counts::default(),
         }
     }
@@ -194,6 +232,15 @@ impl Pool {
     /// What is in force for new requests.
     pub fn traffic(&self) -> Arc<Traffic> {
         self.traffic.load_full()
+    }
+
+    /// Its conversations, if it keeps any.
+    pub fn sessions(&self) -> Option<Arc<PoolSessions>> {
+        self.sessions.load_full()
+    }
+
+    pub(super) fn set_sessions(&self, sessions: Option<Arc<PoolSessions>>) {
+        self.sessions.store(sessions);
     }
 
     /// Requests that wait.
@@ -322,16 +369,29 @@ impl Pool {
                     ),
                 ));
             }
-            let stick = claim.stick.as_ref().filter(|revision| revision.is_served());
-            let choice = match stick {
+            let kept = match &claim.session {
+                Some(session) => match traffic.keeps(session.revision()) {
+                    Some(revision) => Some(revision),
+                    None => {
+                        // Weights have changed since it was looked up, or this gateway is behind.
+                        drop(traffic);
+                        self.renew_session(claim).await;
+                        continue;
+                    }
+                },
+                None => None,
+            };
+            let stick = claim.stick.as_ref().or(kept);
+            let choice = match stick.filter(|revision| revision.is_served()) {
                 Some(revision) => Some((revision, false)),
+                None if kept.is_some() => traffic
+                    .choose(self.turn.fetch_add(1, Ordering::Relaxed))
+                    .map(|(revision, _)| (revision, true)),
                 None => traffic.choose(self.turn.fetch_add(1, Ordering::Relaxed)),
             };
             let queue = match choice {
                 Some((revision, diverted)) => {
-                    if revision.queue.is_empty()
-                        && let Some(permit) = revision.take(&claim.avoid)
-                    {
+                    if let Some(permit) = claim.take(revision) {
                         if Arc::ptr_eq(&traffic, &self.traffic.load()) {
                             return Ok(self.assigned(permit, diverted, traffic.generation));
                         }
@@ -346,6 +406,16 @@ impl Pool {
             if let Some(assignment) = self.wait(&traffic, queue, claim).await? {
                 return Ok(assignment);
             }
+        }
+    }
+
+    /// Looks the conversation up again; after a few times in vain the request goes by weight, and is counted.
+    async fn renew_session(&self, claim: &mut Claim) {
+        if let Some(session) = &mut claim.session
+            && !session.renew().await
+        {
+            claim.session = None;
+            self.counts.sessionless.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -222,6 +222,29 @@ impl Revision {
         })
     }
 
+    /// Whether `address` takes new requests.
+    pub fn serves(&self, address: SocketAddr) -> bool {
+        let serving = self.serving.load();
+        serving.endpoints.iter().any(|endpoint| endpoint.address == address)
+    }
+
+    /// A slot of the endpoint at `address`; with `beyond_slots` also when all of them are taken.
+    pub(super) fn take_at(self: &Arc<Self>, address: SocketAddr, beyond_slots: bool) -> Option<Permit> {
+        let serving = self.serving.load();
+        let mut endpoints = serving.endpoints.iter();
+        let endpoint = endpoints.find(|endpoint| endpoint.address == address)?;
+        let taken = if beyond_slots {
+            endpoint.take_beyond()
+        } else {
+            endpoint.take(serving.slots)
+        };
+        taken.then(|| Permit {
+            revision: self.clone(),
+            endpoint: endpoint.clone(),
+            released: false,
+        })
+    }
+
     /// Hands free slots to those who wait, until one or the other is used up.
     pub(super) fn serve_queue(self: &Arc<Self>) {
         while !self.queue.is_empty() {
