@@ -78,6 +78,7 @@ fn the_full_pool_has_every_field() {
         ("spec", ""),
         ("spec.agent", "/properties/agent"),
         ("spec.agent.probes", "/properties/agent/properties/probes"),
+        ("spec.sessions", "/properties/sessions"),
         ("spec.traffic", "/properties/traffic"),
         ("spec.traffic.queue", "/properties/traffic/properties/queue"),
         ("spec.rollout", "/properties/rollout"),

@@ -7,5 +7,6 @@ mod leaving;
 mod ports;
 mod protocol;
 mod retries;
+mod sessions;
 mod slots;
 mod support;

@@ -127,6 +127,7 @@ pub fn pool() -> PoolConfig {
         queue_requests: 100,
         queue_wait: Duration::from_secs(5),
         stopped: false,
+        sessions: None,
         revisions: BTreeMap::new(),
     }
 }
@@ -328,7 +329,7 @@ impl Client {
         Self::over(socket.connect(to).await.unwrap()).await
     }
 
-    async fn over(stream: TcpStream) -> Self {
+    pub async fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await

@@ -138,7 +138,8 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
         match before {
             // With a weight from before this field: since when is not known, and nothing follows from it.
             Some(share) if share.weight > 0 || share.since_generation.is_some() => share.since_generation,
-            _ => (weight > 0).then_some(generation),
+            // Nobody's life begins because a status was lost.
+            _ => (weight > 0 && !old.traffic.is_empty()).then_some(generation),
         }
     };
     let new = decision.traffic.iter().map(|(revision, weight)| TrafficShare {
