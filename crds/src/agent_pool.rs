@@ -344,7 +344,8 @@ impl Default for Sessions {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SessionKey {
-    /// type is Header (the value of a request header; a request without it belongs to no conversation), Cookie (the
+    /// type is Header (the value of a header, sent by the client or first given by the agent in a response; a request
+    /// without it goes by weight), Cookie (the
     /// value of a cookie, which the gateway sets where it is missing), A2AContext (the contextId of an A2A message;
     /// requests about a task follow it, and both go to the replica that has them) or None (no conversations are kept:
     /// each request goes by weight). Default None.

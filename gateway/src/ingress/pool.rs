@@ -148,6 +148,11 @@ impl Claim {
         self.session.as_ref().map_or(generation, Session::epoch)
     }
 
+    /// What names its conversation to every gateway alike, for consistent hashing.
+    pub fn hash(&self) -> Option<u64> {
+        self.session.as_ref().map(Session::hash)
+    }
+
     /// A slot of `revision`, at the conversation's replica if it has one there.
     fn take(&self, revision: &Arc<Revision>) -> Option<Permit> {
         let replica = self.session.as_ref().and_then(Session::replica);
@@ -411,6 +416,7 @@ impl Pool {
 
     /// Looks the conversation up again; after a few times in vain the request goes by weight, and is counted.
     async fn renew_session(&self, claim: &mut Claim) {
+        claim.stick = None;
         if let Some(session) = &mut claim.session
             && !session.renew().await
         {

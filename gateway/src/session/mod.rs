@@ -109,7 +109,7 @@ impl Sessions {
                 }
                 known
             });
-            known.apply(sessions, config::route(pool, sessions).as_ref());
+            known.apply(sessions, config::route(pool, sessions));
             after.insert(number, known);
         }
         self.pools.store(Arc::new(after));

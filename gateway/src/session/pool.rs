@@ -31,6 +31,8 @@ const GIVE_UP: Duration = Duration::from_millis(2500);
 pub struct PoolSessions {
     keyer: Keyer,
     key: ArcSwap<KeySource>,
+    /// What was applied last.
+    applied: Mutex<Option<(SessionsConfig, Route)>>,
     /// See [`Route::since`].
     since: AtomicI64,
     shelves: Box<[Mutex<Shelf>]>,
@@ -103,6 +105,7 @@ impl PoolSessions {
             shelves: (0..SHARDS).map(shelf).collect(),
             keyer,
             key: ArcSwap::from_pointee(config.key.clone()),
+            applied: Mutex::default(),
             since: AtomicI64::new(0),
             network: network.clone(),
             tickets: AtomicU64::new(0),
@@ -135,17 +138,23 @@ impl PoolSessions {
         self.since.load(Ordering::Relaxed)
     }
 
-    pub(super) fn apply(&self, config: &SessionsConfig, route: Option<&Route>) {
-        self.key.store(Arc::new(config.key.clone()));
-        if let Some(route) = route {
-            self.since.store(route.since(), Ordering::Relaxed);
+    /// One caller at a time. Without a route what was applied last stays in force.
+    pub(super) fn apply(&self, config: &SessionsConfig, route: Option<Route>) {
+        let mut applied = self.applied.lock();
+        let Some(route) = route.or_else(|| applied.take().map(|(_, route)| route)) else {
+            return;
+        };
+        let wanted = (config.clone(), route);
+        if applied.as_ref() == Some(&wanted) {
+            return;
         }
+        let (config, route) = &*applied.insert(wanted);
+        self.key.store(Arc::new(config.key.clone()));
+        self.since.store(route.since(), Ordering::Relaxed);
         for index in 0..SHARDS {
             self.turn(index, |shard, now, out| {
                 shard.set_idle(milliseconds(config.idle));
-                if let Some(route) = route {
-                    shard.set_route(now, route, out);
-                }
+                shard.set_route(now, route, out);
             });
         }
     }
@@ -282,43 +291,43 @@ impl PoolSessions {
     ) {
         let mut out = Vec::new();
         let soon = self.with(index, |shelf| {
-            act(shelf, self.network.now(), &mut out);
-            for output in &mut out {
+            let now = self.network.now();
+            act(shelf, now, &mut out);
+            for output in &out {
                 shelf.tell(output);
             }
-            shelf.shard.next_tick() < Timing::default().ping
+            shelf.shard.next_tick(now) < Timing::default().ping
         });
         for output in out {
             if let Output::Send(envelope) = output {
                 send(envelope);
             }
         }
-        if soon == Some(true) && !self.hurried.load(Ordering::Relaxed) {
+        if soon == Some(true) && !self.hurried.load(Ordering::SeqCst) {
             self.wake.notify_one();
         }
     }
 
     /// Ticks all shards; gives the time until the next tick.
     fn tick(&self) -> Duration {
-        // Whoever has work from here on must wake the clock, unless it is about to look anyway.
-        self.hurried.store(true, Ordering::Relaxed);
-        let mut next = u64::MAX;
+        // Whoever makes work from here on need not wake the clock: it looks at what there is at the end.
+        self.hurried.store(true, Ordering::SeqCst);
         for index in 0..SHARDS {
             self.turn(index, Shard::tick);
         }
-        for shelf in &self.shelves {
-            next = next.min(shelf.lock().shard.next_tick());
+        let next = self.next_tick();
+        if next < Timing::default().ping {
+            return Duration::from_millis(next);
         }
-        let idle = next >= Timing::default().ping;
-        if idle {
-            self.hurried.store(false, Ordering::Relaxed);
-            // What came in between the look and the store.
-            let soon = |shelf: &Mutex<Shelf>| shelf.lock().shard.next_tick() < Timing::default().ping;
-            if self.shelves.iter().any(soon) {
-                self.wake.notify_one();
-            }
-        }
-        Duration::from_millis(next)
+        self.hurried.store(false, Ordering::SeqCst);
+        // What came between the look and the store.
+        Duration::from_millis(self.next_tick())
+    }
+
+    fn next_tick(&self) -> u64 {
+        let now = self.network.now();
+        let next = |shelf: &Mutex<Shelf>| shelf.lock().shard.next_tick(now);
+        self.shelves.iter().map(next).min().unwrap_or(Timing::default().ping)
     }
 
     /// Entries of `revision` that this gateway knows, tasks included.
@@ -352,7 +361,7 @@ impl PoolSessions {
 
 impl Shelf {
     /// Tells whoever waits here; one that has gone needs no telling.
-    fn tell(&mut self, output: &mut Output) {
+    fn tell(&mut self, output: &Output) {
         match output {
             Output::Send(_) => {}
             Output::Assigned { ticket, assignment } => {

@@ -1,5 +1,10 @@
 //! One request and its response, as far as they are part of a conversation.
 //!
+//! # Names that agents give
+//!
+//! A request without the pool's session header goes by weight; if its response carries that header, the conversation stays with the
+//! revision and, while that has a free slot, the replica that have answered.
+//!
 //! # A2A
 //!
 //! The first message has no `contextId`, so it goes by weight, and the response's beginning is held until it has told the names
@@ -43,14 +48,12 @@ const MAX_RENEWALS: u32 = 6;
 /// Pause before the second time; four times as long before each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 
-/// How strictly a request goes to the replica of its conversation.
+/// How strictly a request goes to the replica of its conversation, if that has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Affinity {
-    /// Any replica of the revision.
-    Revision,
-    /// That replica while it has a free slot.
+    /// While it has a free slot.
     Preferred,
-    /// That replica.
+    /// In any case.
     Required,
 }
 
@@ -77,12 +80,8 @@ impl Session {
 
     /// Its replica where it has one, and whether to go there beyond its slots.
     pub fn replica(&self) -> Option<(SocketAddr, bool)> {
-        let required = self.affinity == Affinity::Required;
-        let wanted = self.affinity != Affinity::Revision;
-        self.assignment
-            .replica
-            .filter(|_| wanted)
-            .map(|replica| (replica, required))
+        let replica = self.assignment.replica?;
+        Some((replica, self.affinity == Affinity::Required))
     }
 
     /// The epoch under which its requests are counted.
@@ -112,8 +111,17 @@ impl Session {
 pub struct Visit {
     home: Arc<PoolSessions>,
     cookie: Option<HeaderValue>,
-    /// The response may name a conversation and a task.
-    learns: bool,
+    learns: Learns,
+}
+
+/// What a response may tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Learns {
+    Nothing,
+    /// The name that the agent gives to a conversation which came without one, in this header.
+    Header(HeaderName),
+    /// The names of an A2A conversation and a task.
+    A2A,
 }
 
 /// Who has answered.
@@ -124,6 +132,18 @@ pub struct Served<'a> {
     pub replica: SocketAddr,
     /// `trafficGeneration` under which the request was assigned.
     pub generation: i64,
+}
+
+impl Served<'_> {
+    /// For a conversation or task that it has named.
+    fn assignment(&self, epoch: i64, root: SessionKey) -> Assignment {
+        Assignment {
+            revision: self.revision.name.as_str().into(),
+            replica: Some(self.replica),
+            epoch,
+            root,
+        }
+    }
 }
 
 /// A response whose beginning has been read.
@@ -166,13 +186,16 @@ impl Visit {
         let mut visit = Self {
             home,
             cookie: None,
-            learns: false,
+            learns: Learns::Nothing,
         };
         let (key, affinity, body) = match &*source {
             KeySource::Header(name) => {
                 let value = head.headers.get(name);
                 let key = value.and_then(|value| visit.home.keyer().header(value.as_bytes()));
-                (key, Affinity::Revision, body)
+                if key.is_none() {
+                    visit.learns = Learns::Header(name.clone());
+                }
+                (key, Affinity::Preferred, body)
             }
             KeySource::Cookie(name) => {
                 let sent = head.headers.get_all(header::COOKIE);
@@ -183,7 +206,7 @@ impl Visit {
                     key = visit.home.keyer().cookie_value(value.as_bytes());
                     visit.cookie = cookie(name, &value, prefix, &head.headers);
                 }
-                (key, Affinity::Revision, body)
+                (key, Affinity::Preferred, body)
             }
             KeySource::A2AContext => visit.read_a2a(head, body).await?,
         };
@@ -232,8 +255,8 @@ impl Visit {
         let rest_sends = path.ends_with("/message:send") || path.ends_with("/message:stream");
         let sends = posted && ids.method.map_or(rest_sends, a2a::Method::sends);
         let task = ids.task.or_else(|| a2a::task_in_path(keyer, path));
-        self.learns = sends;
         if sends {
+            self.learns = Learns::A2A;
             // The names in the response are to be read.
             head.headers
                 .insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -242,7 +265,7 @@ impl Visit {
             (Some(context), _) => (Some(context), Affinity::Preferred, body),
             (None, Some(task)) if sends => (Some(task), Affinity::Preferred, body),
             (None, Some(task)) => (Some(task), Affinity::Required, body),
-            (None, None) => (None, Affinity::Revision, body),
+            (None, None) => (None, Affinity::Preferred, body),
         })
     }
 
@@ -255,7 +278,14 @@ impl Visit {
     ) -> Result<Begun, hyper::Error> {
         let (mut head, mut body) = response.into_parts();
         let mut first = VecDeque::new();
-        if self.learns && head.status == StatusCode::OK && is_plain(&head.headers) {
+        if let Learns::Header(name) = &self.learns {
+            let value = head.headers.get(name);
+            if let Some(key) = value.and_then(|value| self.home.keyer().header(value.as_bytes())) {
+                let assignment = served.assignment(served.generation, key);
+                self.home.learn(key, &assignment).await;
+            }
+        }
+        if self.learns == Learns::A2A && head.status == StatusCode::OK && is_plain(&head.headers) {
             let kind = head.headers.get(header::CONTENT_TYPE);
             let kind = kind.and_then(|value| value.to_str().ok()).unwrap_or_default();
             let mut ids = ResponseIds::new(kind, HOLD);
@@ -279,10 +309,12 @@ impl Visit {
             head.headers.append(header::SET_COOKIE, cookie);
         }
         if let Some(session) = session {
-            let its_own = session.affinity != Affinity::Revision && session.revision() == served.revision.name;
             // One that only was busy stays the conversation's.
-            let has_one = session.assignment.replica.is_some_and(|replica| served.revision.serves(replica));
-            if its_own && !has_one {
+            let pins = match session.assignment.replica {
+                Some(replica) => !served.revision.serves(replica),
+                None => *self.home.key() == KeySource::A2AContext,
+            };
+            if pins && session.revision() == served.revision.name {
                 self.home.pin(session.key, served.replica);
             }
             self.home.released(session.released).await;
@@ -297,12 +329,8 @@ impl Visit {
         let root = session.map(|session| session.assignment.root);
         let Some(context) = ids.context.or(root) else { return };
         let known = session.filter(|session| session.assignment.root == context);
-        let assignment = Assignment {
-            revision: served.revision.name.as_str().into(),
-            replica: Some(served.replica),
-            epoch: known.map_or(served.generation, |session| session.assignment.epoch),
-            root: context,
-        };
+        let epoch = known.map_or(served.generation, |session| session.assignment.epoch);
+        let assignment = served.assignment(epoch, context);
         let context = known.is_none().then_some(context);
         let of_task = ids.task.filter(|task| session.is_none_or(|session| session.key != *task));
         let learn = async |key: Option<SessionKey>| {

@@ -382,9 +382,11 @@ impl Shard {
     }
 
     /// In how many milliseconds [`Shard::tick`] should come, at the latest.
-    pub fn next_tick(&self) -> u64 {
+    pub fn next_tick(&self, now: u64) -> u64 {
         let busy = self.scan.is_some() || self.sweep.is_some() || !self.stale.is_empty();
-        let waiting = !self.pending.is_empty() || self.peers.values().any(Peer::is_awaited);
+        let silence = self.settings.timing.silence;
+        let awaited = |peer: &Peer| peer.is_awaited() && !peer.is_silent(now, silence);
+        let waiting = !self.pending.is_empty() || self.peers.values().any(awaited);
         match (busy, waiting) {
             (true, _) => 0,
             (false, true) => self.settings.timing.retry,

@@ -63,6 +63,37 @@ async fn a_header_names_a_conversation_and_one_without_goes_by_weight() {
     assert_eq!(cluster.metric("flotilla_gateway_sessions_assigned_total").await, 40);
 }
 
+/// As the reference agent does it: its memory of the conversation is in the replica that answered first.
+#[tokio::test]
+async fn a_header_that_the_agent_gives_names_a_conversation() {
+    async fn naming(agent: &'static str) -> Agent {
+        Agent::start(move |request: Request<hyper::body::Incoming>| async move {
+            let mut response = http::Response::new(full(agent));
+            if !request.headers().contains_key("x-session-id") {
+                let name = format!("{agent}-{}", rand::random::<u64>());
+                response.headers_mut().insert("x-session-id", name.parse().unwrap());
+            }
+            response
+        })
+        .await
+    }
+    let agents = [naming("a1").await, naming("a2").await, naming("b").await];
+    let [a1, a2, b] = agents.each_ref().map(|agent| agent.address);
+    let mut pool = pool().revision("a", 50, 100, &[a1, a2]).revision("b", 50, 100, &[b]);
+    pool.sessions = Some(by_header(&[]));
+    let cluster = Cluster::start(2, config(pool)).await;
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..24 {
+        let first = ask(cluster.nodes[0].ingress, &[]).await;
+        let name = first.headers["x-session-id"].to_str().unwrap();
+        for node in &cluster.nodes {
+            assert_eq!(ask(node.ingress, &[("x-session-id", name)]).await.text(), first.text());
+        }
+        *seen.entry(first.text()).or_default() += 1;
+    }
+    assert_eq!(seen.len(), 3, "{seen:?}");
+}
+
 #[tokio::test]
 async fn a_cookie_is_set_where_it_is_missing_and_only_there() {
     let agents = agents().await;
