@@ -169,19 +169,10 @@ fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]) -> fmt::R
     for pool in pools {
         diverted.counter([("pool", pool.name())], pool.counts.diverted.load(Relaxed))?;
     }
-    let help =
-        "Requests of conversations that went by weight, because their revision is not in the weights known here.";
-    let mut sessionless = family(
-        encoder,
-        "flotilla_gateway_sessionless",
-        help,
-        MetricType::Counter,
-    )?;
+    let help = "Requests of conversations that went by weight, because their revision is not in the weights known here.";
+    let mut sessionless = family(encoder, "flotilla_gateway_sessionless", help, MetricType::Counter)?;
     for pool in pools {
-        sessionless.counter(
-            [("pool", pool.name())],
-            pool.counts.sessionless.load(Relaxed),
-        )?;
+        sessionless.counter([("pool", pool.name())], pool.counts.sessionless.load(Relaxed))?;
     }
     let help = "trafficGeneration of the weights in force.";
     let mut generation = family(

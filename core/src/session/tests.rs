@@ -542,7 +542,10 @@ fn a_replica_is_pinned_again_when_it_is_gone() {
             Some(new)
         );
     }
-    assert_eq!(pair.shards.each_ref().map(|shard| shard.counts().repinned), [0, 1]);
+    assert_eq!(
+        pair.shards.each_ref().map(|shard| shard.counts().repinned),
+        [0, 1]
+    );
 }
 
 /// Evidence compares conversations of one age only, so these are counted apart.
@@ -553,7 +556,12 @@ fn conversations_are_counted_from_the_candidates_first_weight_on() {
     let mut dice = Dice::new(8);
     let mut open = |shard: &mut Shard, number: u64| {
         for _ in 0..number {
-            shard.open(0, 0, SessionKey::from_random(dice.bits(), dice.bits()), &mut Vec::new());
+            shard.open(
+                0,
+                0,
+                SessionKey::from_random(dice.bits(), dice.bits()),
+                &mut Vec::new(),
+            );
         }
     };
     shard.set_route(0, &route(1, &[(STABLE, 100, true, 1)]), &mut out);

@@ -69,7 +69,11 @@ pub async fn through_a_release(namespace: Namespace, people: usize) -> Result<Ou
         }
         let now = service.round(0..seen.len()).await?;
         outcome.turns += now.len();
-        outcome.switched += seen.iter().zip(&now).filter(|(before, now)| before != now).count();
+        outcome.switched += seen
+            .iter()
+            .zip(&now)
+            .filter(|(before, now)| before != now)
+            .count();
         seen = now;
     }
 
@@ -125,6 +129,9 @@ impl Service {
         let body = response.into_body().collect().await?.to_bytes();
         ensure!(status == 200, "{status}: {}", String::from_utf8_lossy(&body));
         let card: Value = serde_json::from_slice(&body)?;
-        Ok(card["version"].as_str().context("a card without version")?.to_owned())
+        Ok(card["version"]
+            .as_str()
+            .context("a card without version")?
+            .to_owned())
     }
 }

@@ -73,7 +73,12 @@ impl Ingress {
                 Some(pool) if pool.uid() == wanted.uid => pool.clone(),
                 _ => Arc::new(Pool::new(name, &wanted.uid)),
             };
-            pool.set_sessions(wanted.sessions.as_ref().and_then(|_| self.sessions.of_pool(&wanted.uid)));
+            pool.set_sessions(
+                wanted
+                    .sessions
+                    .as_ref()
+                    .and_then(|_| self.sessions.of_pool(&wanted.uid)),
+            );
             pool.apply(wanted, self.limits);
             after
                 .by_service

@@ -225,7 +225,10 @@ impl Revision {
     /// Whether `address` takes new requests.
     pub fn serves(&self, address: SocketAddr) -> bool {
         let serving = self.serving.load();
-        serving.endpoints.iter().any(|endpoint| endpoint.address == address)
+        serving
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.address == address)
     }
 
     /// A slot of the endpoint at `address`; with `beyond_slots` also when all of them are taken.

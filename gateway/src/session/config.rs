@@ -46,7 +46,9 @@ pub fn of_pool(pool: &AgentPool) -> Option<SessionsConfig> {
     };
     let status = pool.status.as_ref();
     let traffic = status.map(|status| status.traffic.as_slice()).unwrap_or_default();
-    let rejected = status.map(|status| status.rejected.as_slice()).unwrap_or_default();
+    let rejected = status
+        .map(|status| status.rejected.as_slice())
+        .unwrap_or_default();
     Some(SessionsConfig {
         key,
         idle: Duration::from_secs(u64::try_from(sessions.idle_seconds).unwrap_or(1)),
@@ -113,8 +115,14 @@ mod tests {
             (json!({"type": "None"}), None),
             (json!({"type": "Header"}), header("x-session-id")),
             (json!({"type": "Header", "header": "X-Chat"}), header("x-chat")),
-            (json!({"type": "Cookie"}), Some(KeySource::Cookie("flotilla-session".into()))),
-            (json!({"type": "Cookie", "cookie": "sid"}), Some(KeySource::Cookie("sid".into()))),
+            (
+                json!({"type": "Cookie"}),
+                Some(KeySource::Cookie("flotilla-session".into())),
+            ),
+            (
+                json!({"type": "Cookie", "cookie": "sid"}),
+                Some(KeySource::Cookie("sid".into())),
+            ),
             (json!({"type": "A2AContext"}), Some(KeySource::A2AContext)),
         ] {
             assert_eq!(key(value.clone()), expected, "{value}");

@@ -42,20 +42,39 @@ pub(crate) fn encode(
         }
     }
     let help = "Conversations and tasks whose revision is being asked for or copied.";
-    let mut pending = family(encoder, "flotilla_gateway_sessions_pending", help, MetricType::Gauge)?;
+    let mut pending = family(
+        encoder,
+        "flotilla_gateway_sessions_pending",
+        help,
+        MetricType::Gauge,
+    )?;
     for (pool, totals) in &all {
         pending.gauge([("pool", pool)], gauge(totals.waiting))?;
     }
     let help = "Conversations that had to leave their revision, by reason.";
-    let mut moved = family(encoder, "flotilla_gateway_sessions_moved", help, MetricType::Counter)?;
+    let mut moved = family(
+        encoder,
+        "flotilla_gateway_sessions_moved",
+        help,
+        MetricType::Counter,
+    )?;
     for (pool, totals) in &all {
-        for reason in [MoveReason::Withdrawn, MoveReason::Gone, MoveReason::EarlierAttempt] {
+        for reason in [
+            MoveReason::Withdrawn,
+            MoveReason::Gone,
+            MoveReason::EarlierAttempt,
+        ] {
             let count = totals.counts.moved.get(&reason).copied().unwrap_or_default();
             moved.counter([("pool", pool), ("reason", reason.as_str())], count)?;
         }
     }
     let help = "Entries forgotten: not used for too long, or the table was full.";
-    let mut removed = family(encoder, "flotilla_gateway_sessions_removed", help, MetricType::Counter)?;
+    let mut removed = family(
+        encoder,
+        "flotilla_gateway_sessions_removed",
+        help,
+        MetricType::Counter,
+    )?;
     for (pool, totals) in &all {
         let causes = [
             ("idle", totals.counts.removed.idle),

@@ -159,7 +159,9 @@ impl Sessions {
         };
         match tokio::time::timeout(HANDOVER, waiting).await {
             Ok(()) => info!("sessions are handed over"),
-            Err(_) => warn!("sessions could not be handed over in time; those that were not copied are forgotten"),
+            Err(_) => {
+                warn!("sessions could not be handed over in time; those that were not copied are forgotten")
+            }
         }
     }
 
@@ -225,7 +227,11 @@ impl Sessions {
             return held(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use POST\n");
         }
         let Ok(body) = Limited::new(request.into_body(), MAX_BODY).collect().await else {
-            return held(StatusCode::PAYLOAD_TOO_LARGE, TEXT, "the message is too long or was cut\n");
+            return held(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                TEXT,
+                "the message is too long or was cut\n",
+            );
         };
         let post: Post = match serde_json::from_slice(&body.to_bytes()) {
             Ok(post) => post,

@@ -155,7 +155,13 @@ impl Network {
                     tried: AtomicBool::new(false),
                 });
                 let source = self.source.get().copied();
-                tokio::spawn(run(Arc::downgrade(&link), *address, source, inbox, sessions.clone()));
+                tokio::spawn(run(
+                    Arc::downgrade(&link),
+                    *address,
+                    source,
+                    inbox,
+                    sessions.clone(),
+                ));
                 link
             })
         });
@@ -275,7 +281,9 @@ async fn exchange(
         let response = sender.send_request(request).await.map_err(stale)?;
         let status = response.status();
         let whole = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        let whole = whole.map_err(|error| Failure::Other(error.to_string()))?.to_bytes();
+        let whole = whole
+            .map_err(|error| Failure::Other(error.to_string()))?
+            .to_bytes();
         if status != StatusCode::OK {
             return Err(Failure::Other(format!("it answered {status}")));
         }

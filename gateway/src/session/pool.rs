@@ -181,7 +181,9 @@ impl PoolSessions {
 
     pub(super) fn is_drained(&self) -> bool {
         let now = self.network.now();
-        self.shelves.iter().all(|shelf| shelf.lock().shard.is_drained(now))
+        self.shelves
+            .iter()
+            .all(|shelf| shelf.lock().shard.is_drained(now))
     }
 
     /// A message of another gateway. What is to be said to that one goes into `replies`.
@@ -194,7 +196,11 @@ impl PoolSessions {
                 self.network.send(envelope);
             }
         };
-        self.carry_out(index, |shelf, now, out| shelf.shard.handle(now, envelope, out), reply);
+        self.carry_out(
+            index,
+            |shelf, now, out| shelf.shard.handle(now, envelope, out),
+            reply,
+        );
     }
 
     /// Where the conversation of `key` goes: at once where that is known, else after a question to its home. None when no
@@ -327,7 +333,11 @@ impl PoolSessions {
     fn next_tick(&self) -> u64 {
         let now = self.network.now();
         let next = |shelf: &Mutex<Shelf>| shelf.lock().shard.next_tick(now);
-        self.shelves.iter().map(next).min().unwrap_or(Timing::default().ping)
+        self.shelves
+            .iter()
+            .map(next)
+            .min()
+            .unwrap_or(Timing::default().ping)
     }
 
     /// Entries of `revision` that this gateway knows, tasks included.

@@ -221,11 +221,7 @@ impl Visit {
             }),
             None => None,
         };
-        Ok(Arrival {
-            body,
-            session,
-            visit,
-        })
+        Ok(Arrival { body, session, visit })
     }
 
     async fn read_a2a(
@@ -327,12 +323,16 @@ impl Visit {
 
     async fn learn(&self, ids: a2a::Ids, session: Option<&Session>, served: &Served<'_>) {
         let root = session.map(|session| session.assignment.root);
-        let Some(context) = ids.context.or(root) else { return };
+        let Some(context) = ids.context.or(root) else {
+            return;
+        };
         let known = session.filter(|session| session.assignment.root == context);
         let epoch = known.map_or(served.generation, |session| session.assignment.epoch);
         let assignment = served.assignment(epoch, context);
         let context = known.is_none().then_some(context);
-        let of_task = ids.task.filter(|task| session.is_none_or(|session| session.key != *task));
+        let of_task = ids
+            .task
+            .filter(|task| session.is_none_or(|session| session.key != *task));
         let learn = async |key: Option<SessionKey>| {
             if let Some(key) = key {
                 self.home.learn(key, &assignment).await;

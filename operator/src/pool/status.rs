@@ -126,7 +126,11 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
         return (old.traffic.clone(), old.traffic_generation);
     }
     let weighted = |share: &TrafficShare| (share.revision.clone(), share.weight);
-    let is_same = old.traffic.iter().map(weighted).eq(decision.traffic.iter().cloned());
+    let is_same = old
+        .traffic
+        .iter()
+        .map(weighted)
+        .eq(decision.traffic.iter().cloned());
     let generation = match old.traffic_generation {
         Some(generation) if is_same => generation,
         Some(generation) => generation.saturating_add(1),

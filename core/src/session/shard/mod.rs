@@ -527,7 +527,9 @@ impl Shard {
     fn count_assigned(&mut self, record: &Record) {
         self.counts.assigned += 1;
         if record.root() == record.key {
-            self.table.revisions.count_assigned(&record.revision, record.epoch);
+            self.table
+                .revisions
+                .count_assigned(&record.revision, record.epoch);
         }
     }
 

@@ -8,22 +8,27 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use tokio::net::TcpListener;
 
 use super::{Cluster, by_header, sessions};
-use crate::support::{Agent, Answer, Body, Client, Fixture, PoolExt as _, config, fresh_ip, full, pool, request};
+use crate::support::{
+    Agent, Answer, Body, Client, Fixture, PoolExt as _, config, fresh_ip, full, pool, request,
+};
 
 async fn agents() -> [Agent; 2] {
     [Agent::named("a").await, Agent::named("b").await]
 }
 
 fn halves(agents: &[Agent; 2], of: SessionsConfig) -> Config {
-    let mut pool = pool()
-        .revision("a", 50, 100, &[agents[0].address])
-        .revision("b", 50, 100, &[agents[1].address]);
+    let mut pool =
+        pool()
+            .revision("a", 50, 100, &[agents[0].address])
+            .revision("b", 50, 100, &[agents[1].address]);
     pool.sessions = Some(of);
     config(pool)
 }
 
 fn asking(headers: &[(&str, &str)]) -> Request<Body> {
-    let mut request = Request::builder().uri("/pools/support/").header("host", "gateway");
+    let mut request = Request::builder()
+        .uri("/pools/support/")
+        .header("host", "gateway");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -35,7 +40,11 @@ async fn ask(to: SocketAddr, headers: &[(&str, &str)]) -> Answer {
 }
 
 fn cookies(headers: &HeaderMap) -> Vec<&str> {
-    headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap()).collect()
+    headers
+        .get_all("set-cookie")
+        .iter()
+        .map(|value| value.to_str().unwrap())
+        .collect()
 }
 
 #[tokio::test]
@@ -45,14 +54,21 @@ async fn a_header_names_a_conversation_and_one_without_goes_by_weight() {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     for person in 0..40 {
         let name = format!("person {person}");
-        let first = ask(cluster.nodes[0].ingress, &[("X-Session-Id", &name)]).await.text();
+        let first = ask(cluster.nodes[0].ingress, &[("X-Session-Id", &name)])
+            .await
+            .text();
         let spaced = format!("  {name}");
-        let again = ask(cluster.nodes[1].ingress, &[("x-session-id", &spaced)]).await.text();
+        let again = ask(cluster.nodes[1].ingress, &[("x-session-id", &spaced)])
+            .await
+            .text();
         assert_eq!(first, again);
         *seen.entry(first).or_default() += 1;
     }
     assert!(seen.len() == 2, "{seen:?}");
-    assert_eq!(cluster.metric("flotilla_gateway_sessions_assigned_total").await, 40);
+    assert_eq!(
+        cluster.metric("flotilla_gateway_sessions_assigned_total").await,
+        40
+    );
     // Exactly by weight, which conversations are only on average.
     let before = agents.each_ref().map(Agent::hits);
     for _ in 0..20 {
@@ -60,7 +76,10 @@ async fn a_header_names_a_conversation_and_one_without_goes_by_weight() {
         ask(cluster.nodes[0].ingress, &[("x-session-id", "")]).await;
     }
     assert_eq!(agents.each_ref().map(Agent::hits), before.map(|hits| hits + 20));
-    assert_eq!(cluster.metric("flotilla_gateway_sessions_assigned_total").await, 40);
+    assert_eq!(
+        cluster.metric("flotilla_gateway_sessions_assigned_total").await,
+        40
+    );
 }
 
 /// As the reference agent does it: its memory of the conversation is in the replica that answered first.
@@ -71,7 +90,9 @@ async fn a_header_that_the_agent_gives_names_a_conversation() {
             let mut response = http::Response::new(full(agent));
             if !request.headers().contains_key("x-session-id") {
                 let name = format!("{agent}-{}", rand::random::<u64>());
-                response.headers_mut().insert("x-session-id", name.parse().unwrap());
+                response
+                    .headers_mut()
+                    .insert("x-session-id", name.parse().unwrap());
             }
             response
         })
@@ -79,7 +100,9 @@ async fn a_header_that_the_agent_gives_names_a_conversation() {
     }
     let agents = [naming("a1").await, naming("a2").await, naming("b").await];
     let [a1, a2, b] = agents.each_ref().map(|agent| agent.address);
-    let mut pool = pool().revision("a", 50, 100, &[a1, a2]).revision("b", 50, 100, &[b]);
+    let mut pool = pool()
+        .revision("a", 50, 100, &[a1, a2])
+        .revision("b", 50, 100, &[b]);
     pool.sessions = Some(by_header(&[]));
     let cluster = Cluster::start(2, config(pool)).await;
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
@@ -87,7 +110,10 @@ async fn a_header_that_the_agent_gives_names_a_conversation() {
         let first = ask(cluster.nodes[0].ingress, &[]).await;
         let name = first.headers["x-session-id"].to_str().unwrap();
         for node in &cluster.nodes {
-            assert_eq!(ask(node.ingress, &[("x-session-id", name)]).await.text(), first.text());
+            assert_eq!(
+                ask(node.ingress, &[("x-session-id", name)]).await.text(),
+                first.text()
+            );
         }
         *seen.entry(first.text()).or_default() += 1;
     }
@@ -136,13 +162,19 @@ async fn only_gateways_of_the_namespace_may_say_anything_about_conversations() {
         ("{", StatusCode::BAD_REQUEST),
         (r#"{"version":1}"#, StatusCode::BAD_REQUEST),
         (r#"{"version":2,"instance":"x"}"#, StatusCode::BAD_REQUEST),
-        (r#"{"version":1,"instance":"x","envelopes":[{}]}"#, StatusCode::BAD_REQUEST),
+        (
+            r#"{"version":1,"instance":"x","envelopes":[{}]}"#,
+            StatusCode::BAD_REQUEST,
+        ),
     ] {
         let answer = known.send(post(body)).await.unwrap();
         assert_eq!(answer.status, status, "{body}");
     }
     let get = request(Method::GET, path, "");
-    assert_eq!(known.send(get).await.unwrap().status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(
+        known.send(get).await.unwrap().status,
+        StatusCode::METHOD_NOT_ALLOWED
+    );
 }
 
 /// One that is listed and does not answer is no member yet; it delays readiness for a moment and no request.

@@ -76,7 +76,13 @@ impl Node {
     /// As SIGTERM: drains, hands over, ends. Gives the number of requests that were cut.
     pub async fn stop(&mut self) -> usize {
         let gateway = self.gateway.take().unwrap();
-        let cut = self.runtime.as_ref().unwrap().spawn(gateway.stop()).await.unwrap();
+        let cut = self
+            .runtime
+            .as_ref()
+            .unwrap()
+            .spawn(gateway.stop())
+            .await
+            .unwrap();
         self.kill();
         cut
     }

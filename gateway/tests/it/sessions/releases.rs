@@ -65,7 +65,11 @@ impl People {
     }
 
     fn on(&self, revision: &str) -> usize {
-        self.seen.iter().flatten().filter(|seen| *seen == revision).count()
+        self.seen
+            .iter()
+            .flatten()
+            .filter(|seen| *seen == revision)
+            .count()
     }
 
     fn switched(&self) -> u64 {
@@ -197,8 +201,14 @@ impl Scene {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_release_switches_nobody() {
     let mut scene = Scene::new(1000).await;
-    let steps: BTreeMap<usize, (i64, u32)> =
-        [(2, (2, 1)), (3, (3, 10)), (5, (4, 25)), (7, (5, 50)), (9, (6, 100))].into();
+    let steps: BTreeMap<usize, (i64, u32)> = [
+        (2, (2, 1)),
+        (3, (3, 10)),
+        (5, (4, 25)),
+        (7, (5, 50)),
+        (9, (6, 100)),
+    ]
+    .into();
     for round in 0..scene.rounds() {
         if let Some((generation, weight)) = steps.get(&round) {
             // Nobody waits until it is in force everywhere.
@@ -220,10 +230,16 @@ async fn a_whole_release_switches_nobody() {
         let name = format!("flotilla_gateway_sessions_{metric}_total");
         assert_eq!(scene.cluster.metric(&name).await, 0, "{name}");
     }
-    assert_eq!(scene.cluster.metric("flotilla_gateway_sessionless_total").await, 0);
+    assert_eq!(
+        scene.cluster.metric("flotilla_gateway_sessionless_total").await,
+        0
+    );
     assert_eq!(scene.cluster.metric("flotilla_gateway_diverted_total").await, 0);
     assert_eq!(
-        scene.cluster.metric("flotilla_gateway_sessions_assigned_total").await,
+        scene
+            .cluster
+            .metric("flotilla_gateway_sessions_assigned_total")
+            .await,
         number as u64,
         "each is assigned once"
     );
@@ -266,7 +282,10 @@ async fn an_abort_moves_everybody_to_stable_and_fails_nobody() {
     let number = scene.people.seen.len();
     scene.people.round(0..number).await;
     let on_candidate = scene.people.on("candidate");
-    assert!((number / 3..number * 2 / 3).contains(&on_candidate), "{on_candidate}");
+    assert!(
+        (number / 3..number * 2 / 3).contains(&on_candidate),
+        "{on_candidate}"
+    );
     // The abort comes in the middle of a round.
     let [stable, candidate] = scene.agents.each_ref().map(|agent| agent.address);
     let mut aborted = weights(3, stable, candidate, 0);
@@ -284,11 +303,20 @@ async fn an_abort_moves_everybody_to_stable_and_fails_nobody() {
     scene.people.round(0..number).await;
     assert_eq!((scene.people.on("stable"), scene.people.failed()), (number, 0));
     assert_eq!(scene.people.switched(), on_candidate as u64, "each once");
-    let moved = scene.cluster.metric("flotilla_gateway_sessions_moved_total").await;
+    let moved = scene
+        .cluster
+        .metric("flotilla_gateway_sessions_moved_total")
+        .await;
     assert_eq!(moved, on_candidate as u64, "each is counted once");
     // A retry of the same revision gets new conversations only.
     let mut retried = weights(5, stable, candidate, 90);
-    let sessions = retried.pools.get_mut("support").unwrap().sessions.as_mut().unwrap();
+    let sessions = retried
+        .pools
+        .get_mut("support")
+        .unwrap()
+        .sessions
+        .as_mut()
+        .unwrap();
     sessions.since.insert("candidate".into(), 5);
     scene.cluster.tell(retried);
     scene.cluster.settle().await;
@@ -300,8 +328,7 @@ async fn an_abort_moves_everybody_to_stable_and_fails_nobody() {
 async fn the_death_of_a_gateway_switches_nobody() {
     let mut scene = Scene::new(400).await;
     scene.people.may_fail = true;
-    let steps: BTreeMap<usize, (i64, u32)> =
-        [(1, (2, 10)), (3, (3, 50)), (8, (4, 100))].into();
+    let steps: BTreeMap<usize, (i64, u32)> = [(1, (2, 10)), (3, (3, 50)), (8, (4, 100))].into();
     for round in 0..scene.rounds() {
         if let Some((generation, weight)) = steps.get(&round) {
             scene.weight(*generation, *weight);
@@ -378,10 +405,16 @@ async fn a_rolling_restart_of_all_gateways_switches_and_fails_nobody() {
         assert_eq!((scene.people.switched(), scene.people.failed()), (0, 0));
     }
     assert_eq!(
-        scene.cluster.metric("flotilla_gateway_sessions_unprotected_total").await,
+        scene
+            .cluster
+            .metric("flotilla_gateway_sessions_unprotected_total")
+            .await,
         0
     );
     let on_candidate = scene.people.on("candidate");
     assert!((number / 6..number / 2).contains(&on_candidate), "{on_candidate}");
-    println!("{} turns over three restarts", scene.people.tally.turns.load(Ordering::SeqCst));
+    println!(
+        "{} turns over three restarts",
+        scene.people.tally.turns.load(Ordering::SeqCst)
+    );
 }
