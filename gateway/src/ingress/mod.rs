@@ -28,6 +28,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::config::Config;
+use crate::session::Sessions;
 use crate::upstream::Limits;
 use pool::Pool;
 
@@ -37,6 +38,7 @@ pub struct Ingress {
     namespace: String,
     cluster_domain: String,
     limits: Limits,
+    sessions: Arc<Sessions>,
 }
 
 /// Pools by their names.
@@ -56,6 +58,7 @@ impl Ingress {
             namespace: namespace.to_owned(),
             cluster_domain: cluster_domain.to_owned(),
             limits,
+            sessions: Sessions::new(),
         }
     }
 
@@ -64,8 +67,14 @@ impl Ingress {
         self.pools.load_full()
     }
 
+    /// The conversations of all pools.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
     /// Puts `config` in force. One caller at a time.
     pub fn apply(&self, config: &Config) {
+        self.sessions.apply(config);
         let before = self.pools.load();
         let mut after = Pools::default();
         for (name, wanted) in &config.pools {
@@ -73,6 +82,12 @@ impl Ingress {
                 Some(pool) if pool.uid() == wanted.uid => pool.clone(),
                 _ => Arc::new(Pool::new(name, &wanted.uid)),
             };
+            pool.set_sessions(
+                wanted
+                    .sessions
+                    .as_ref()
+                    .and_then(|_| self.sessions.of_pool(&wanted.uid)),
+            );
             pool.apply(wanted, self.limits);
             after
                 .by_service

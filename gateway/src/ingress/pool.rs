@@ -23,7 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use flotilla_core::balance::Wheel;
 use flotilla_core::queue::{Arrival, Limit, Ticket};
 use http::HeaderMap;
@@ -38,6 +38,8 @@ use super::traffic::{QueueLimits, Retries, Traffic, ageing};
 use super::{clock, deadline, refusals};
 use crate::config::PoolConfig;
 use crate::reply::Refusal;
+use crate::session::pool::PoolSessions;
+use crate::session::visit::Session;
 use crate::upstream::Limits;
 
 /// One pool.
@@ -58,6 +60,8 @@ pub struct Pool {
     turn: AtomicU64,
     /// Tells tenants apart; its key is random, so that nobody can aim for another's lane.
     hasher: RandomState,
+    /// Its conversations, where they are kept.
+    sessions: ArcSwapOption<PoolSessions>,
     /// Since the start of this process.
     pub counts: Counts,
 }
@@ -81,6 +85,8 @@ pub struct Counts {
     pub stopped: AtomicU64,
     /// Requests that went to another revision than the weights named.
     pub diverted: AtomicU64,
+    /// Requests of conversations that went by weight, because their revision is not in the weights known here.
+    pub sessionless: AtomicU64,
     /// Sent again over a new connection, because the replica had closed an idle one.
     pub stale_connections: AtomicU64,
     /// Further tries.
@@ -115,8 +121,8 @@ pub struct Claim {
     pub avoid: Vec<SocketAddr>,
     /// The revision it was assigned before, while that one has endpoints: a second try is no second draw.
     pub stick: Option<Arc<Revision>>,
-    /// Names its replica where the pool balances by key.
-    pub key: Option<u64>,
+    /// The conversation it belongs to.
+    pub session: Option<Session>,
     /// Since when it has been in a queue.
     queued: Option<Instant>,
 }
@@ -156,9 +162,37 @@ impl Claim {
             deadline,
             avoid: Vec::new(),
             stick: None,
-            key: None,
+            session: None,
             queued: None,
         }
+    }
+
+    /// The epoch under which it is counted, if it was assigned under `generation`.
+    pub fn epoch(&self, generation: i64) -> i64 {
+        self.session.as_ref().map_or(generation, Session::epoch)
+    }
+
+    /// What names its conversation to every gateway alike, for consistent hashing.
+    pub fn hash(&self) -> Option<u64> {
+        self.session.as_ref().map(Session::hash)
+    }
+
+    /// A slot of `revision`, at the conversation's replica if it has one there.
+    fn take(&self, revision: &Arc<Revision>) -> Option<Permit> {
+        let now = clock::now_nanos();
+        let replica = self.session.as_ref().and_then(Session::replica);
+        let replica = replica.filter(|(address, _)| !self.avoid.contains(address));
+        if let Some((address, beyond_slots)) = replica
+            && (beyond_slots || revision.queue.is_empty())
+            && let Some(permit) = revision.take_at(address, beyond_slots, now)
+        {
+            return Some(permit);
+        }
+        revision
+            .queue
+            .is_empty()
+            .then(|| revision.take(&self.avoid, self.hash(), now))
+            .flatten()
     }
 
     /// The earliest of the pool's limits and what the client says.
@@ -194,6 +228,7 @@ impl Pool {
             // Gateways that start together must not all begin the cycle at the same place.
             turn: AtomicU64::new(u64::from(rand::random::<u16>())),
             hasher: RandomState::new(),
+            sessions: ArcSwapOption::empty(),
             counts: Counts::default(),
         }
     }
@@ -210,6 +245,15 @@ impl Pool {
     /// What is in force for new requests.
     pub fn traffic(&self) -> Arc<Traffic> {
         self.traffic.load_full()
+    }
+
+    /// Its conversations, if it keeps any.
+    pub fn sessions(&self) -> Option<Arc<PoolSessions>> {
+        self.sessions.load_full()
+    }
+
+    pub(super) fn set_sessions(&self, sessions: Option<Arc<PoolSessions>>) {
+        self.sessions.store(sessions);
     }
 
     /// Requests that wait.
@@ -357,16 +401,29 @@ impl Pool {
                 self.counts.stopped.fetch_add(1, Ordering::Relaxed);
                 return Err(refusals::stopped(&self.name));
             }
-            let stick = claim.stick.as_ref().filter(|revision| revision.is_served());
-            let choice = match stick {
+            let kept = match &claim.session {
+                Some(session) => match traffic.keeps(session.revision()) {
+                    Some(revision) => Some(revision),
+                    None => {
+                        // Weights have changed since it was looked up, or this gateway is behind.
+                        drop(traffic);
+                        self.renew_session(claim).await;
+                        continue;
+                    }
+                },
+                None => None,
+            };
+            let stick = claim.stick.as_ref().or(kept);
+            let choice = match stick.filter(|revision| revision.is_served()) {
                 Some(revision) => Some((revision, false)),
+                None if kept.is_some() => traffic
+                    .choose(self.turn.fetch_add(1, Ordering::Relaxed))
+                    .map(|(revision, _)| (revision, true)),
                 None => traffic.choose(self.turn.fetch_add(1, Ordering::Relaxed)),
             };
             let line = match choice {
                 Some((revision, diverted)) => {
-                    if revision.queue.is_empty()
-                        && let Some(permit) = revision.take(&claim.avoid, claim.key, clock::now_nanos())
-                    {
+                    if let Some(permit) = claim.take(revision) {
                         if Arc::ptr_eq(&traffic, &self.traffic.load()) {
                             return Ok(self.assigned(permit, diverted, traffic.generation));
                         }
@@ -381,6 +438,17 @@ impl Pool {
             if let Some(assignment) = self.wait(&traffic, line, claim, headers).await? {
                 return Ok(assignment);
             }
+        }
+    }
+
+    /// Looks the conversation up again; after a few times in vain the request goes by weight, and is counted.
+    async fn renew_session(&self, claim: &mut Claim) {
+        claim.stick = None;
+        if let Some(session) = &mut claim.session
+            && !session.renew().await
+        {
+            claim.session = None;
+            self.counts.sessionless.fetch_add(1, Ordering::Relaxed);
         }
     }
 
