@@ -40,8 +40,9 @@ pub(super) const MAX_BODY: usize = 8 << 20;
 const MAX_BATCH: usize = 64;
 /// Messages that wait for one gateway; further ones are lost and repeated later.
 const QUEUE: usize = 8192;
-/// For a connection and for a post with its answer, inside a cluster.
-const TIMEOUT: Duration = Duration::from_millis(500);
+/// For a connection, and for a post with its answer. Nobody waits for these: who waits for what is said decides by itself how
+/// long, and what was under way is lost with the connection.
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed connection, doubled up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// See [`MIN_PAUSE`].
