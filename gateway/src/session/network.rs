@@ -94,7 +94,7 @@ impl Link {
 
     fn queue(&self, envelope: &Envelope) -> &mpsc::Sender<Envelope> {
         match envelope.message {
-            Message::Entries { .. } | Message::Ack { .. } => &self.copies,
+            Message::Entries { .. } => &self.copies,
             _ => &self.urgent,
         }
     }
@@ -176,7 +176,7 @@ impl Network {
                     Arc::downgrade(&link),
                     *address,
                     source,
-                    inboxeses,
+                    inboxes,
                     sessions.clone(),
                 ));
                 link
@@ -217,22 +217,21 @@ async fn run(
     let mut batch = Vec::new();
     loop {
         batch.clear();
+        let mut room = MAX_COPIES;
         let received = tokio::select! {
             biased;
             received = urgent.recv_many(&mut batch, MAX_BATCH) => received,
-            received = copies.recv_many(&mut batch, MAX_COPIES) => received,
+            received = copies.recv_many(&mut batch, MAX_COPIES) => {
+                room = 0;
+                received
+            }
             () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => 1,
         };
         if received == 0 {
             // The link is gone.
             return;
         }
-        let full = batch.len() + MAX_COPIES;
-        while batch.len() < full
-            && let Ok(envelope) = copies.try_recv()
-        {
-            batch.push(envelope);
-        }
+        batch.extend((0..room).map_while(|_| copies.try_recv().ok()));
         let Some(all) = sessions.upgrade() else { return };
         let post = Post {
             version: VERSION,

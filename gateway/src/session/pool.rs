@@ -25,9 +25,10 @@ use super::network::Network;
 /// Conversations and tasks that one pool may have here, at most 200 bytes each. The idlest go first.
 const MAX_ENTRIES: usize = 1 << 18;
 /// Longer than the core's defaults: who is dead is mostly known at once, because its address refuses connections. Silence is for
-/// lost nodes and cut networks, and one that only has no processor for a moment should not be passed over.
+/// lost nodes and cut networks, and one that only has no processor for a moment should not be passed over. Nor is a message lost
+/// but with its connection, so a repetition after a short time would only be work for one who is busy.
 const TIMING: Timing = Timing {
-    retry: 25,
+    retry: 200,
     silence: 1000,
     ping: 500,
     patience: 3000,
