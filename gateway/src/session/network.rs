@@ -214,29 +214,31 @@ async fn run(
     let mut pause = MIN_PAUSE;
     // When it is asked who it is; none once it has said so.
     let mut probe = Some(Instant::now());
-    let mut batch = Vec::new();
     loop {
-        batch.clear();
+        let mut batch = Vec::new();
         let mut room = MAX_COPIES;
-        let received = tokio::select! {
+        let first = tokio::select! {
             biased;
-            received = urgent.recv_many(&mut batch, MAX_BATCH) => received,
-            received = copies.recv_many(&mut batch, MAX_COPIES) => {
-                room = 0;
-                received
+            question = urgent.recv() => Some(question),
+            copy = copies.recv() => {
+                room -= 1;
+                Some(copy)
             }
-            () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => 1,
+            () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => None,
         };
-        if received == 0 {
+        match first {
+            Some(Some(envelope)) => batch.push(envelope),
             // The link is gone.
-            return;
+            Some(None) => return,
+            None => {}
         }
+        batch.extend((1..MAX_BATCH).map_while(|_| urgent.try_recv().ok()));
         batch.extend((0..room).map_while(|_| copies.try_recv().ok()));
         let Some(all) = sessions.upgrade() else { return };
         let post = Post {
             version: VERSION,
             instance: all.instance().to_owned(),
-            envelopes: std::mem::take(&mut batch),
+            envelopes: batch,
         };
         drop(all);
         // Our own types are JSON.
