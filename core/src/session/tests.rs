@@ -384,8 +384,11 @@ fn first_sight_costs_one_round_trip_and_then_none() {
 fn the_first_byte_waits_for_the_copy_and_not_for_ever() {
     let mut pair = Pair::new();
     let key = pair.key(0, 1);
+    let guess = pair.shards[0].guess(key, 0);
     assert_eq!(kinds(&pair.open(0, 1, key, false)), ["assigned"]);
     assert_eq!(pair.shards[0].lookup(key, 0), None, "not before it is safe");
+    assert_eq!(pair.shards[0].guess(key, 0), pair.shards[0].peek(key));
+    assert_eq!(guess, pair.shards[0].peek(key), "that is what was to be expected");
     for time in [25, 50, 475] {
         pair.now = time;
         assert!(pair.tick(0, false).is_empty());

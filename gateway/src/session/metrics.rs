@@ -109,7 +109,7 @@ pub(crate) fn encode(
         ),
         (
             "flotilla_gateway_sessions_unanswered",
-            "Requests that went on without knowing their conversation, because no answer came in time.",
+            "Requests whose revision was guessed, or whose response began too early, because no answer came in time.",
             |totals| totals.unanswered,
         ),
         (

@@ -16,7 +16,7 @@
 //!
 //! Members are processes: a gateway whose address is listed becomes one once it has said which process it is, by an exchange
 //! in either direction. A gateway is ready only when it has tried to reach all others that are listed: it must not decide what they
-//! know already. Nobody is waited for longer than [`pool`] says; a request that gets no answer goes by weight and is counted.
+//! know already. Nobody is waited for longer than [`pool`] says; where no answer comes the revision is guessed, which is counted.
 
 pub mod config;
 pub mod metrics;

@@ -6,6 +6,9 @@
 //! say at once, and which process it is: pods keep their address when their container restarts, and a process that has
 //! lost its memory must not be taken for the one before it.
 //!
+//! Questions and answers, for which requests wait, go before copies, of which a change of members makes thousands; and no post holds
+//! more copies than are read in a few milliseconds.
+//!
 //! Only addresses of this namespace's gateway pods may post; see [`super::Sessions::serve`].
 
 use std::collections::BTreeSet;
@@ -18,7 +21,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use flotilla_core::session::MemberId;
-use flotilla_core::session::wire::{Envelope, VERSION};
+use flotilla_core::session::wire::{Envelope, Message, VERSION};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -36,12 +39,15 @@ use super::Sessions;
 pub const PATH: &str = "/peers/sessions";
 /// Bytes of one post or of its answer.
 pub(super) const MAX_BODY: usize = 8 << 20;
-/// Messages in one post; each is at most a few tens of kilobytes.
-const MAX_BATCH: usize = 64;
+/// Questions and answers in one post, a few hundred bytes each.
+const MAX_BATCH: usize = 256;
+/// Messages with copies in one post, a few tens of kilobytes each.
+const MAX_COPIES: usize = 2;
 /// Messages that wait for one gateway; further ones are lost and repeated later.
 const QUEUE: usize = 8192;
-/// For a connection and for a post with its answer, inside a cluster.
-const TIMEOUT: Duration = Duration::from_millis(500);
+/// For a connection, and for a post with its answer. Nobody waits for these: who waits for what is said decides by itself how
+/// long, and what was under way is lost with the connection.
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed connection, doubled up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 /// See [`MIN_PAUSE`].
@@ -74,7 +80,8 @@ pub(super) struct Link {
     /// Its admin port.
     pub address: SocketAddr,
     member: Mutex<Option<MemberId>>,
-    queue: mpsc::Sender<Envelope>,
+    urgent: mpsc::Sender<Envelope>,
+    copies: mpsc::Sender<Envelope>,
     /// It has been asked who it is, with or without success.
     tried: AtomicBool,
 }
@@ -83,6 +90,13 @@ impl Link {
     /// The process there, once it has said who it is.
     pub fn member(&self) -> Option<MemberId> {
         *self.member.lock()
+    }
+
+    fn queue(&self, envelope: &Envelope) -> &mpsc::Sender<Envelope> {
+        match envelope.message {
+            Message::Entries { .. } => &self.copies,
+            _ => &self.urgent,
+        }
     }
 
     /// True when that is news.
@@ -132,7 +146,7 @@ impl Network {
     pub fn send(&self, envelope: Envelope) {
         let links = self.links.load();
         let link = links.iter().find(|link| link.member() == Some(envelope.to));
-        if link.is_none_or(|link| link.queue.try_send(envelope).is_err()) {
+        if link.is_none_or(|link| link.queue(&envelope).try_send(envelope).is_err()) {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -147,11 +161,14 @@ impl Network {
         let links = addresses.iter().map(|address| {
             let known = before.iter().find(|link| link.address == *address);
             known.cloned().unwrap_or_else(|| {
-                let (queue, inbox) = mpsc::channel(QUEUE);
+                let (urgent, questions) = mpsc::channel(QUEUE);
+                let (copies, bulk) = mpsc::channel(QUEUE);
+                let inboxes = [questions, bulk];
                 let link = Arc::new(Link {
                     address: *address,
                     member: Mutex::default(),
-                    queue,
+                    urgent,
+                    copies,
                     tried: AtomicBool::new(false),
                 });
                 let source = self.source.get().copied();
@@ -159,7 +176,7 @@ impl Network {
                     Arc::downgrade(&link),
                     *address,
                     source,
-                    inbox,
+                    inboxes,
                     sessions.clone(),
                 ));
                 link
@@ -190,25 +207,38 @@ async fn run(
     link: Weak<Link>,
     address: SocketAddr,
     source: Option<IpAddr>,
-    mut inbox: mpsc::Receiver<Envelope>,
+    [mut urgent, mut copies]: [mpsc::Receiver<Envelope>; 2],
     sessions: Weak<Sessions>,
 ) {
     let mut connection = None;
     let mut pause = MIN_PAUSE;
     // When it is asked who it is; none once it has said so.
     let mut probe = Some(Instant::now());
-    let mut batch = Vec::new();
     loop {
-        batch.clear();
-        tokio::select! {
-            count = inbox.recv_many(&mut batch, MAX_BATCH) => if count == 0 { return },
-            () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => {}
+        let mut batch = Vec::new();
+        let mut room = MAX_COPIES;
+        let first = tokio::select! {
+            biased;
+            question = urgent.recv() => Some(question),
+            copy = copies.recv() => {
+                room -= 1;
+                Some(copy)
+            }
+            () = tokio::time::sleep_until(probe.unwrap_or_else(Instant::now)), if probe.is_some() => None,
+        };
+        match first {
+            Some(Some(envelope)) => batch.push(envelope),
+            // The link is gone.
+            Some(None) => return,
+            None => {}
         }
+        batch.extend((1..MAX_BATCH).map_while(|_| urgent.try_recv().ok()));
+        batch.extend((0..room).map_while(|_| copies.try_recv().ok()));
         let Some(all) = sessions.upgrade() else { return };
         let post = Post {
             version: VERSION,
             instance: all.instance().to_owned(),
-            envelopes: std::mem::take(&mut batch),
+            envelopes: batch,
         };
         drop(all);
         // Our own types are JSON.

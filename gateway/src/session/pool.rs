@@ -24,8 +24,18 @@ use super::network::Network;
 
 /// Conversations and tasks that one pool may have here, at most 200 bytes each. The idlest go first.
 const MAX_ENTRIES: usize = 1 << 18;
+/// Longer than the core's defaults: who is dead is mostly known at once, because its address refuses connections. Silence is for
+/// lost nodes and cut networks, and one that only has no processor for a moment should not be passed over. Nor is a message lost
+/// but with its connection, so a repetition after a short time would only be work for one who is busy.
+const TIMING: Timing = Timing {
+    retry: 200,
+    silence: 1000,
+    ping: 500,
+    patience: 3000,
+    stranger: 10_000,
+};
 /// An answer comes within the shard's patience; after this the request goes on without.
-const GIVE_UP: Duration = Duration::from_millis(2500);
+const GIVE_UP: Duration = Duration::from_millis(TIMING.patience + 500);
 
 /// The conversations of one pool.
 pub struct PoolSessions {
@@ -73,7 +83,7 @@ pub struct Totals {
     pub waiting: u64,
     /// Since the start.
     pub counts: Counts,
-    /// Requests that went on without their conversation's home, because it could not be learnt in time.
+    /// Requests whose revision was guessed, or whose response began too early, because no answer came in time.
     pub unanswered: u64,
 }
 
@@ -96,7 +106,7 @@ impl PoolSessions {
                     max_entries: MAX_ENTRIES / usize::from(SHARDS),
                     idle: milliseconds(config.idle),
                     seed: rand::random(),
-                    timing: Timing::default(),
+                    timing: TIMING,
                 }),
                 waiting: HashMap::new(),
             })
@@ -203,8 +213,8 @@ impl PoolSessions {
         );
     }
 
-    /// Where the conversation of `key` goes: at once where that is known, else after a question to its home. None when no
-    /// revision serves or no answer came; then the request goes by weight.
+    /// Where the conversation of `key` goes: at once where that is known, else after a question to its home; where no answer
+    /// comes it is guessed. None when no revision serves.
     pub async fn resolve(&self, key: SessionKey) -> Option<Answer> {
         let known = self.with(key.shard(), |shelf| {
             let now = self.network.now();
@@ -216,8 +226,8 @@ impl PoolSessions {
                 released: None,
             });
         }
-        self.wait(key, |shard, now, ticket, out| shard.open(now, ticket, key, out))
-            .await
+        let open = |shard: &mut Shard, now, ticket, out: &mut Vec<Output>| shard.open(now, ticket, key, out);
+        self.wait(key, open).await
     }
 
     /// A response has told that `key` is the name of the conversation or of a task that `assignment` served; see
@@ -275,7 +285,12 @@ impl PoolSessions {
             Ok(Err(_)) => None,
             Err(_) => {
                 self.unanswered.fetch_add(1, Ordering::Relaxed);
-                None
+                let now = self.network.now();
+                let guess = self.with(key.shard(), |shelf| shelf.shard.guess(key, now));
+                guess.flatten().map(|assignment| Answer {
+                    assignment,
+                    released: None,
+                })
             }
         }
     }
@@ -302,7 +317,7 @@ impl PoolSessions {
             for output in &out {
                 shelf.tell(output);
             }
-            shelf.shard.next_tick(now) < Timing::default().ping
+            shelf.shard.next_tick(now) < TIMING.ping
         });
         for output in out {
             if let Output::Send(envelope) = output {
@@ -322,7 +337,7 @@ impl PoolSessions {
             self.turn(index, Shard::tick);
         }
         let next = self.next_tick();
-        if next < Timing::default().ping {
+        if next < TIMING.ping {
             return Duration::from_millis(next);
         }
         self.hurried.store(false, Ordering::SeqCst);
@@ -333,11 +348,7 @@ impl PoolSessions {
     fn next_tick(&self) -> u64 {
         let now = self.network.now();
         let next = |shelf: &Mutex<Shelf>| shelf.lock().shard.next_tick(now);
-        self.shelves
-            .iter()
-            .map(next)
-            .min()
-            .unwrap_or(Timing::default().ping)
+        self.shelves.iter().map(next).min().unwrap_or(TIMING.ping)
     }
 
     /// Entries of `revision` that this gateway knows, tasks included.

@@ -231,6 +231,20 @@ impl Shard {
         self.flush(now, out);
     }
 
+    /// Where the conversation of `key` most probably is, for one who can wait no longer for the answer to [`Shard::open`]: what is known
+    /// here, else what everybody would choose under the present weights. Nothing is assigned by it.
+    pub fn guess(&self, key: SessionKey, now: u64) -> Option<Assignment> {
+        if self.table.alive(key, now).is_some() {
+            return self.assignment(key);
+        }
+        Some(Assignment {
+            revision: self.table.revisions.choose(key)?,
+            replica: None,
+            epoch: self.table.revisions.generation(),
+            root: key,
+        })
+    }
+
     /// A response has told the name of the conversation that its request belongs to (`key` = `root`), or of one of its tasks
     /// (`key` is the task's): the request had this assignment. Answered as [`Shard::open`] is; the assignment that comes
     /// back is another one only if the name was taken already.

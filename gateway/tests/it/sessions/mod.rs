@@ -175,6 +175,23 @@ impl Cluster {
         panic!("the gateways do not settle");
     }
 
+    /// What all gateways say about conversations, to explain a failure.
+    pub async fn explain(&self) -> String {
+        let mut text = String::new();
+        for node in self.nodes.iter().filter(|node| node.runtime.is_some()) {
+            let all = get(node.admin, "/metrics").await.text();
+            let series = all
+                .lines()
+                .filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+            let ours = series.filter(|line| {
+                line.contains("_session") || line.contains("_peer") || line.contains("_diverted")
+            });
+            text.push_str(&format!("{}\n", node.admin));
+            ours.for_each(|line| text.push_str(&format!("  {line}\n")));
+        }
+        text
+    }
+
     pub async fn metric(&self, name: &str) -> u64 {
         let mut sum = 0;
         for node in self.nodes.iter().filter(|node| node.runtime.is_some()) {

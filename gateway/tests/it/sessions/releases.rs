@@ -217,7 +217,8 @@ async fn a_whole_release_switches_nobody() {
         scene.round(round).await;
     }
     let number = scene.people.seen.len();
-    assert_eq!((scene.people.switched(), scene.people.failed()), (0, 0));
+    let result = (scene.people.switched(), scene.people.failed());
+    assert_eq!(result, (0, 0), "{}", scene.cluster.explain().await);
     let turns = scene.people.tally.turns.load(Ordering::SeqCst);
     assert_eq!(turns, (number * scene.turns) as u64);
     let on_candidate = scene.people.on("candidate");
@@ -362,7 +363,8 @@ async fn the_death_of_a_gateway_switches_nobody() {
         scene.people.failed(),
         scene.people.switched()
     );
-    assert_eq!(scene.people.switched(), 0);
+    let switched = scene.people.switched();
+    assert_eq!(switched, 0, "{}", scene.cluster.explain().await);
     assert!(scene.people.on("candidate") > 0 && scene.people.on("stable") > 0);
 }
 
@@ -402,7 +404,8 @@ async fn a_rolling_restart_of_all_gateways_switches_and_fails_nobody() {
         tokio::join!(leave, talk);
         scene.cluster.relist(&scene.cluster.listed());
         scene.people.round(0..number).await;
-        assert_eq!((scene.people.switched(), scene.people.failed()), (0, 0));
+        let result = (scene.people.switched(), scene.people.failed());
+        assert_eq!(result, (0, 0), "{}", scene.cluster.explain().await);
     }
     assert_eq!(
         scene
