@@ -3,6 +3,7 @@
 //! [`Ingress`] holds what lives as long as the process: pools, their revisions and endpoints, with slots in use and counts.
 //! A new configuration is laid over it by [`Ingress::apply`]; requests read snapshots and take no lock to choose.
 
+pub mod claim;
 pub mod clock;
 pub mod deadline;
 pub mod durations;

@@ -14,7 +14,8 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
-use super::pool::{Assignment, Claim, Pool};
+use super::claim::Claim;
+use super::pool::{Assignment, Pool};
 use super::refusals;
 use super::retry::{self, Next, Tries};
 use super::revision::{Permit, Revision};
