@@ -189,7 +189,7 @@ async fn a_gateway_that_never_answers_stops_nobody() {
     fixture.tell(config).await;
     let answer = ask(fixture.gateway.ingress, &[("x-session-id", "a")]).await;
     assert_eq!(answer.status, StatusCode::OK);
-    for _ in 0..300 {
+    for _ in 0..1000 {
         if fixture.readyz().await.0 == StatusCode::OK {
             return;
         }
