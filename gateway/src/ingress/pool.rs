@@ -262,7 +262,7 @@ impl Pool {
             retries.budget = self.traffic.load().retries.budget.clone();
         }
         let now = clock::now_nanos();
-        self.stranded.set_ageing(ageing(wanted.queue_wait), now);
+        self.stranded.set_ageing(ageing(wanted.queue_wait));
         self.traffic.store(Arc::new(Traffic {
             generation: wanted.generation,
             stopped: wanted.stopped,

@@ -166,7 +166,7 @@ impl Revision {
         drop(known);
         let replicas = Replicas::new(serving, pool.balancing.into(), pool.ejection);
         self.serving.store(Arc::new(replicas));
-        self.queue.set_ageing(ageing(pool.queue_wait), clock::now_nanos());
+        self.queue.set_ageing(ageing(pool.queue_wait));
         self.serve_queue();
     }
 
