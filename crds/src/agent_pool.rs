@@ -40,6 +40,10 @@ use std::collections::BTreeMap;
     validation = rules::object_name("names of revisions and Services are made from it"),
     validation = Rule::new("self.metadata.name != 'flotilla-gateway'")
         .message("metadata.name: flotilla-gateway is the name of the gateway's own objects; choose another name"),
+    validation = Rule::new("!has(self.spec.sessions) || !has(self.spec.sessions.key) || self.spec.sessions.key.type != 'A2AContext' || self.spec.agent.protocol == 'A2A'")
+        .message("spec.sessions.key.type A2AContext needs an agent that speaks A2A; set spec.agent.protocol: A2A or choose Header or Cookie"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.balancing != 'ConsistentHash' || (has(self.spec.sessions) && has(self.spec.sessions.key) && self.spec.sessions.key.type != 'None')")
+        .message("spec.traffic.balancing ConsistentHash goes by the conversation; set spec.sessions.key.type or choose another balancing"),
     validation = Rule::new("!has(self.spec.rollout) || !has(self.spec.rollout.pinnedRevision) || self.spec.rollout.pinnedRevision == '' || self.spec.rollout.pinnedRevision.startsWith(self.metadata.name + '-')")
         .message("spec.rollout.pinnedRevision must be a revision of this pool, written as status shows it: <pool>-<hash>")
 )]
@@ -59,6 +63,9 @@ pub struct AgentPoolSpec {
     pub revision_history_limit: i32,
     /// agent is what runs. All of it, and the bytes of the ConfigMaps it refers to, is one revision.
     pub agent: Agent,
+    /// sessions says how conversations are known, each of which stays on its revision. Default: none are kept.
+    #[serde(default)]
+    pub sessions: Sessions,
     /// traffic says how requests reach the replicas.
     #[serde(default)]
     pub traffic: Traffic,
@@ -328,6 +335,86 @@ impl Default for Traffic {
             queue: Queue::default(),
         }
     }
+}
+
+/// How conversations are known and kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sessions {
+    /// key says where a request names its conversation.
+    #[serde(default)]
+    pub key: SessionKey,
+    /// idleSeconds after its last request a conversation is forgotten (at the earliest; at the latest a quarter later). Its
+    /// next request is then like that of a new one. Default 1800.
+    #[serde(default = "half_an_hour")]
+    #[schemars(range(min = 1, max = 604800))]
+    pub idle_seconds: i32,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            key: SessionKey::default(),
+            idle_seconds: 1800,
+        }
+    }
+}
+
+/// Where a request names its conversation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.header) || self.type == 'Header'")
+        .message("sessions.key.header belongs to type Header; set type: Header or leave header out"),
+    validation = Rule::new("!has(self.cookie) || self.type == 'Cookie'")
+        .message("sessions.key.cookie belongs to type Cookie; set type: Cookie or leave cookie out")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionKey {
+    /// type is Header (the value of a header, sent by the client or first given by the agent in a response; a request
+    /// without it goes by weight), Cookie (the
+    /// value of a cookie, which the gateway sets where it is missing), A2AContext (the contextId of an A2A message;
+    /// requests about a task follow it, and both go to the replica that has them) or None (no conversations are kept:
+    /// each request goes by weight). Default None.
+    #[serde(default, rename = "type")]
+    pub type_: SessionKeyType,
+    /// header whose value names the conversation, for example `X-Session-Id`, which is the default of type Header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-]+$')")
+        .message("a header's name consists of letters, digits, '-' and '_'; write for example X-Session-Id"))]
+    pub header: Option<String>,
+    /// cookie whose value names the conversation, for example `flotilla-session`, which is the default of type Cookie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-]+$')")
+        .message("a cookie's name consists of letters, digits, '-' and '_'; write for example flotilla-session"))]
+    pub cookie: Option<String>,
+}
+
+impl SessionKey {
+    /// The header of type Header.
+    pub fn header_name(&self) -> &str {
+        self.header.as_deref().unwrap_or("X-Session-Id")
+    }
+
+    /// The cookie of type Cookie.
+    pub fn cookie_name(&self) -> &str {
+        self.cookie.as_deref().unwrap_or("flotilla-session")
+    }
+}
+
+/// How a conversation is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SessionKeyType {
+    /// By a header's value.
+    Header,
+    /// By a cookie's value.
+    Cookie,
+    /// By an A2A contextId.
+    A2AContext,
+    /// Not at all.
+    #[default]
+    None,
 }
 
 /// How a replica is chosen.
@@ -630,9 +717,15 @@ pub struct TrafficShare {
     /// revision is its name, `<pool>-<hash>`.
     #[schemars(length(min = 1, max = 63))]
     pub revision: String,
-    /// weight in percent; the weights of a pool add up to 100.
+    /// weight in percent; the weights of a pool add up to 100. A revision that is listed at 0 keeps the conversations it
+    /// has; those of one that is not listed move to another.
     #[schemars(range(min = 0, max = 100))]
     pub weight: i32,
+    /// sinceGeneration is the trafficGeneration with which it got its first weight since it is listed. Conversations from
+    /// before are of an earlier attempt and move; on a candidate it tells from when on conversations are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub since_generation: Option<i64>,
 }
 
 /// Where a release stands.
@@ -802,6 +895,9 @@ fn connect_failure() -> Vec<RetryOn> {
 }
 fn eight() -> i32 {
     8
+}
+fn half_an_hour() -> i32 {
+    1800
 }
 fn thirty() -> i32 {
     30

@@ -78,6 +78,7 @@ fn the_full_pool_has_every_field() {
         ("spec", ""),
         ("spec.agent", "/properties/agent"),
         ("spec.agent.probes", "/properties/agent/properties/probes"),
+        ("spec.sessions", "/properties/sessions"),
         ("spec.traffic", "/properties/traffic"),
         ("spec.traffic.retries", "/properties/traffic/properties/retries"),
         ("spec.traffic.ejection", "/properties/traffic/properties/ejection"),

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!            config (watches, or a test)
-//!                     │ whole configurations
-//!                     ▼
+//!                     │ whole configurations      ┌─► session: conversation → revision ◄─► other gateways
+//!                     ▼                           ▼
 //!  client ─► server ─► ingress: pool → revision → slot ─► upstream ─► agent
 //!  agent  ─► server ─► egress: identity, key, usage    ─► upstream ─► provider
 //!                     ▲
@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod reply;
 pub mod report;
 pub mod server;
+pub mod session;
 pub mod upstream;
 
 mod telemetry;
@@ -46,12 +47,13 @@ use admin::Admin;
 use args::Args;
 use config::Source;
 use config::watch::Freshness;
-use drain::Drain;
+use drain::{Drain, Phase};
 use egress::Egress;
 use ingress::Ingress;
 use ingress::listeners::{Listeners, RETRY, SharedPort};
 use metrics::{Metrics, Sources};
 use server::{ConnectionLimits, Serving};
+use session::Sessions;
 use upstream::Limits;
 
 /// How often idle connections are looked through and keys are read again.
@@ -110,6 +112,7 @@ pub struct Gateway {
     /// Admin.
     pub admin: SocketAddr,
     drain: Arc<Drain>,
+    sessions: Arc<Sessions>,
     settings: Settings,
     stop: CancellationToken,
 }
@@ -135,6 +138,7 @@ impl Gateway {
             &settings.cluster_domain,
             settings.agents,
         ));
+        ingress.sessions().set_source(settings.listen);
         let egress = Arc::new(Egress::new(
             settings.credentials.clone(),
             egress::tls::client_config(),
@@ -144,7 +148,7 @@ impl Gateway {
         let listeners = Listeners::new(settings.listen, shared.clone());
         let admin = Arc::new(Admin {
             identity: report::Identity {
-                instance: uuid::Uuid::new_v4().to_string(),
+                instance: ingress.sessions().instance().to_owned(),
                 pod: settings.pod.clone(),
             },
             ingress: ingress.clone(),
@@ -172,9 +176,11 @@ impl Gateway {
             egress: egress_port.local_addr()?,
             admin: admin_port.local_addr()?,
             drain: drain.clone(),
+            sessions: ingress.sessions().clone(),
             settings,
             stop: stop.clone(),
         };
+        tokio::spawn(hand_over(drain.clone(), gateway.sessions.clone(), stop.clone()));
         let port = Arc::new(SharedPort(ingress.clone()));
         tokio::spawn(server::serve(ingress_port, port, shared.clone(), stop.clone()));
         tokio::spawn(server::serve(egress_port, egress.clone(), shared, stop.clone()));
@@ -209,6 +215,8 @@ impl Gateway {
             .drain
             .finish(self.settings.drain_idle, self.settings.drain_deadline)
             .await;
+        self.sessions.leave();
+        self.sessions.handed_over().await;
         self.stop.cancel();
         cut
     }
@@ -249,6 +257,15 @@ async fn follow(
             () = tokio::time::sleep(RETRY), if !done => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Gives up its conversations as soon as it is to leave: while it still serves there is time to hand them over.
+async fn hand_over(drain: Arc<Drain>, sessions: Arc<Sessions>, stop: CancellationToken) {
+    let mut phase = drain.watch();
+    tokio::select! {
+        begun = phase.wait_for(|phase| *phase >= Phase::Draining) => if begun.is_ok() { sessions.leave() },
+        () = stop.cancelled() => {}
     }
 }
 

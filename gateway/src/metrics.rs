@@ -19,6 +19,7 @@ use crate::ingress::Ingress;
 use crate::ingress::durations::Durations;
 use crate::ingress::pool::Pool;
 use crate::ingress::revision::Revision;
+use crate::session;
 
 mod resilience;
 
@@ -66,23 +67,23 @@ impl fmt::Debug for Scrape {
 }
 
 /// Names and values of labels.
-type Labels<'a, const N: usize> = [(&'a str, &'a str); N];
+pub(crate) type Labels<'a, const N: usize> = [(&'a str, &'a str); N];
 
-fn gauge(value: u64) -> i64 {
+pub(crate) fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// One family under construction.
-struct Family<'a>(MetricEncoder<'a>);
+pub(crate) struct Family<'a>(MetricEncoder<'a>);
 
 impl Family<'_> {
-    fn counter<const N: usize>(&mut self, labels: Labels<'_, N>, value: u64) -> fmt::Result {
+    pub(crate) fn counter<const N: usize>(&mut self, labels: Labels<'_, N>, value: u64) -> fmt::Result {
         self.0
             .encode_family(&labels)?
             .encode_counter::<NoLabelSet, u64, u64>(&value, None)
     }
 
-    fn gauge<const N: usize>(&mut self, labels: Labels<'_, N>, value: i64) -> fmt::Result {
+    pub(crate) fn gauge<const N: usize>(&mut self, labels: Labels<'_, N>, value: i64) -> fmt::Result {
         self.0.encode_family(&labels)?.encode_gauge(&value)
     }
 
@@ -98,7 +99,7 @@ impl Family<'_> {
     }
 }
 
-fn family<'a>(
+pub(crate) fn family<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     name: &'a str,
     help: &'a str,
@@ -122,6 +123,7 @@ impl Collector for Scrape {
             .collect();
         process(&mut encoder, &self.0)?;
         of_pools(&mut encoder, &pools)?;
+        session::metrics::encode(&mut encoder, self.0.ingress.sessions(), &pools)?;
         of_revisions(&mut encoder, &revisions)?;
         of_providers(&mut encoder, &self.0.egress)
     }
@@ -164,6 +166,11 @@ fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]) -> fmt::R
     let mut diverted = family(encoder, "flotilla_gateway_diverted", help, MetricType::Counter)?;
     for pool in pools {
         diverted.counter([("pool", pool.name())], pool.counts.diverted.load(Relaxed))?;
+    }
+    let help = "Requests of conversations that went by weight, because their revision is not in the weights known here.";
+    let mut sessionless = family(encoder, "flotilla_gateway_sessionless", help, MetricType::Counter)?;
+    for pool in pools {
+        sessionless.counter([("pool", pool.name())], pool.counts.sessionless.load(Relaxed))?;
     }
     let help = "trafficGeneration of the weights in force.";
     let mut generation = family(

@@ -7,7 +7,7 @@ mod resilience;
 pub mod translate;
 pub mod watch;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use flotilla_core::balance::{BudgetPolicy, EjectionPolicy, RetryPolicy};
 use http::HeaderName;
 
 pub use flotilla_crds::agent_pool::Balancing;
+
+pub use crate::session::config::{KeySource, SessionsConfig};
 
 /// Where configurations come from; the newest wins, older ones may be skipped.
 pub type Source = tokio::sync::watch::Receiver<Option<Arc<Config>>>;
@@ -29,12 +31,14 @@ pub struct Config {
     pub providers: BTreeMap<String, ProviderConfig>,
     /// Addresses of all agent pods of the namespace, ready or not: who may use the egress.
     pub agents: HashSet<IpAddr>,
+    /// Admin ports of the namespace's other gateways, ready or not.
+    pub gateways: BTreeSet<SocketAddr>,
     /// True once this gateway's own endpoint is being terminated.
     pub terminating: bool,
 }
 
 /// One pool.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PoolConfig {
     /// `metadata.uid`: a pool of the same name with another one is another pool.
     pub uid: String,
@@ -66,6 +70,8 @@ pub struct PoolConfig {
     pub priority_header: Option<HeaderName>,
     /// The kill switch.
     pub stopped: bool,
+    /// How its conversations are known and kept, if they are.
+    pub sessions: Option<SessionsConfig>,
     /// By revision name: those with weight and those with endpoints.
     pub revisions: BTreeMap<String, RevisionConfig>,
 }

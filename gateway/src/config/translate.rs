@@ -8,7 +8,7 @@
 //! Concurrency belongs to the revision, so it is read from the revision's EndpointSlices ([`CONCURRENCY`], which the
 //! EndpointSlice controller copies from the Service's labels) and only without that label from the pool's present spec.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -59,6 +59,7 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
             .map(|(name, provider)| (name.clone(), provider_config(provider)))
             .collect(),
         agents: agents(objects),
+        gateways: other_gateways(objects, pod_uid),
         terminating: is_terminating(objects, pod_uid),
     }
 }
@@ -124,6 +125,19 @@ impl<'a> Gateways<'a> {
         let slots = each + usize::from(is_ready && before < left_over);
         u32::try_from(slots).unwrap_or(u32::MAX).max(1)
     }
+}
+
+/// Those that stop are among them: they hand over what they know.
+fn other_gateways(objects: &Objects, pod_uid: &str) -> BTreeSet<SocketAddr> {
+    let others = objects
+        .gateways
+        .values()
+        .flat_map(endpoints)
+        .filter(|endpoint| pod_uid.is_empty() || pod_uid_of(endpoint) != pod_uid);
+    let addresses = others.filter_map(|endpoint| endpoint.addresses.first()?.parse::<IpAddr>().ok());
+    addresses
+        .map(|address| SocketAddr::new(address, names::GATEWAY_ADMIN_PORT))
+        .collect()
 }
 
 fn is_terminating(objects: &Objects, pod_uid: &str) -> bool {
@@ -257,6 +271,7 @@ fn pool_config(
         tenant_header: resilience::header(spec.traffic.queue.tenant_header.as_deref()),
         priority_header: resilience::header(spec.traffic.queue.priority_header.as_deref()),
         stopped: spec.stopped,
+        sessions: crate::session::config::of_pool(pool),
         revisions,
     }
 }
@@ -436,6 +451,13 @@ mod tests {
         // One that is not ready takes none of those left over.
         let starting = Gateways::new(&objects, "uid-10.0.1.9");
         assert_eq!(starting.slots(5, "pod-1"), 1);
+    }
+
+    #[test]
+    fn the_other_gateways_are_all_that_are_listed() {
+        let others = config(&objects(), "uid-10.0.1.1").gateways;
+        let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+        assert_eq!(others, ["10.0.1.2:9090", "10.0.1.3:9090"]);
     }
 
     #[test]

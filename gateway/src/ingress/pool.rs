@@ -19,25 +19,26 @@
 
 use std::collections::BTreeMap;
 use std::hash::RandomState;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use flotilla_core::balance::Wheel;
 use flotilla_core::queue::{Arrival, Limit, Ticket};
 use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::claim::{Claim, Patience};
 use super::durations::Durations;
 use super::queue::{Handover, Queue};
 use super::revision::{Permit, Revision};
 use super::room::{Room, Seat};
 use super::traffic::{QueueLimits, Retries, Traffic, ageing};
-use super::{clock, deadline, refusals};
+use super::{clock, refusals};
 use crate::config::PoolConfig;
 use crate::reply::Refusal;
+use crate::session::pool::PoolSessions;
 use crate::upstream::Limits;
 
 /// One pool.
@@ -58,6 +59,8 @@ pub struct Pool {
     turn: AtomicU64,
     /// Tells tenants apart; its key is random, so that nobody can aim for another's lane.
     hasher: RandomState,
+    /// Its conversations, where they are kept.
+    sessions: ArcSwapOption<PoolSessions>,
     /// Since the start of this process.
     pub counts: Counts,
 }
@@ -81,6 +84,8 @@ pub struct Counts {
     pub stopped: AtomicU64,
     /// Requests that went to another revision than the weights named.
     pub diverted: AtomicU64,
+    /// Requests of conversations that went by weight, because their revision is not in the weights known here.
+    pub sessionless: AtomicU64,
     /// Sent again over a new connection, because the replica had closed an idle one.
     pub stale_connections: AtomicU64,
     /// Further tries.
@@ -105,22 +110,6 @@ impl Counts {
     }
 }
 
-/// A request that looks for a slot.
-pub struct Claim {
-    /// Arrival.
-    pub arrival: Instant,
-    /// Its end by `requestTimeoutSeconds`.
-    pub deadline: Instant,
-    /// Addresses that could not be reached for this request.
-    pub avoid: Vec<SocketAddr>,
-    /// The revision it was assigned before, while that one has endpoints: a second try is no second draw.
-    pub stick: Option<Arc<Revision>>,
-    /// Names its replica where the pool balances by key.
-    pub key: Option<u64>,
-    /// Since when it has been in a queue.
-    queued: Option<Instant>,
-}
-
 /// A slot found.
 pub struct Assignment {
     /// The slot.
@@ -138,40 +127,6 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.queue.leave(self.ticket, clock::now_nanos());
-    }
-}
-
-/// How long a request may wait, and which limit says so.
-#[derive(Clone, Copy)]
-struct Patience {
-    until: Instant,
-    limit: &'static str,
-}
-
-impl Claim {
-    /// A request that arrived at `arrival` and may take until `deadline`.
-    pub fn new(arrival: Instant, deadline: Instant) -> Self {
-        Self {
-            arrival,
-            deadline,
-            avoid: Vec::new(),
-            stick: None,
-            key: None,
-            queued: None,
-        }
-    }
-
-    /// The earliest of the pool's limits and what the client says.
-    fn patience(&self, limits: &QueueLimits, headers: &HeaderMap) -> Patience {
-        let own = [
-            (self.arrival + limits.wait, refusals::QUEUE_WAIT),
-            (self.deadline, refusals::REQUEST_TIMEOUT),
-        ];
-        let clients = deadline::patience(headers).map(|(wait, header)| (self.arrival + wait, header));
-        let earliest = own.into_iter().chain(clients).min_by_key(|(until, _)| *until);
-        // Both of the pool's limits are always there.
-        let (until, limit) = earliest.unwrap_or((self.deadline, refusals::REQUEST_TIMEOUT));
-        Patience { until, limit }
     }
 }
 
@@ -194,6 +149,7 @@ impl Pool {
             // Gateways that start together must not all begin the cycle at the same place.
             turn: AtomicU64::new(u64::from(rand::random::<u16>())),
             hasher: RandomState::new(),
+            sessions: ArcSwapOption::empty(),
             counts: Counts::default(),
         }
     }
@@ -210,6 +166,15 @@ impl Pool {
     /// What is in force for new requests.
     pub fn traffic(&self) -> Arc<Traffic> {
         self.traffic.load_full()
+    }
+
+    /// Its conversations, if it keeps any.
+    pub fn sessions(&self) -> Option<Arc<PoolSessions>> {
+        self.sessions.load_full()
+    }
+
+    pub(super) fn set_sessions(&self, sessions: Option<Arc<PoolSessions>>) {
+        self.sessions.store(sessions);
     }
 
     /// Requests that wait.
@@ -297,7 +262,7 @@ impl Pool {
             retries.budget = self.traffic.load().retries.budget.clone();
         }
         let now = clock::now_nanos();
-        self.stranded.set_ageing(ageing(wanted.queue_wait), now);
+        self.stranded.set_ageing(ageing(wanted.queue_wait));
         self.traffic.store(Arc::new(Traffic {
             generation: wanted.generation,
             stopped: wanted.stopped,
@@ -357,16 +322,29 @@ impl Pool {
                 self.counts.stopped.fetch_add(1, Ordering::Relaxed);
                 return Err(refusals::stopped(&self.name));
             }
-            let stick = claim.stick.as_ref().filter(|revision| revision.is_served());
-            let choice = match stick {
+            let kept = match &claim.session {
+                Some(session) => match traffic.keeps(session.revision()) {
+                    Some(revision) => Some(revision),
+                    None => {
+                        // Weights have changed since it was looked up, or this gateway is behind.
+                        drop(traffic);
+                        self.renew_session(claim).await;
+                        continue;
+                    }
+                },
+                None => None,
+            };
+            let stick = claim.stick.as_ref().or(kept);
+            let choice = match stick.filter(|revision| revision.is_served()) {
                 Some(revision) => Some((revision, false)),
+                None if kept.is_some() => traffic
+                    .choose(self.turn.fetch_add(1, Ordering::Relaxed))
+                    .map(|(revision, _)| (revision, true)),
                 None => traffic.choose(self.turn.fetch_add(1, Ordering::Relaxed)),
             };
             let line = match choice {
                 Some((revision, diverted)) => {
-                    if revision.queue.is_empty()
-                        && let Some(permit) = revision.take(&claim.avoid, claim.key, clock::now_nanos())
-                    {
+                    if let Some(permit) = claim.take(revision) {
                         if Arc::ptr_eq(&traffic, &self.traffic.load()) {
                             return Ok(self.assigned(permit, diverted, traffic.generation));
                         }
@@ -381,6 +359,17 @@ impl Pool {
             if let Some(assignment) = self.wait(&traffic, line, claim, headers).await? {
                 return Ok(assignment);
             }
+        }
+    }
+
+    /// Looks the conversation up again; after a few times in vain the request goes by weight, and is counted.
+    async fn renew_session(&self, claim: &mut Claim) {
+        claim.stick = None;
+        if let Some(session) = &mut claim.session
+            && !session.renew().await
+        {
+            claim.session = None;
+            self.counts.sessionless.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -14,15 +14,17 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
-use super::pool::{Assignment, Claim, Pool};
+use super::claim::Claim;
+use super::pool::{Assignment, Pool};
 use super::refusals;
 use super::retry::{self, Next, Tries};
 use super::revision::{Permit, Revision};
 use super::windows::{Outcome, Window};
 use crate::reply::{End, Observer, Outgoing, Passing, Refusal};
+use crate::session::visit::{Begun, Served, Visit};
 use crate::upstream::body::{BUFFERED, RequestBody};
 use crate::upstream::connection::Connection;
-use crate::upstream::{Answer, Failure, forward};
+use crate::upstream::{Answer, Failure, FailureKind, forward};
 
 /// Serves `request` from `client` by `pool`; `prefix` was cut off its path.
 pub async fn serve(
@@ -57,11 +59,27 @@ async fn try_serve(
         body = hold(body) => body?,
         () = timer.as_mut() => return Err(refusals::timed_out(timeout)),
     };
+    let mut claim = Claim::new(arrival, deadline);
+    let (body, visit) = match pool.sessions() {
+        None => (body, None),
+        Some(sessions) => {
+            let arrival = tokio::select! {
+                biased;
+                arrival = Visit::begin(sessions, &mut head, body, prefix) => {
+                    arrival.map_err(|_| body_incomplete())?
+                }
+                () = timer.as_mut() => return Err(refusals::timed_out(timeout)),
+            };
+            claim.session = arrival.session;
+            (arrival.body, Some(arrival.visit))
+        }
+    };
     let streamed = body.again().is_none();
     forward::to_agent(&mut head, client.ip().to_canonical(), streamed, prefix);
     let mut attempts = Attempts {
         pool,
-        claim: Claim::new(arrival, deadline),
+        claim,
+        generation: -1,
         unix_seconds,
         tries: Tries::new(&traffic.retries, &head.method, arrival),
         reuse: !streamed,
@@ -69,19 +87,55 @@ async fn try_serve(
     let request = Request::from_parts(head, body);
     let (response, connection, mut exchange) = attempts.run(request, &mut timer).await?;
     exchange.permit.sit(seat);
-    Ok(passed_on(response, connection, exchange, timer))
+    let begun = match visit {
+        None => Begun::untouched(response),
+        Some(visit) => {
+            let served = Served {
+                revision: &exchange.permit.revision,
+                replica: exchange.permit.endpoint.address,
+                generation: attempts.generation,
+            };
+            let begun = tokio::select! {
+                biased;
+                begun = visit.finish(response, attempts.claim.session.take(), served) => begun,
+                () = timer.as_mut() => {
+                    exchange.tally.end(None, End::TimedOut);
+                    exchange.permit.ended(Verdict::TimedOut, None);
+                    return Err(refusals::timed_out(timeout));
+                }
+            };
+            match begun {
+                Ok(begun) => begun,
+                Err(error) => {
+                    exchange.tally.end(None, End::Cut);
+                    exchange.permit.ended(Verdict::Reset, None);
+                    return Err(refusals::no_response(&FailureKind::Broken(error)));
+                }
+            }
+        }
+    };
+    Ok(passed_on(begun, connection, exchange, timer))
 }
 
 fn passed_on(
-    response: Response<Incoming>,
+    begun: Begun,
     connection: Connection,
     mut exchange: Exchange,
     timer: std::pin::Pin<Box<Sleep>>,
 ) -> Response<Outgoing> {
-    let (mut head, body) = response.into_parts();
+    let (mut head, body) = begun.response.into_parts();
     forward::to_client(&mut head);
     exchange.answered(head.status, retry::retry_after(&head.headers), connection);
-    Response::from_parts(head, Outgoing::Agent(Passing::new(body, timer, exchange)))
+    let passing = Passing::resumed(begun.first, body, timer, exchange);
+    Response::from_parts(head, Outgoing::Agent(passing))
+}
+
+fn body_incomplete() -> Refusal {
+    Refusal::new(
+        StatusCode::BAD_REQUEST,
+        "BodyIncomplete",
+        "the request's body ended before the length that its head gives",
+    )
 }
 
 fn refuse_upgrades(head: &request::Parts) -> Result<(), Refusal> {
@@ -112,11 +166,7 @@ pub(crate) async fn hold(body: Incoming) -> Result<RequestBody, Refusal> {
             let limit = usize::try_from(BUFFERED).unwrap_or(usize::MAX);
             match Limited::new(body, limit).collect().await {
                 Ok(whole) => Ok(RequestBody::held(whole.to_bytes())),
-                Err(_) => Err(Refusal::new(
-                    StatusCode::BAD_REQUEST,
-                    "BodyIncomplete",
-                    "the request's body ended before the length that its head gives",
-                )),
+                Err(_) => Err(body_incomplete()),
             }
         }
         _ => Ok(RequestBody::Streamed(body)),
@@ -133,6 +183,8 @@ fn unix_seconds() -> i64 {
 struct Attempts<'a> {
     pool: &'a Pool,
     claim: Claim,
+    /// `trafficGeneration` of the last assignment.
+    generation: i64,
     unix_seconds: i64,
     tries: Tries<'a>,
     /// Idle connections may be used.
@@ -180,6 +232,7 @@ impl Attempts<'_> {
                     return Err(refusal);
                 }
             };
+            self.generation = generation;
             // A second send to the same revision is the same request to the statistics.
             let mut counted = match tally.take() {
                 Some(tally) if Arc::ptr_eq(&tally.revision, &permit.revision) => tally,
@@ -190,7 +243,7 @@ impl Attempts<'_> {
                     Tally::start(
                         &permit.revision,
                         self.unix_seconds,
-                        generation,
+                        self.claim.epoch(generation),
                         self.claim.arrival,
                     )
                 }

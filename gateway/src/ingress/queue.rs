@@ -35,29 +35,10 @@ type Waiter = oneshot::Sender<Handover>;
 
 /// One line of waiters.
 pub struct Queue {
-    line: Mutex<Line>,
+    line: Mutex<FairQueue<Waiter>>,
     /// Length of the line, to be read without the lock.
     length: AtomicUsize,
     room: Arc<Room>,
-}
-
-struct Line {
-    queue: FairQueue<Waiter>,
-    ageing: Duration,
-}
-
-impl Line {
-    fn new(ageing: Duration) -> Self {
-        let settings = Settings {
-            ageing_nanoseconds: u64::try_from(ageing.as_nanos()).unwrap_or(u64::MAX),
-            // Set before each push.
-            ..Settings::of_slots(0)
-        };
-        Self {
-            queue: FairQueue::new(&settings),
-            ageing,
-        }
-    }
 }
 
 /// Those who have gone need no telling.
@@ -69,7 +50,8 @@ impl Queue {
     /// An empty line of the pool with this `room`.
     pub(super) fn new(room: Arc<Room>) -> Self {
         Self {
-            line: Mutex::new(Line::new(Duration::MAX)),
+            // Its capacity is set before each push.
+            line: Mutex::new(FairQueue::new(&Settings::of_slots(0))),
             length: AtomicUsize::new(0),
             room,
         }
@@ -79,15 +61,10 @@ impl Queue {
         self.length.load(Ordering::SeqCst) == 0
     }
 
-    /// From now on a waiter rises by a level each `ageing`. When that is a change, all who wait choose again.
-    pub(super) fn set_ageing(&self, ageing: Duration, now_nanos: u64) {
-        let mut line = self.line.lock();
-        if line.ageing != ageing {
-            let left = self.take_all(&mut line, now_nanos);
-            *line = Line::new(ageing);
-            drop(line);
-            send_off(left);
-        }
+    /// From now on a waiter rises by a level each `ageing`.
+    pub(super) fn set_ageing(&self, ageing: Duration) {
+        let nanoseconds = u64::try_from(ageing.as_nanos()).unwrap_or(u64::MAX);
+        self.line.lock().set_ageing(nanoseconds);
     }
 
     /// Waits in line from now on. `bound` is how many may wait in the whole pool.
@@ -101,9 +78,9 @@ impl Queue {
         let mut line = self.line.lock();
         // Counted before it is admitted, so that two lines that admit at once do not exceed the bound together.
         let before = self.room.waiting.fetch_add(1, Ordering::SeqCst);
-        let others = before.saturating_sub(line.queue.len());
-        line.queue.set_capacity(bound.saturating_sub(others));
-        let pushed = line.queue.push(arrival, waiter, now_nanos);
+        let others = before.saturating_sub(line.len());
+        line.set_capacity(bound.saturating_sub(others));
+        let pushed = line.push(arrival, waiter, now_nanos);
         let (pushed, gone) = match pushed {
             Ok(admitted) => (Ok((admitted.ticket, told)), admitted.gone),
             Err(refused) => {
@@ -118,7 +95,7 @@ impl Queue {
         if pushed.is_err() || gone.is_some() {
             self.room.waiting.fetch_sub(1, Ordering::SeqCst);
         }
-        self.length.store(line.queue.len(), Ordering::SeqCst);
+        self.length.store(line.len(), Ordering::SeqCst);
         drop(line);
         match gone {
             Some(Gone::Displaced(entry)) => tell(entry.item, Handover::Displaced),
@@ -131,7 +108,7 @@ impl Queue {
     /// Gives up a place.
     pub(super) fn leave(&self, ticket: Ticket, now_nanos: u64) {
         let mut line = self.line.lock();
-        if line.queue.cancel(ticket, now_nanos).is_some() {
+        if line.cancel(ticket, now_nanos).is_some() {
             self.went(&line, 1);
         }
     }
@@ -141,9 +118,7 @@ impl Queue {
         loop {
             let mut expired = Vec::new();
             let mut line = self.line.lock();
-            let next = line
-                .queue
-                .pop(u64::MAX, now_nanos, |entry| expired.push(entry.item));
+            let next = line.pop(u64::MAX, now_nanos, |entry| expired.push(entry.item));
             let next = match next {
                 Next::Entry(Entry { item, .. }) => Some(item),
                 // Whatever it needs is less than all.
@@ -169,27 +144,18 @@ impl Queue {
             return;
         }
         let mut line = self.line.lock();
-        let left = self.take_all(&mut line, now_nanos);
-        drop(line);
-        send_off(left);
-    }
-
-    fn take_all(&self, line: &mut Line, now_nanos: u64) -> Vec<Waiter> {
-        let left: Vec<_> = std::iter::from_fn(|| line.queue.take_any(now_nanos))
+        let left: Vec<_> = std::iter::from_fn(|| line.take_any(now_nanos))
             .map(|entry| entry.item)
             .collect();
-        self.went(line, left.len());
-        left
+        self.went(&line, left.len());
+        drop(line);
+        for waiter in left {
+            tell(waiter, Handover::ChooseAgain);
+        }
     }
 
-    fn went(&self, line: &Line, waiters: usize) {
+    fn went(&self, line: &FairQueue<Waiter>, waiters: usize) {
         self.room.waiting.fetch_sub(waiters, Ordering::SeqCst);
-        self.length.store(line.queue.len(), Ordering::SeqCst);
-    }
-}
-
-fn send_off(waiters: Vec<Waiter>) {
-    for waiter in waiters {
-        tell(waiter, Handover::ChooseAgain);
+        self.length.store(line.len(), Ordering::SeqCst);
     }
 }

@@ -108,6 +108,31 @@ impl Replicas {
         Some((replica.endpoint.clone(), ticket?))
     }
 
+    /// Takes a slot of the replica at `address`, unless it is ejected; with `beyond_slots` in any case.
+    pub(super) fn claim_at(
+        &self,
+        address: SocketAddr,
+        beyond_slots: bool,
+        now_nanos: u64,
+    ) -> Option<(Arc<Endpoint>, Ticket)> {
+        let replica = self
+            .list
+            .iter()
+            .find(|replica| replica.endpoint.address == address)?;
+        let endpoint = &replica.endpoint;
+        let slots = if beyond_slots { u32::MAX } else { replica.slots };
+        if !endpoint.take(slots) {
+            return None;
+        }
+        let ticket = endpoint
+            .health
+            .begin(beyond_slots, now_nanos, self.ejector.policy());
+        if ticket.is_none() {
+            endpoint.give_back();
+        }
+        Some((endpoint.clone(), ticket?))
+    }
+
     /// A request to `endpoint` has ended.
     pub(super) fn ended(
         &self,

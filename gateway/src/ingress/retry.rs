@@ -13,8 +13,9 @@ use http::{Method, StatusCode};
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::claim::Claim;
 use super::clock;
-use super::pool::{Claim, Pool};
+use super::pool::Pool;
 use super::traffic::Retries;
 use crate::upstream::FailureKind;
 

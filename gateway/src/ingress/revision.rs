@@ -166,7 +166,7 @@ impl Revision {
         drop(known);
         let replicas = Replicas::new(serving, pool.balancing.into(), pool.ejection);
         self.serving.store(Arc::new(replicas));
-        self.queue.set_ageing(ageing(pool.queue_wait), clock::now_nanos());
+        self.queue.set_ageing(ageing(pool.queue_wait));
         self.serve_queue();
     }
 
@@ -212,7 +212,17 @@ impl Revision {
     ) -> Option<Permit> {
         let serving = self.serving.load();
         let (endpoint, ticket) = serving.claim(avoid, key, now_nanos)?;
-        Some(Permit {
+        Some(self.permit(&serving, endpoint, ticket, now_nanos))
+    }
+
+    fn permit(
+        self: &Arc<Self>,
+        serving: &Replicas,
+        endpoint: Arc<Endpoint>,
+        ticket: Ticket,
+        now_nanos: u64,
+    ) -> Permit {
+        Permit {
             revision: self.clone(),
             endpoint,
             ticket: Some(ticket),
@@ -220,7 +230,25 @@ impl Revision {
             is_measured: serving.measures_latency(),
             is_seated: false,
             released: false,
-        })
+        }
+    }
+
+    /// Whether `address` takes new requests.
+    pub fn serves(&self, address: SocketAddr) -> bool {
+        let serving = self.serving.load();
+        serving.endpoints().any(|endpoint| endpoint.address == address)
+    }
+
+    /// A slot of the endpoint at `address` unless it is ejected; with `beyond_slots` in any case.
+    pub(super) fn take_at(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        beyond_slots: bool,
+        now_nanos: u64,
+    ) -> Option<Permit> {
+        let serving = self.serving.load();
+        let (endpoint, ticket) = serving.claim_at(address, beyond_slots, now_nanos)?;
+        Some(self.permit(&serving, endpoint, ticket, now_nanos))
     }
 
     /// Hands free slots to those who wait, until one or the other is used up.

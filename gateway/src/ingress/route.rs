@@ -91,7 +91,7 @@ fn cut(uri: &Uri, length: usize) -> Uri {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Balancing, Config, PoolConfig, RetryConfig};
+    use crate::config::{Config, PoolConfig};
     use crate::upstream::Limits;
     use std::time::Duration;
 
@@ -105,20 +105,7 @@ mod tests {
         let pool = PoolConfig {
             uid: "u".into(),
             service: "help".into(),
-            port: None,
-            generation: 1,
-            weights: vec![],
-            balancing: Balancing::RoundRobin,
-            request_timeout: Duration::from_secs(1),
-            max_requests: 1,
-            retries: RetryConfig::default(),
-            ejection: flotilla_core::balance::EjectionPolicy::default(),
-            queue_requests: 1,
-            queue_wait: Duration::from_secs(1),
-            tenant_header: None,
-            priority_header: None,
-            stopped: false,
-            revisions: Default::default(),
+            ..PoolConfig::default()
         };
         config.pools.insert("support".into(), pool);
         ingress.apply(&config);

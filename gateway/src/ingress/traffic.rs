@@ -137,6 +137,12 @@ impl Traffic {
             .map(|revision| (revision, true))
     }
 
+    /// The revision of that name, if its conversations may stay: it has a weight, be it 0.
+    pub(super) fn keeps(&self, name: &str) -> Option<&Arc<Revision>> {
+        let named = self.weighted.iter().find(|(revision, _)| revision.name == name);
+        named.map(|(revision, _)| revision)
+    }
+
     /// Revisions with their weights in percent.
     pub fn shares(&self) -> impl Iterator<Item = (&Arc<Revision>, u32)> {
         self.weighted.iter().map(|(revision, weight)| (revision, *weight))

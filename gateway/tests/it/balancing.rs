@@ -71,6 +71,46 @@ async fn adaptive_leaves_the_slow_replica_to_others() {
 }
 
 #[tokio::test]
+async fn a_conversation_has_its_replica_and_leaves_it_only_when_that_is_gone() {
+    let agents = [
+        Agent::named("a").await,
+        Agent::named("b").await,
+        Agent::named("c").await,
+    ];
+    let with = |agents: &[Agent]| {
+        let addresses: Vec<_> = agents.iter().map(|agent| agent.address).collect();
+        let mut wanted = pool().revision("a", 100, 8, &addresses);
+        wanted.balancing = Balancing::ConsistentHash;
+        wanted.sessions = Some(crate::sessions::by_header(&[]));
+        config(wanted)
+    };
+    let fixture = Fixture::with(with(&agents)).await;
+    let mut client = Client::connect(fixture.gateway.ingress).await;
+    let mut homes = Vec::new();
+    for _ in 0..2 {
+        for person in 0..30 {
+            let mut request = crate::support::request(http::Method::GET, &fixture.path("/"), "");
+            let name = format!("person-{person}").parse().unwrap();
+            request.headers_mut().insert("x-session-id", name);
+            homes.push(client.send(request).await.unwrap().text());
+        }
+    }
+    let (first, second) = homes.split_at(30);
+    assert_eq!(first, second);
+    for name in ["a", "b", "c"] {
+        assert!(first.iter().any(|home| home == name), "{first:?}");
+    }
+    fixture.tell(with(&agents[..2])).await;
+    for (person, home) in first.iter().enumerate() {
+        let mut request = crate::support::request(http::Method::GET, &fixture.path("/"), "");
+        let name = format!("person-{person}").parse().unwrap();
+        request.headers_mut().insert("x-session-id", name);
+        let now = client.send(request).await.unwrap().text();
+        assert!(now == *home || home == "c", "person {person}: {home}, then {now}");
+    }
+}
+
+#[tokio::test]
 async fn without_a_key_a_consistent_pool_spreads_by_load() {
     let (a, b) = (Agent::named("a").await, Agent::named("b").await);
     let mut wanted = pool().revision("a", 100, 8, &[a.address, b.address]);

@@ -10,5 +10,6 @@ mod ports;
 mod protocol;
 mod resilience;
 mod retries;
+mod sessions;
 mod slots;
 mod support;

@@ -139,6 +139,7 @@ pub fn pool() -> PoolConfig {
         tenant_header: None,
         priority_header: None,
         stopped: false,
+        sessions: None,
         revisions: BTreeMap::new(),
     }
 }
@@ -357,7 +358,7 @@ impl Client {
         Self::over(socket.connect(to).await.unwrap()).await
     }
 
-    async fn over(stream: TcpStream) -> Self {
+    pub async fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
