@@ -208,7 +208,7 @@ impl Handler for Egress {
 }
 
 /// The provider's name and what follows `/v1`, with its slash.
-fn split(path: &str) -> Option<(&str, &str)> {
+pub fn split(path: &str) -> Option<(&str, &str)> {
     let (name, after) = path.strip_prefix("/providers/")?.split_once('/')?;
     let rest = after.strip_prefix("v1")?;
     (!name.is_empty() && (rest.is_empty() || rest.starts_with('/'))).then_some((name, rest))
