@@ -229,6 +229,29 @@ async fn who_sets_a_field_must_have_the_right_that_it_uses() {
     .await;
 }
 
+/// The API server's own check of the expressions against the kinds' schemas: a field that does not exist is a warning there,
+/// and an error only when somebody's request meets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policies_fit_the_kinds() {
+    let cluster = flotilla_e2e::Cluster::connect().await.expect("a cluster");
+    let path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    for name in ["flotilla-agentpools", "flotilla-modelproviders"] {
+        let policy = wait::until(&format!("{name} to be checked"), SOON, || async {
+            let request = http::Request::get(format!("{path}/{name}")).body(Vec::new()).map_err(|e| e.to_string())?;
+            let policy: Value = cluster.client.request(request).await.map_err(|e| e.to_string())?;
+            if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
+                Ok(policy)
+            } else {
+                Err(policy["status"].to_string())
+            }
+        })
+        .await
+        .expect("the controller manager checks policies");
+        let warnings = &policy["status"]["typeChecking"]["expressionWarnings"];
+        assert!(warnings.is_null(), "{name}: {warnings:#}");
+    }
+}
+
 /// A pool with everything that needs a right, made by somebody who has it.
 fn full(name: &str) -> Value {
     let pool = pool(json!({
