@@ -3,12 +3,17 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use flotilla_core::quota::hint;
 use flotilla_gateway::egress::provider::Place;
 use flotilla_gateway::egress::usage::{EventReader, Found, JsonReader};
+use flotilla_gateway::config::issuer::Issuer;
+use flotilla_gateway::egress::identity::{Keys, is_ours};
 use flotilla_gateway::egress::{keys, split, tls};
 use flotilla_gateway::upstream::Limits;
 use http::Uri;
+use serde_json::Value;
 
 use super::{headers, texts};
 use crate::{Target, magnitude, outcome, pieces};
@@ -36,6 +41,15 @@ pub(super) const TARGETS: &[Target] = &[
             "/providers/", "main", "/v1", "/v1/", "..", ".", "%2e", "%2E%2E", "%2f", "%5c", "\\", "%252e", "//", "?", "#", ";", "%00", "%", "/../",
         ],
         execute: egress_path,
+    },
+    Target {
+        name: "egress-token",
+        about: "tokens by which agent pods prove themselves",
+        corpus: || vec![token().into_bytes(), b"flotilla".to_vec(), b"eyJhIjoxfQ.e30.".to_vec()],
+        words: &[
+            ".", "eyJ", "eyJhbGciOiJub25lIn0", "eyJhdWQiOiJmbG90aWxsYS1nYXRld2F5In0", "e30", "=", "_", "-", "AAAA", "\"aud\"", "flotilla-gateway",
+        ],
+        execute: egress_token,
     },
     Target {
         name: "usage-json",
@@ -140,6 +154,37 @@ fn egress_path(input: &[u8]) -> u64 {
     let plain = decoded(target.path()).replace('\\', "/");
     assert!(plain.split('/').all(|segment| segment != "." && segment != ".."), "{text} climbs");
     outcome([3, magnitude(rest.len() as u64), u64::from(uri.query().is_some())])
+}
+
+/// A token as an API server signed it, who that was, and the moment.
+static SIGNED: LazyLock<(String, Keys, u64, String)> = LazyLock::new(|| {
+    let signed: Value = serde_json::from_str(include_str!("../../../gateway/src/egress/identity/kubernetes.json")).expect("JSON");
+    let text = |name: &str| signed[name].as_str().unwrap_or_default().to_owned();
+    let issuer = Issuer {
+        name: text("issuer"),
+        keys: serde_json::from_value(signed["jwks"].clone()).expect("keys"),
+    };
+    (text("token"), Keys::new(&issuer), signed["time"].as_u64().unwrap_or(0), text("pod"))
+});
+
+fn token() -> String {
+    SIGNED.0.clone()
+}
+
+fn egress_token(input: &[u8]) -> u64 {
+    let (good, keys, now, pod) = &*SIGNED;
+    let text = String::from_utf8_lossy(input);
+    let result = keys.verify(&text, *now);
+    if let Ok(verified) = &result {
+        // There is one spelling of what was signed: base64 is read strictly, spare bits included.
+        assert_eq!(*verified.pod, **pod);
+        assert_eq!(text, *good, "a forged token");
+        assert!(is_ours(&text));
+    }
+    let kind = result.err().map_or(0, |error| 1 + error as u64);
+    // Claims that nobody signed: as if they were, to reach what is behind the signature.
+    let payload = STANDARD_NO_PAD.encode(input).replace('+', "-").replace('/', "_");
+    outcome([kind, u64::from(is_ours(&text)), u64::from(is_ours(&format!("eyJhIjoxfQ.{payload}.AA")))])
 }
 
 fn decoded(path: &str) -> String {

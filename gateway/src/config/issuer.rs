@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use jsonwebtoken::jwk::JwkSet;
 use kube::Client;
 use serde::Deserialize;
 use tokio::sync::{Notify, mpsc};
@@ -20,8 +19,33 @@ const REFRESH: Duration = Duration::from_secs(300);
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// A public key as RFC 7517 writes it; parts that its kind does not have are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Jwk {
+    /// Its name, which tokens repeat.
+    pub kid: String,
+    /// Its algorithm, for example `RS256`.
+    pub alg: String,
+    /// RSA: the modulus, base64.
+    pub n: String,
+    /// RSA: the exponent, base64.
+    pub e: String,
+    /// Elliptic curves: the first coordinate, base64.
+    pub x: String,
+    /// Elliptic curves: the second coordinate, base64.
+    pub y: String,
+}
+
+/// Public keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct JwkSet {
+    /// All of them.
+    pub keys: Vec<Jwk>,
+}
+
 /// Who signs tokens, and by which keys they are known.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuer {
     /// The `iss` of its tokens.
     pub name: String,

@@ -3,10 +3,11 @@
 //! The data plane knows nothing of Kubernetes. It follows a [`tokio::sync::watch`] channel of whole configurations:
 //! [`watch`] fills it from the API server, tests fill it by hand. `None` means that nothing has been seen yet.
 
+pub mod issuer;
 pub mod translate;
 pub mod watch;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +26,21 @@ pub struct Config {
     pub providers: BTreeMap<String, ProviderConfig>,
     /// Addresses of all agent pods of the namespace, ready or not: who may use the egress.
     pub agents: HashSet<IpAddr>,
+    /// The same pods, as far as tokens are about them.
+    pub pods: AgentPods,
+    /// Who signs their tokens; `None` while no pool needs it or nobody knows.
+    pub issuer: Option<Arc<issuer::Issuer>>,
     /// True once this gateway's own endpoint is being terminated.
     pub terminating: bool,
+}
+
+/// Agent pods, as far as tokens are about them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentPods {
+    /// Address by the pod's UID.
+    pub addresses: HashMap<String, IpAddr>,
+    /// Addresses of those that have to prove themselves by a token.
+    pub proven: HashSet<IpAddr>,
 }
 
 /// One pool.

@@ -3,6 +3,7 @@
 
 mod choice;
 mod egress;
+mod identity;
 mod leaving;
 mod ports;
 mod protocol;

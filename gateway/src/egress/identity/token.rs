@@ -1,16 +1,24 @@
 //! ServiceAccount tokens: which are meant for us, and which are good.
+//!
+//! Of JSON Web Tokens (RFC 7515, 7519) this needs one form, one audience and the two kinds of keys that API servers sign with.
+//! The algorithm is the published key's, never the token's, so none can ask for `none` or for a public key to be taken as
+//! a secret; claims are read into types, so one of another type is an error and not absent. Signatures are checked by ring,
+//! which our TLS stands on; the libraries for more bring a second cryptography along.
 
 use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flotilla_crds::names::TOKEN_AUDIENCE as AUDIENCE;
-use jsonwebtoken::jwk::Jwk;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
+    RSA_PKCS1_2048_8192_SHA512, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm,
+};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::Verified;
-use crate::config::issuer::Issuer;
+use crate::config::issuer::{Issuer, Jwk};
 
 /// Longest token that is looked at; Kubernetes' have about 1 KiB.
 const MAX_TOKEN: usize = 16 * 1024;
@@ -40,7 +48,20 @@ pub enum TokenError {
 /// An issuer's keys, prepared.
 pub struct Keys {
     issuer: Issuer,
-    by_id: HashMap<String, (DecodingKey, Validation)>,
+    /// With the name of its algorithm.
+    by_id: HashMap<String, (String, Key)>,
+}
+
+/// One public key.
+enum Key {
+    Rsa(&'static ring::signature::RsaParameters, RsaPublicKeyComponents<Vec<u8>>),
+    Curve(&'static dyn VerificationAlgorithm, Vec<u8>),
+}
+
+#[derive(Deserialize)]
+struct Head {
+    alg: String,
+    kid: String,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +78,8 @@ struct Addressed {
 
 #[derive(Deserialize)]
 struct Claims {
+    iss: String,
+    aud: Audience,
     exp: u64,
     #[serde(default)]
     nbf: u64,
@@ -74,38 +97,79 @@ struct Object {
     uid: String,
 }
 
+impl Audience {
+    fn is_us(&self) -> bool {
+        match self {
+            Self::One(audience) => audience == AUDIENCE,
+            Self::Many(audiences) => audiences.iter().any(|audience| audience == AUDIENCE),
+        }
+    }
+}
+
 /// True for a token of audience [`AUDIENCE`], good or not: what SDKs send when they were given no token is anything.
 pub fn is_ours(token: &str) -> bool {
     // Every JSON object begins with `{"`.
     if !token.starts_with("eyJ") || token.len() > MAX_TOKEN {
         return false;
     }
+    let Some([_, payload, _]) = parts(token) else {
+        return false;
+    };
+    read::<Addressed>(payload).is_some_and(|claims| claims.aud.is_us())
+}
+
+fn parts(token: &str) -> Option<[&str; 3]> {
     let mut parts = token.split('.');
-    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return false;
-    };
-    let Ok(payload) = URL_SAFE_NO_PAD.decode(payload) else {
-        return false;
-    };
-    serde_json::from_slice::<Addressed>(&payload).is_ok_and(|claims| match claims.aud {
-        Audience::One(audience) => audience == AUDIENCE,
-        Audience::Many(audiences) => audiences.iter().any(|audience| audience == AUDIENCE),
-    })
+    let found = [parts.next()?, parts.next()?, parts.next()?];
+    parts.next().is_none().then_some(found)
+}
+
+fn read<T: DeserializeOwned>(part: &str) -> Option<T> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
+}
+
+impl Key {
+    /// A key that can be used, and its algorithm's name.
+    fn new(jwk: &Jwk) -> Option<(String, Self)> {
+        let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).ok().filter(|bytes| !bytes.is_empty());
+        let rsa = |parameters| {
+            let (n, e) = (bytes(&jwk.n)?, bytes(&jwk.e)?);
+            Some(Self::Rsa(parameters, RsaPublicKeyComponents { n, e }))
+        };
+        let curve = |algorithm| {
+            // Uncompressed, as SEC 1 section 2.3.3 writes points.
+            let point = [&[4][..], &bytes(&jwk.x)?, &bytes(&jwk.y)?].concat();
+            Some(Self::Curve(algorithm, point))
+        };
+        let key = match jwk.alg.as_str() {
+            "RS256" => rsa(&RSA_PKCS1_2048_8192_SHA256),
+            "RS384" => rsa(&RSA_PKCS1_2048_8192_SHA384),
+            "RS512" => rsa(&RSA_PKCS1_2048_8192_SHA512),
+            "ES256" => curve(&ECDSA_P256_SHA256_FIXED),
+            "ES384" => curve(&ECDSA_P384_SHA384_FIXED),
+            _ => None,
+        };
+        Some((jwk.alg.clone(), key?))
+    }
+
+    fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        match self {
+            Self::Rsa(parameters, key) => key.verify(parameters, message, signature),
+            Self::Curve(algorithm, point) => UnparsedPublicKey::new(*algorithm, point).verify(message, signature),
+        }
+        .is_ok()
+    }
 }
 
 impl Keys {
     /// Prepares the keys of `issuer`. One that cannot be used signs nothing that is good.
     pub fn new(issuer: &Issuer) -> Self {
-        let prepared = issuer.keys.keys.iter().filter_map(|jwk| {
-            let id = jwk.common.key_id.clone()?;
-            let mut validation = Validation::new(algorithm(jwk)?);
-            validation.set_audience(&[AUDIENCE]);
-            validation.set_issuer(&[&issuer.name]);
-            validation.set_required_spec_claims(&["exp", "aud", "iss"]);
-            // By the caller's clock, below.
-            validation.validate_exp = false;
-            Some((id, (DecodingKey::from_jwk(jwk).ok()?, validation)))
-        });
+        let prepared = issuer
+            .keys
+            .keys
+            .iter()
+            .filter(|jwk| !jwk.kid.is_empty())
+            .filter_map(|jwk| Some((jwk.kid.clone(), Key::new(jwk)?)));
         Self {
             by_id: prepared.collect(),
             issuer: issuer.clone(),
@@ -122,15 +186,18 @@ impl Keys {
     /// # Errors
     /// Why it proves nothing.
     pub fn verify(&self, token: &str, now: u64) -> Result<Verified, TokenError> {
-        let head = decode_header(token).map_err(|_| TokenError::Invalid)?;
-        let (key, validation) = head
-            .kid
-            .and_then(|id| self.by_id.get(&id))
-            .ok_or(TokenError::UnknownKey)?;
-        // The algorithm is the key's: a token must not choose it.
-        let claims = decode::<Claims>(token, key, validation)
-            .map_err(|_| TokenError::Invalid)?
-            .claims;
+        let [head, payload, signature] = parts(token).ok_or(TokenError::Invalid)?;
+        let Head { alg, kid } = read(head).ok_or(TokenError::Invalid)?;
+        let (algorithm, key) = self.by_id.get(&kid).ok_or(TokenError::UnknownKey)?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Invalid)?;
+        let signed = token.get(..head.len() + 1 + payload.len()).unwrap_or_default();
+        if alg != *algorithm || !key.has_signed(signed.as_bytes(), &signature) {
+            return Err(TokenError::Invalid);
+        }
+        let claims: Claims = read(payload).ok_or(TokenError::Invalid)?;
+        if claims.iss != self.issuer.name || !claims.aud.is_us() {
+            return Err(TokenError::Invalid);
+        }
         if now >= claims.exp.saturating_add(LEEWAY) {
             return Err(TokenError::Expired);
         }
@@ -145,20 +212,9 @@ impl Keys {
     }
 }
 
-/// Signatures only: a symmetric algorithm would make the public key a secret.
-fn algorithm(jwk: &Jwk) -> Option<Algorithm> {
-    let named = jwk.common.key_algorithm?.to_string().parse().ok()?;
-    matches!(
-        named,
-        Algorithm::RS256 | Algorithm::RS384 | Algorithm::RS512 | Algorithm::ES256 | Algorithm::ES384
-    )
-    .then_some(named)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use jsonwebtoken::{EncodingKey, Header, encode};
     use ring::rand::SystemRandom;
     use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
     use serde_json::{Value, json};
@@ -168,8 +224,7 @@ pub(super) mod tests {
     /// A cluster's signing key.
     pub struct Signer {
         id: String,
-        key: EncodingKey,
-        public: Vec<u8>,
+        pair: EcdsaKeyPair,
     }
 
     impl Signer {
@@ -179,13 +234,12 @@ pub(super) mod tests {
             let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random).expect("a key");
             Self {
                 id: id.to_owned(),
-                key: EncodingKey::from_ec_der(document.as_ref()),
-                public: pair.public_key().as_ref().to_vec(),
+                pair,
             }
         }
 
         pub fn issuer(&self) -> Issuer {
-            let part = |range: std::ops::Range<usize>| URL_SAFE_NO_PAD.encode(&self.public[range]);
+            let part = |range: std::ops::Range<usize>| URL_SAFE_NO_PAD.encode(&self.pair.public_key().as_ref()[range]);
             let keys = json!({"keys": [{
                 "use": "sig", "kty": "EC", "kid": self.id, "crv": "P-256", "alg": "ES256", "x": part(1..33), "y": part(33..65)
             }]});
@@ -196,11 +250,14 @@ pub(super) mod tests {
         }
 
         pub fn sign(&self, claims: &Value) -> String {
-            let header = Header {
-                kid: Some(self.id.clone()),
-                ..Header::new(Algorithm::ES256)
-            };
-            encode(&header, claims, &self.key).expect("a token")
+            self.sign_with(&json!({"alg": "ES256", "kid": self.id, "typ": "JWT"}), claims)
+        }
+
+        fn sign_with(&self, head: &Value, claims: &Value) -> String {
+            let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+            let signed = format!("{}.{}", part(head), part(claims));
+            let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
+            format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
         }
     }
 
@@ -270,13 +327,37 @@ pub(super) mod tests {
             let token = format!("{}.{payload}.{signature}", part(json!({"alg": algorithm, "kid": "k", "typ": "JWT"})));
             assert_eq!(keys.verify(&token, NOW), Err(TokenError::Invalid), "{algorithm}");
         }
-        let symmetric = EncodingKey::from_secret(&signer.public);
-        let header = Header {
-            kid: Some("k".into()),
-            ..Header::new(Algorithm::HS256)
+        let other = signer.sign_with(&json!({"alg": "RS256", "kid": "k"}), &claims("u-1", NOW));
+        assert_eq!(keys.verify(&other, NOW), Err(TokenError::Invalid), "signed well, but named wrongly");
+    }
+
+    #[test]
+    fn the_keys_of_api_servers_are_understood() {
+        // As a Kubernetes 1.37 API server signed and published it, with a key made for this test.
+        let signed: Value = serde_json::from_str(include_str!("kubernetes.json")).expect("JSON");
+        let issuer = Issuer {
+            name: signed["issuer"].as_str().expect("an issuer").to_owned(),
+            keys: serde_json::from_value(signed["jwks"].clone()).expect("keys"),
         };
-        let token = encode(&header, &claims("u-1", NOW), &symmetric).expect("a token");
-        assert_eq!(keys.verify(&token, NOW), Err(TokenError::Invalid));
+        let token = signed["token"].as_str().expect("a token");
+        assert!(is_ours(token));
+        let now = signed["time"].as_u64().expect("a time");
+        let verified = Keys::new(&issuer).verify(token, now).expect("a good token");
+        assert_eq!(*verified.pod, *signed["pod"].as_str().expect("a pod"));
+        assert!(verified.expires > now);
+    }
+
+    #[test]
+    fn keys_that_cannot_be_used_are_left_out() {
+        let good = Signer::new("k").issuer();
+        type Change = fn(&mut Jwk);
+        let table: [Change; 4] = [|k| k.kid.clear(), |k| k.alg = "HS256".into(), |k| k.x = "*".into(), |k| k.y.clear()];
+        for change in table {
+            let mut issuer = good.clone();
+            issuer.keys.keys.iter_mut().for_each(change);
+            assert!(Keys::new(&issuer).by_id.is_empty(), "{issuer:?}");
+        }
+        assert_eq!(Keys::new(&good).by_id.len(), 1);
     }
 
     #[test]
