@@ -122,7 +122,10 @@ async fn fuzz(executions: u64) -> Result<Vec<Row>> {
         .collect();
     Ok(vec![Row::new(
         "parsers of foreign input, mutated real input",
-        format!("{good} targets × {executions} executions, failed: [{}]", bad.join(", ")),
+        format!(
+            "{good} targets × {executions} executions, failed: [{}]",
+            bad.join(", ")
+        ),
         "≥ 1,000,000 executions each, no panic",
         output.status.success() && bad.is_empty() && good > 0 && executions >= 1_000_000,
     )])

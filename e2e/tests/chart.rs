@@ -295,31 +295,59 @@ fn policies_follow_the_values_and_stay_within_what_kubernetes_evaluates() -> Res
     };
     let (policy, binding) = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding");
     let policies = of(&[], policy)?;
-    ensure!(policies.len() == 2 && of(&[], binding)?.len() == 2, "{} policies", policies.len());
+    ensure!(
+        policies.len() == 2 && of(&[], binding)?.len() == 2,
+        "{} policies",
+        policies.len()
+    );
     for policy in &policies {
         ensure!(policy["spec"]["failurePolicy"] == "Fail", "{policy}");
-        ensure!(policy["spec"]["matchConstraints"]["resourceRules"][0]["resources"].as_array().map(Vec::len) == Some(1), "{policy}");
+        ensure!(
+            policy["spec"]["matchConstraints"]["resourceRules"][0]["resources"]
+                .as_array()
+                .map(Vec::len)
+                == Some(1),
+            "{policy}"
+        );
         // A check of a right costs 350,000; an expression may cost 1,000,000, a policy 10,000,000.
         let mut expressions = Vec::new();
         texts(&policy["spec"], &mut expressions);
         let checks = |text: &&str| text.matches(".check(").count();
-        ensure!(expressions.iter().map(checks).max() == Some(1), "an expression with two checks");
+        ensure!(
+            expressions.iter().map(checks).max() == Some(1),
+            "an expression with two checks"
+        );
         let all: usize = expressions.iter().map(checks).sum();
         ensure!(all <= 26, "{all} checks in {}", policy["metadata"]["name"]);
-        for validation in policy["spec"]["validations"].as_array().context("no validations")? {
-            ensure!(validation["reason"] == "Forbidden" && validation["messageExpression"].is_string(), "{validation}");
+        for validation in policy["spec"]["validations"]
+            .as_array()
+            .context("no validations")?
+        {
+            ensure!(
+                validation["reason"] == "Forbidden" && validation["messageExpression"].is_string(),
+                "{validation}"
+            );
         }
     }
     for kind in [policy, binding] {
-        ensure!(of(&["admissionPolicies.enabled=false"], kind)?.is_empty(), "a {kind} is left");
+        ensure!(
+            of(&["admissionPolicies.enabled=false"], kind)?.is_empty(),
+            "a {kind} is left"
+        );
     }
     let without = of(&["admissionPolicies.environmentSecrets=false"], policy)?;
     let pools = find(&without, policy, "flotilla-agentpools").context("no policy of pools")?;
     ensure!(!pools.to_string().contains("'secrets'"), "{pools}");
-    ensure!(pools["spec"]["validations"].as_array().map(Vec::len) == Some(1), "{pools}");
+    ensure!(
+        pools["spec"]["validations"].as_array().map(Vec::len) == Some(1),
+        "{pools}"
+    );
     for (values, expected) in [
         (&[][..], json!(["Deny"])),
-        (&["admissionPolicies.actions={Warn,Audit}"], json!(["Warn", "Audit"])),
+        (
+            &["admissionPolicies.actions={Warn,Audit}"],
+            json!(["Warn", "Audit"]),
+        ),
     ] {
         for binding in of(values, binding)? {
             ensure!(binding["spec"]["validationActions"] == expected, "{binding}");

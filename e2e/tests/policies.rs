@@ -60,7 +60,9 @@ async fn grant(namespace: &Namespace) -> Result<()> {
             .collect();
         let version = format!("{group}/v1");
         namespace
-            .apply(&json!({"apiVersion": version, "kind": "Role", "metadata": {"name": name}, "rules": rules}))
+            .apply(
+                &json!({"apiVersion": version, "kind": "Role", "metadata": {"name": name}, "rules": rules}),
+            )
             .await?;
         namespace
             .apply(&json!({
@@ -79,7 +81,9 @@ async fn grant(namespace: &Namespace) -> Result<()> {
             (CAROL, provider("theirs"), true),
             (DAVE, provider("theirs"), true),
         ] {
-            let said = create(namespace, user, &object).await.map_err(|e| e.to_string())?;
+            let said = create(namespace, user, &object)
+                .await
+                .map_err(|e| e.to_string())?;
             if said.is_none() != good {
                 return Err(format!("{user}: {object}: {said:?}"));
             }
@@ -125,7 +129,12 @@ fn plural(object: &Value) -> &'static str {
 }
 
 /// What the API server says against a dry run of `user`; none when it accepts.
-async fn send(namespace: &Namespace, user: &str, request: http::request::Builder, body: &Value) -> Result<Option<String>> {
+async fn send(
+    namespace: &Namespace,
+    user: &str,
+    request: http::request::Builder,
+    body: &Value,
+) -> Result<Option<String>> {
     let request = request
         .header("impersonate-user", user)
         .body(body.to_string().into_bytes())?;
@@ -150,7 +159,13 @@ async fn create(namespace: &Namespace, user: &str, object: &Value) -> Result<Opt
 }
 
 /// As `kubectl patch --type=merge`; `part` is empty, `/status` or `/scale`.
-async fn patch(namespace: &Namespace, user: &str, object: &Value, part: &str, change: &Value) -> Result<Option<String>> {
+async fn patch(
+    namespace: &Namespace,
+    user: &str,
+    object: &Value,
+    part: &str,
+    change: &Value,
+) -> Result<Option<String>> {
     let name = object["metadata"]["name"].as_str().context("a name")?;
     let request = http::Request::patch(url(namespace, object, &format!("/{name}{part}")))
         .header("content-type", "application/merge-patch+json");
@@ -171,7 +186,10 @@ fn check(what: &str, said: Option<String>, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const PODS: &[&str] = &["may be written by who may create pods in namespace", "which eve may not"];
+const PODS: &[&str] = &[
+    "may be written by who may create pods in namespace",
+    "which eve may not",
+];
 const FINE: &[&str] = &[];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +255,9 @@ async fn the_policies_fit_the_kinds() {
     let path = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
     for name in ["flotilla-agentpools", "flotilla-modelproviders"] {
         let policy = wait::until(&format!("{name} to be checked"), SOON, || async {
-            let request = http::Request::get(format!("{path}/{name}")).body(Vec::new()).map_err(|e| e.to_string())?;
+            let request = http::Request::get(format!("{path}/{name}"))
+                .body(Vec::new())
+                .map_err(|e| e.to_string())?;
             let policy: Value = cluster.client.request(request).await.map_err(|e| e.to_string())?;
             if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
                 Ok(policy)

@@ -44,9 +44,16 @@ fn a_mark_is_found_however_it_is_written() {
         STANDARD.encode("Bearer sk-planted-123-x"),
         STANDARD.encode("{\"key\":\"planted-123\"}"),
     ] {
-        assert!(spellings.iter().any(|spelling| hidden.contains(spelling)), "{hidden}");
+        assert!(
+            spellings.iter().any(|spelling| hidden.contains(spelling)),
+            "{hidden}"
+        );
     }
-    assert!(!spellings.iter().any(|spelling| "Bearer sk-other".contains(spelling)));
+    assert!(
+        !spellings
+            .iter()
+            .any(|spelling| "Bearer sk-other".contains(spelling))
+    );
 }
 
 /// A provider that takes only the planted key, so that an answer of it proves that the key was sent.
@@ -105,8 +112,20 @@ fn cases(namespace: &Namespace) -> Vec<Case> {
         case("refused", "wrong", &simulator, "sim-fast", None),
         // Two lines: no header can carry it.
         case("unusable", "broken", &simulator, "sim-fast", None),
-        case("away", "good", &format!("http://nobody.{}.svc/v1", namespace.name), "sim-fast", None),
-        case("tls", "good", &format!("https://provider.{}.svc:80/v1", namespace.name), "sim-fast", None),
+        case(
+            "away",
+            "good",
+            &format!("http://nobody.{}.svc/v1", namespace.name),
+            "sim-fast",
+            None,
+        ),
+        case(
+            "tls",
+            "good",
+            &format!("https://provider.{}.svc:80/v1", namespace.name),
+            "sim-fast",
+            None,
+        ),
     ]
 }
 
@@ -170,14 +189,20 @@ async fn readable(namespace: &Namespace) -> Result<Vec<(String, String)>> {
         .kubectl(&["api-resources", "--namespaced", "--verbs=list", "-o", "name"])
         .await?;
     let kinds: Vec<&str> = kinds.lines().filter(|kind| *kind != "secrets").collect();
-    ensure!(kinds.contains(&"configmaps") && kinds.contains(&"pods"), "{kinds:?}");
+    ensure!(
+        kinds.contains(&"configmaps") && kinds.contains(&"pods"),
+        "{kinds:?}"
+    );
     for kind in kinds {
         let text = namespace
             .kubectl(&["get", kind, "-o", "yaml", "--show-managed-fields"])
             .await
             .or_else(|error| {
                 // Kinds of an aggregated API that is not there just now hold nothing of ours.
-                if error.to_string().contains("the server could not find the requested resource") {
+                if error
+                    .to_string()
+                    .contains("the server could not find the requested resource")
+                {
                     Ok(String::new())
                 } else {
                     Err(error)
@@ -302,10 +327,17 @@ async fn ready_pods(namespace: &Namespace, pool: &str) -> Result<(), String> {
         .await
         .map_err(|error| error.to_string())?;
     let ready = pods.items.iter().any(|pod| {
-        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let conditions = pod
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
         conditions
             .into_iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True")
     });
-    if ready { Ok(()) } else { Err(format!("{} pods, none ready", pods.items.len())) }
+    if ready {
+        Ok(())
+    } else {
+        Err(format!("{} pods, none ready", pods.items.len()))
+    }
 }

@@ -107,7 +107,10 @@ pub fn execute(target: &Target, input: &[u8]) -> Result<(u64, Duration), Failure
     };
     let outcome = result.map_err(|panic| failure(LAST_PLACE.take(), message(panic.as_ref())))?;
     if taken > LIMIT {
-        return Err(failure("too slow".to_owned(), format!("took {taken:?} of processor time")));
+        return Err(failure(
+            "too slow".to_owned(),
+            format!("took {taken:?} of processor time"),
+        ));
     }
     Ok((outcome, taken))
 }
@@ -164,10 +167,21 @@ pub fn run(target: &Target, known: &[Vec<u8>], plan: Plan) -> Report {
     total
 }
 
-fn work(target: &Target, known: &[Vec<u8>], seed: u64, worker: u64, executions: u64) -> (Report, HashSet<u64>) {
+fn work(
+    target: &Target,
+    known: &[Vec<u8>],
+    seed: u64,
+    worker: u64,
+    executions: u64,
+) -> (Report, HashSet<u64>) {
     let mut random = StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(worker));
     let mut corpus = (target.corpus)();
-    let mut first = known.iter().cloned().chain(corpus.clone()).collect::<Vec<_>>().into_iter();
+    let mut first = known
+        .iter()
+        .cloned()
+        .chain(corpus.clone())
+        .collect::<Vec<_>>()
+        .into_iter();
     let room = corpus.len() + MAX_FOUND;
     let mut outcomes = HashSet::new();
     let mut report = Report::default();
@@ -199,7 +213,10 @@ mod tests {
     use super::*;
 
     fn fragile(input: &[u8]) -> u64 {
-        assert!(!input.windows(2).any(|pair| pair == b"!!"), "two marks in {input:?}");
+        assert!(
+            !input.windows(2).any(|pair| pair == b"!!"),
+            "two marks in {input:?}"
+        );
         input.len() as u64
     }
 
@@ -220,7 +237,10 @@ mod tests {
     fn a_failure_is_found_and_can_be_repeated() {
         let report = run(&TARGET, &[], PLAN);
         let (place, failure) = report.failures.first_key_value().expect("a failure");
-        assert!(place.contains("engine.rs:") && failure.message.starts_with("two marks in"), "{failure:?}");
+        assert!(
+            place.contains("engine.rs:") && failure.message.starts_with("two marks in"),
+            "{failure:?}"
+        );
         assert_eq!(execute(&TARGET, &failure.input).as_ref(), Err(failure));
         assert_eq!(report.failures, run(&TARGET, &[], PLAN).failures);
     }
@@ -231,7 +251,14 @@ mod tests {
             execute: |input| input.len() as u64,
             ..TARGET
         };
-        let report = run(&sound, &[b"known".to_vec()], Plan { executions: 1001, ..PLAN });
+        let report = run(
+            &sound,
+            &[b"known".to_vec()],
+            Plan {
+                executions: 1001,
+                ..PLAN
+            },
+        );
         assert!(report.is_good());
         assert_eq!(report.executions, 1001);
         assert!(report.outcomes > 10);

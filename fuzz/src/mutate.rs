@@ -76,7 +76,13 @@ fn noise(random: &mut StdRng) -> Vec<u8> {
     let length = random.random_range(0..64);
     let printable = random.random_bool(0.5);
     (0..length)
-        .map(|_| if printable { random.random_range(b' '..=b'~') } else { random.random() })
+        .map(|_| {
+            if printable {
+                random.random_range(b' '..=b'~')
+            } else {
+                random.random()
+            }
+        })
         .collect()
 }
 
@@ -118,7 +124,11 @@ fn change(random: &mut StdRng, input: &mut Vec<u8>, corpus: &[Vec<u8>], words: &
         6 => {
             let range = range(random, input.len());
             let part = input.get(range).unwrap_or_default().to_vec();
-            let times = if random.random_bool(0.05) { 1000 } else { random.random_range(1..4) };
+            let times = if random.random_bool(0.05) {
+                1000
+            } else {
+                random.random_range(1..4)
+            };
             let times = times.min(MAX_LENGTH / part.len().max(1));
             insert(input, at, &part.repeat(times));
         }
@@ -282,7 +292,10 @@ mod tests {
 
     #[test]
     fn inputs_are_many_bounded_and_repeatable() {
-        let corpus = vec![br#"{"a": [1, 20, {"b": "c"}], "n": 300}"#.to_vec(), b"data: x\n\n".to_vec()];
+        let corpus = vec![
+            br#"{"a": [1, 20, {"b": "c"}], "n": 300}"#.to_vec(),
+            b"data: x\n\n".to_vec(),
+        ];
         let words = ["data:", "usage"];
         let many = |seed| -> BTreeSet<Vec<u8>> {
             let mut random = StdRng::seed_from_u64(seed);
@@ -292,7 +305,11 @@ mod tests {
         assert!(inputs.len() > 1500, "{} different inputs", inputs.len());
         assert!(inputs.iter().all(|input| input.len() <= MAX_LENGTH));
         assert!(inputs.iter().any(|input| input.len() > 1000) && inputs.contains(&corpus[0]));
-        assert!(inputs.iter().any(|input| serde_json::from_slice::<Value>(input).is_ok() && !corpus.contains(input)));
+        assert!(
+            inputs
+                .iter()
+                .any(|input| serde_json::from_slice::<Value>(input).is_ok() && !corpus.contains(input))
+        );
         assert_eq!(inputs, many(1));
         assert_ne!(inputs, many(2));
     }

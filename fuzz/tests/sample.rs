@@ -21,9 +21,20 @@ fn no_target_fails() {
         let report = run(&target, &known, plan);
         assert_eq!(report.executions, plan.executions, "{} ended early", target.name);
         // An engine that makes nothing of its corpus would pass for ever.
-        assert!(report.outcomes >= 3, "{}: only {} outcomes", target.name, report.outcomes);
+        assert!(
+            report.outcomes >= 3,
+            "{}: only {} outcomes",
+            target.name,
+            report.outcomes
+        );
         wrong.extend(report.failures.values().map(|failure| {
-            format!("{}: {} at {}: {}", target.name, failure.message, failure.place, failure.input.escape_ascii())
+            format!(
+                "{}: {} at {}: {}",
+                target.name,
+                failure.message,
+                failure.place,
+                failure.input.escape_ascii()
+            )
         }));
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -32,8 +43,15 @@ fn no_target_fails() {
 #[test]
 fn every_folder_of_regressions_has_its_target() {
     let names: Vec<&str> = targets::all().iter().map(|target| target.name).collect();
-    for folder in std::fs::read_dir(flotilla_fuzz::regressions_folder()).into_iter().flatten().flatten() {
+    for folder in std::fs::read_dir(flotilla_fuzz::regressions_folder())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let name = folder.file_name().to_string_lossy().into_owned();
-        assert!(names.contains(&name.as_str()), "fuzz/regressions/{name} is no target's");
+        assert!(
+            names.contains(&name.as_str()),
+            "fuzz/regressions/{name} is no target's"
+        );
     }
 }

@@ -472,8 +472,23 @@ mod tests {
     #[tokio::test]
     async fn a_token_file_is_read_for_each_request() {
         let path = std::env::temp_dir().join(format!("flotilla-agent-token-{}", std::process::id()));
-        let client = ModelClient::new("http://g/v1", "placeholder", "m", Map::new(), Duration::from_secs(1)).expect("valid");
-        assert_eq!(client.authorization().await.ok().as_ref().map(HeaderValue::as_bytes), Some(&b"Bearer placeholder"[..]));
+        let client = ModelClient::new(
+            "http://g/v1",
+            "placeholder",
+            "m",
+            Map::new(),
+            Duration::from_secs(1),
+        )
+        .expect("valid");
+        assert_eq!(
+            client
+                .authorization()
+                .await
+                .ok()
+                .as_ref()
+                .map(HeaderValue::as_bytes),
+            Some(&b"Bearer placeholder"[..])
+        );
         let client = client.with_token_file(Some(path.clone()));
         assert!(client.authorization().await.is_err());
         for token in ["one", "two"] {

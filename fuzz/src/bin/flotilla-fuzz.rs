@@ -42,7 +42,11 @@ fn main() -> Result<ExitCode> {
         .into_iter()
         .filter(|target| target.name.contains(&args.only))
         .collect();
-    ensure!(!chosen.is_empty(), "no target's name contains {:?}; --list names them", args.only);
+    ensure!(
+        !chosen.is_empty(),
+        "no target's name contains {:?}; --list names them",
+        args.only
+    );
     let mut good = true;
     for target in &chosen {
         if args.list {
@@ -54,7 +58,11 @@ fn main() -> Result<ExitCode> {
             good &= many(target, &args)?;
         }
     }
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn once(target: &Target, input: &[u8]) -> bool {

@@ -29,8 +29,23 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "/pools/", "support", "help", ".apps", ".svc", ".cluster.local", "..", "%2e%2e", "%2f", "//", ":80", "http://", "?", "#", "@",
-            "[::1]", "\u{130}",
+            "/pools/",
+            "support",
+            "help",
+            ".apps",
+            ".svc",
+            ".cluster.local",
+            "..",
+            "%2e%2e",
+            "%2f",
+            "//",
+            ":80",
+            "http://",
+            "?",
+            "#",
+            "@",
+            "[::1]",
+            "\u{130}",
         ],
         execute: route,
     },
@@ -48,8 +63,21 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "connection:", "host:", "te: trailers", "upgrade:", "transfer-encoding: chunked", "content-length:", "authorization", "x-api-key",
-            "x-forwarded-for:", "expect: 100-continue", "\n", ", ", "close", "keep-alive", "\t",
+            "connection:",
+            "host:",
+            "te: trailers",
+            "upgrade:",
+            "transfer-encoding: chunked",
+            "content-length:",
+            "authorization",
+            "x-api-key",
+            "x-forwarded-for:",
+            "expect: 100-continue",
+            "\n",
+            ", ",
+            "close",
+            "keep-alive",
+            "\t",
         ],
         execute: heads,
     },
@@ -84,8 +112,24 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "contextId", "taskId", "params", "message", "method", "id", "SendMessage", "SubscribeToTask", "GetTask", "CancelTask", "tasks/get",
-            "message/send", "\\u0000", "\\ud800", "/tasks/", ":subscribe", "result", "jsonrpc",
+            "contextId",
+            "taskId",
+            "params",
+            "message",
+            "method",
+            "id",
+            "SendMessage",
+            "SubscribeToTask",
+            "GetTask",
+            "CancelTask",
+            "tasks/get",
+            "message/send",
+            "\\u0000",
+            "\\ud800",
+            "/tasks/",
+            ":subscribe",
+            "result",
+            "jsonrpc",
         ],
         execute: a2a_request,
     },
@@ -103,8 +147,23 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "data:", "data: ", "\n\n", "\r\n", "\r", ": ", "event: ", "result", "task", "contextId", "taskId", "statusUpdate", "artifactUpdate",
-            "message", "\u{feff}", "[DONE]", "\\u",
+            "data:",
+            "data: ",
+            "\n\n",
+            "\r\n",
+            "\r",
+            ": ",
+            "event: ",
+            "result",
+            "task",
+            "contextId",
+            "taskId",
+            "statusUpdate",
+            "artifactUpdate",
+            "message",
+            "\u{feff}",
+            "[DONE]",
+            "\\u",
         ],
         execute: a2a_response,
     },
@@ -112,7 +171,14 @@ pub(super) const TARGETS: &[Target] = &[
 
 static INGRESS: LazyLock<Ingress> = LazyLock::new(|| {
     let second = Duration::from_secs(1);
-    let ingress = Ingress::new("apps", "cluster.local", Limits { connect: second, idle: second });
+    let ingress = Ingress::new(
+        "apps",
+        "cluster.local",
+        Limits {
+            connect: second,
+            idle: second,
+        },
+    );
     let mut config = Config::default();
     let pool = PoolConfig {
         uid: "u".into(),
@@ -154,9 +220,17 @@ fn route(input: &[u8]) -> u64 {
         }
         Ok((_, Some(prefix))) => {
             assert_eq!(prefix, "/pools/support");
-            assert!(head.uri.path().starts_with('/') && head.uri.authority().is_none(), "{} of {asked}", head.uri);
+            assert!(
+                head.uri.path().starts_with('/') && head.uri.authority().is_none(),
+                "{} of {asked}",
+                head.uri
+            );
             assert!(asked.path().starts_with(&prefix), "{asked}");
-            outcome([3, u64::from(head.uri.query().is_some()), magnitude(head.uri.path().len() as u64)])
+            outcome([
+                3,
+                u64::from(head.uri.query().is_some()),
+                magnitude(head.uri.path().len() as u64),
+            ])
         }
     }
 }
@@ -168,16 +242,29 @@ fn heads(input: &[u8]) -> u64 {
     let upgrade = forward::wanted_upgrade(&given).is_some();
     let client = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
     let connection = [
-        "connection", "keep-alive", "proxy-connection", "http2-settings", "upgrade", "proxy-authenticate", "proxy-authorization",
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "http2-settings",
+        "upgrade",
+        "proxy-authenticate",
+        "proxy-authorization",
     ];
 
     let mut agent = request.clone().into_parts().0;
     forward::to_agent(&mut agent, client, true, Some("/pools/support"));
-    assert!(connection.iter().all(|name| !agent.headers.contains_key(*name)), "{:?}", agent.headers);
+    assert!(
+        connection.iter().all(|name| !agent.headers.contains_key(*name)),
+        "{:?}",
+        agent.headers
+    );
     let framings = usize::from(agent.headers.contains_key(header::CONTENT_LENGTH))
         + usize::from(agent.headers.contains_key(header::TRANSFER_ENCODING));
     assert_eq!(framings, 1, "{:?}", agent.headers);
-    assert_eq!(agent.headers.get_all(header::HOST).iter().count(), given.get_all(header::HOST).iter().count());
+    assert_eq!(
+        agent.headers.get_all(header::HOST).iter().count(),
+        given.get_all(header::HOST).iter().count()
+    );
 
     let mut provider = request.into_parts().0;
     let ours = http::HeaderValue::from_static("Bearer ours");
@@ -187,7 +274,10 @@ fn heads(input: &[u8]) -> u64 {
     assert_eq!(proofs, ["Bearer ours"]);
     let hosts: Vec<_> = provider.headers.get_all(header::HOST).iter().collect();
     assert_eq!(hosts, ["api.example.com"]);
-    for name in connection.iter().chain(&["x-api-key", "api-key", "cookie", "transfer-encoding"]) {
+    for name in connection
+        .iter()
+        .chain(&["x-api-key", "api-key", "cookie", "transfer-encoding"])
+    {
         assert!(!provider.headers.contains_key(*name), "{name} reaches a provider");
     }
 
@@ -195,8 +285,16 @@ fn heads(input: &[u8]) -> u64 {
     *response.headers_mut() = given;
     let mut client_head = response.into_parts().0;
     forward::to_client(&mut client_head);
-    assert!(connection.iter().all(|name| !client_head.headers.contains_key(*name)));
-    outcome([agent.headers.len() as u64, client_head.headers.len() as u64, u64::from(upgrade)])
+    assert!(
+        connection
+            .iter()
+            .all(|name| !client_head.headers.contains_key(*name))
+    );
+    outcome([
+        agent.headers.len() as u64,
+        client_head.headers.len() as u64,
+        u64::from(upgrade),
+    ])
 }
 
 fn session_key(input: &[u8]) -> u64 {
@@ -213,13 +311,18 @@ fn session_key(input: &[u8]) -> u64 {
     if let (Some(cookie), Some(header)) = (by_cookie, by_header) {
         assert_ne!(cookie, header, "keys from different places must not meet");
     }
-    outcome([u64::from(by_cookie.is_some()), value.map_or(0, |value| 1 + magnitude(value.len() as u64))])
+    outcome([
+        u64::from(by_cookie.is_some()),
+        value.map_or(0, |value| 1 + magnitude(value.len() as u64)),
+    ])
 }
 
 fn a2a_request(input: &[u8]) -> u64 {
     static KEYER: LazyLock<Keyer> = LazyLock::new(|| Keyer::new("uid"));
     let ids = a2a::request(&KEYER, input);
-    let path = std::str::from_utf8(input).ok().and_then(|path| a2a::task_in_path(&KEYER, path));
+    let path = std::str::from_utf8(input)
+        .ok()
+        .and_then(|path| a2a::task_in_path(&KEYER, path));
     outcome([
         ids.method.map_or(0, |method| 1 + method as u64),
         u64::from(ids.context.is_some()),
@@ -244,7 +347,11 @@ fn a2a_response(input: &[u8]) -> u64 {
         reader.finish(&KEYER);
         let ids = reader.ids();
         assert!(!ended || ids == before, "it learnt more after it was done");
-        result.extend([u64::from(ended), u64::from(ids.context.is_some()), u64::from(ids.task.is_some())]);
+        result.extend([
+            u64::from(ended),
+            u64::from(ids.context.is_some()),
+            u64::from(ids.task.is_some()),
+        ]);
     }
     outcome(result)
 }

@@ -10,13 +10,38 @@ use serde_json::Value;
 use super::texts;
 use crate::{Target, magnitude, outcome};
 
-
 pub(super) const TARGETS: &[Target] = &[
     Target {
         name: "decimal",
         about: "rates, percentages, prices and budgets",
-        corpus: || texts(&["25", "0.5", "0.25", "1000000000000", "0.000001", "500.00", "USD", "1.2.3", "-1", "+1", "1e3"]),
-        words: &[".", "0", "999999999999", "000000", "-", "+", "e", "_", ",", " ", "\u{663}"],
+        corpus: || {
+            texts(&[
+                "25",
+                "0.5",
+                "0.25",
+                "1000000000000",
+                "0.000001",
+                "500.00",
+                "USD",
+                "1.2.3",
+                "-1",
+                "+1",
+                "1e3",
+            ])
+        },
+        words: &[
+            ".",
+            "0",
+            "999999999999",
+            "000000",
+            "-",
+            "+",
+            "e",
+            "_",
+            ",",
+            " ",
+            "\u{663}",
+        ],
         execute: decimal,
     },
     Target {
@@ -34,7 +59,20 @@ pub(super) const TARGETS: &[Target] = &[
                 "eu.anthropic.claude-sonnet-4-5-v1:0",
             ])
         },
-        words: &["gpt-", "claude-", "-mini", "-latest", "-2026-08-07", "-20250929", "/", ":", "@", ".", "\u{e9}", "-"],
+        words: &[
+            "gpt-",
+            "claude-",
+            "-mini",
+            "-latest",
+            "-2026-08-07",
+            "-20250929",
+            "/",
+            ":",
+            "@",
+            ".",
+            "\u{e9}",
+            "-",
+        ],
         execute: model_name,
     },
     Target {
@@ -48,8 +86,28 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "spec", "containers", "name", "agent", "volumes", "env", "image", "metadata", "labels", "ports", "containerPort", "resources", "limits",
-            "imagePullSecrets", "securityContext", "emptyDir", "secret", "hostPath", "nodeSelector", "affinity", "null", "creationTimestamp",
+            "spec",
+            "containers",
+            "name",
+            "agent",
+            "volumes",
+            "env",
+            "image",
+            "metadata",
+            "labels",
+            "ports",
+            "containerPort",
+            "resources",
+            "limits",
+            "imagePullSecrets",
+            "securityContext",
+            "emptyDir",
+            "secret",
+            "hostPath",
+            "nodeSelector",
+            "affinity",
+            "null",
+            "creationTimestamp",
         ],
         execute: pod_template,
     },
@@ -64,7 +122,11 @@ fn decimal(input: &[u8]) -> u64 {
     }
     let money = text.parse::<Money>();
     if let Ok(money) = &money {
-        assert_eq!(money.to_string().parse().as_ref(), Ok(money), "it does not survive");
+        assert_eq!(
+            money.to_string().parse().as_ref(),
+            Ok(money),
+            "it does not survive"
+        );
         let _ = money.rounded();
     }
     let price = Price::parse("USD", &text, "2.00");
@@ -73,7 +135,9 @@ fn decimal(input: &[u8]) -> u64 {
         let _ = price.cost(&most).to_string();
     }
     outcome([
-        number.map_or(0, |number| 1 + magnitude(u64::try_from(number.millionths()).unwrap_or(u64::MAX))),
+        number.map_or(0, |number| {
+            1 + magnitude(u64::try_from(number.millionths()).unwrap_or(u64::MAX))
+        }),
         u64::from(money.is_ok()),
         u64::from(price.is_ok()),
         u64::from(text.parse::<Currency>().is_ok()),
@@ -96,7 +160,9 @@ fn pod_template(input: &[u8]) -> u64 {
     let Ok(value) = serde_json::from_slice::<Value>(input) else {
         return 0;
     };
-    let Ok(given) = overlay::decode(&value) else { return 1 };
+    let Ok(given) = overlay::decode(&value) else {
+        return 1;
+    };
     let ours: PodTemplateSpec = serde_json::from_value(serde_json::json!({
         "metadata": {"labels": {"flotilla.dev/pool": "p"}},
         "spec": {"containers": [{"name": "agent", "image": "a:1", "ports": [{"containerPort": 8080}], "env": [{"name": "PORT", "value": "8080"}]}]}
@@ -106,6 +172,13 @@ fn pod_template(input: &[u8]) -> u64 {
     let written = serde_json::to_value(&merged).expect("a pod template is JSON");
     let containers = merged.spec.as_ref().map_or(0, |spec| spec.containers.len());
     // The operator selects by its own labels; whatever was merged, what it makes must stay readable.
-    assert_eq!(serde_json::from_value::<PodTemplateSpec>(written).ok().as_ref(), Some(&merged));
-    outcome([2, magnitude(containers as u64), u64::from(merged.metadata.is_some())])
+    assert_eq!(
+        serde_json::from_value::<PodTemplateSpec>(written).ok().as_ref(),
+        Some(&merged)
+    );
+    outcome([
+        2,
+        magnitude(containers as u64),
+        u64::from(merged.metadata.is_some()),
+    ])
 }

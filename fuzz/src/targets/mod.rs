@@ -71,7 +71,10 @@ fn headers(input: &[u8]) -> http::HeaderMap {
 
 /// The first line of `input`, and the rest.
 fn first_line(input: &[u8]) -> (&[u8], &[u8]) {
-    let end = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
+    let end = input
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .unwrap_or(input.len());
     let (line, rest) = input.split_at(end);
     (line, rest.get(1..).unwrap_or_default())
 }

@@ -18,9 +18,43 @@ pub(super) const TARGETS: &[Target] = &[
         about: "messages between gateways about sessions",
         corpus: envelopes,
         words: &[
-            "version", "pool", "shard", "from", "to", "view", "sequence", "leaving", "message", "type", "ask", "answer", "query", "known", "entries",
-            "ack", "record", "records", "floors", "floor", "revision", "replica", "epoch", "number", "age", "root", "key", "nonce", "held", "copied",
-            "done", "batch", "better", "stable", "10.0.0.1:8080", "[::1]:1", "AAAAAAAAAAAAAAAAAAAAAA",
+            "version",
+            "pool",
+            "shard",
+            "from",
+            "to",
+            "view",
+            "sequence",
+            "leaving",
+            "message",
+            "type",
+            "ask",
+            "answer",
+            "query",
+            "known",
+            "entries",
+            "ack",
+            "record",
+            "records",
+            "floors",
+            "floor",
+            "revision",
+            "replica",
+            "epoch",
+            "number",
+            "age",
+            "root",
+            "key",
+            "nonce",
+            "held",
+            "copied",
+            "done",
+            "batch",
+            "better",
+            "stable",
+            "10.0.0.1:8080",
+            "[::1]:1",
+            "AAAAAAAAAAAAAAAAAAAAAA",
         ],
         execute: session_wire,
     },
@@ -29,8 +63,28 @@ pub(super) const TARGETS: &[Target] = &[
         about: "a gateway's report",
         corpus: || vec![serde_json::to_vec(&report()).unwrap_or_default()],
         words: &[
-            "version", "instance", "pod", "pools", "providers", "revisions", "windows", "latency", "firstByte", "inFlight", "endpoints", "weight",
-            "trafficGeneration", "models", "requests", "failed", "inputTokens", "credential", "Present", "start", "epoch", "gone",
+            "version",
+            "instance",
+            "pod",
+            "pools",
+            "providers",
+            "revisions",
+            "windows",
+            "latency",
+            "firstByte",
+            "inFlight",
+            "endpoints",
+            "weight",
+            "trafficGeneration",
+            "models",
+            "requests",
+            "failed",
+            "inputTokens",
+            "credential",
+            "Present",
+            "start",
+            "epoch",
+            "gone",
         ],
         execute: stats,
     },
@@ -146,7 +200,11 @@ fn session_wire(input: &[u8]) -> u64 {
         return 0;
     };
     let again = serde_json::to_vec(&envelope).expect("an envelope is JSON");
-    assert_eq!(serde_json::from_slice::<Envelope>(&again).ok().as_ref(), Some(&envelope), "it does not survive");
+    assert_eq!(
+        serde_json::from_slice::<Envelope>(&again).ok().as_ref(),
+        Some(&envelope),
+        "it does not survive"
+    );
     let keyer = Keyer::new("uid");
     let mut shard = shard(&keyer);
     let mut out = Vec::new();
@@ -175,7 +233,11 @@ fn session_wire(input: &[u8]) -> u64 {
             assert!(records.len() <= MAX_RECORDS);
         }
     }
-    outcome([kind, magnitude((out.len() - before) as u64), magnitude(shard.len() as u64)])
+    outcome([
+        kind,
+        magnitude((out.len() - before) as u64),
+        magnitude(shard.len() as u64),
+    ])
 }
 
 fn report() -> Stats {
@@ -234,7 +296,11 @@ fn stats(input: &[u8]) -> u64 {
         return 0;
     };
     let again = serde_json::to_vec(&stats).expect("a report is JSON");
-    assert_eq!(serde_json::from_slice::<Stats>(&again).ok().as_ref(), Some(&stats), "it does not survive");
+    assert_eq!(
+        serde_json::from_slice::<Stats>(&again).ok().as_ref(),
+        Some(&stats),
+        "it does not survive"
+    );
     let mut windows = 0;
     let mut merged = Histogram::new();
     for revision in stats.pools.values().flat_map(|pool| pool.revisions.values()) {
@@ -292,7 +358,11 @@ fn histogram(input: &[u8]) -> u64 {
     let Ok(read) = Histogram::from_text(&packed(input)) else {
         return 0;
     };
-    assert_eq!(Histogram::from_text(&read.to_text()).as_ref(), Ok(&read), "it does not survive");
+    assert_eq!(
+        Histogram::from_text(&read.to_text()).as_ref(),
+        Ok(&read),
+        "it does not survive"
+    );
     for q in [0.0, 0.001, 0.5, 0.99, 1.0] {
         if let Some(value) = read.quantile(q) {
             assert!(value.is_finite() && value >= 0.0, "quantile {q} is {value}");

@@ -6,10 +6,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use flotilla_core::quota::hint;
-use flotilla_gateway::egress::provider::Place;
-use flotilla_gateway::egress::usage::{EventReader, Found, JsonReader};
 use flotilla_gateway::config::issuer::Issuer;
 use flotilla_gateway::egress::identity::{Keys, is_ours};
+use flotilla_gateway::egress::provider::Place;
+use flotilla_gateway::egress::usage::{EventReader, Found, JsonReader};
 use flotilla_gateway::egress::{keys, split, tls};
 use flotilla_gateway::upstream::Limits;
 use http::Uri;
@@ -38,16 +38,50 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "/providers/", "main", "/v1", "/v1/", "..", ".", "%2e", "%2E%2E", "%2f", "%5c", "\\", "%252e", "//", "?", "#", ";", "%00", "%", "/../",
+            "/providers/",
+            "main",
+            "/v1",
+            "/v1/",
+            "..",
+            ".",
+            "%2e",
+            "%2E%2E",
+            "%2f",
+            "%5c",
+            "\\",
+            "%252e",
+            "//",
+            "?",
+            "#",
+            ";",
+            "%00",
+            "%",
+            "/../",
         ],
         execute: egress_path,
     },
     Target {
         name: "egress-token",
         about: "tokens by which agent pods prove themselves",
-        corpus: || vec![token().into_bytes(), b"flotilla".to_vec(), b"eyJhIjoxfQ.e30.".to_vec()],
+        corpus: || {
+            vec![
+                token().into_bytes(),
+                b"flotilla".to_vec(),
+                b"eyJhIjoxfQ.e30.".to_vec(),
+            ]
+        },
         words: &[
-            ".", "eyJ", "eyJhbGciOiJub25lIn0", "eyJhdWQiOiJmbG90aWxsYS1nYXRld2F5In0", "e30", "=", "_", "-", "AAAA", "\"aud\"", "flotilla-gateway",
+            ".",
+            "eyJ",
+            "eyJhbGciOiJub25lIn0",
+            "eyJhdWQiOiJmbG90aWxsYS1nYXRld2F5In0",
+            "e30",
+            "=",
+            "_",
+            "-",
+            "AAAA",
+            "\"aud\"",
+            "flotilla-gateway",
         ],
         execute: egress_token,
     },
@@ -64,8 +98,25 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "\"model\":", "\"usage\":{", "\"prompt_tokens\":", "\"completion_tokens\":", "\"input_tokens\":", "\"output_tokens\":", "\"response\":{",
-            "usage", "model", "response", "input_tokens", "null", "\\\"", "\\\\", "}}", "{\"a\":", "[[[[", "1e5", "-1",
+            "\"model\":",
+            "\"usage\":{",
+            "\"prompt_tokens\":",
+            "\"completion_tokens\":",
+            "\"input_tokens\":",
+            "\"output_tokens\":",
+            "\"response\":{",
+            "usage",
+            "model",
+            "response",
+            "input_tokens",
+            "null",
+            "\\\"",
+            "\\\\",
+            "}}",
+            "{\"a\":",
+            "[[[[",
+            "1e5",
+            "-1",
         ],
         execute: usage_json,
     },
@@ -82,8 +133,21 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "data:", "data: ", "event: ", "id:", ":", "\n", "\r", "\r\n", "\n\n", "[DONE]", "\"usage\":{\"prompt_tokens\":7}", "\"model\":\"z\"", "{",
-            "}", "\u{feff}",
+            "data:",
+            "data: ",
+            "event: ",
+            "id:",
+            ":",
+            "\n",
+            "\r",
+            "\r\n",
+            "\n\n",
+            "[DONE]",
+            "\"usage\":{\"prompt_tokens\":7}",
+            "\"model\":\"z\"",
+            "{",
+            "}",
+            "\u{feff}",
         ],
         execute: usage_events,
     },
@@ -101,8 +165,30 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "x-ratelimit-", "anthropic-ratelimit-", "ratelimit-", "ratelimitbysize-", "limit", "remaining", "reset", "-requests", "-tokens", "-input",
-            "-output", "-day", "-minute", "-hour", "-second", ": ", "\n", "1h2m3s", "17ms", "1d", "2026-02-30T25:61:61Z", "1795276800", "ms", "\u{b5}s",
+            "x-ratelimit-",
+            "anthropic-ratelimit-",
+            "ratelimit-",
+            "ratelimitbysize-",
+            "limit",
+            "remaining",
+            "reset",
+            "-requests",
+            "-tokens",
+            "-input",
+            "-output",
+            "-day",
+            "-minute",
+            "-hour",
+            "-second",
+            ": ",
+            "\n",
+            "1h2m3s",
+            "17ms",
+            "1d",
+            "2026-02-30T25:61:61Z",
+            "1795276800",
+            "ms",
+            "\u{b5}s",
             "retry-after:",
         ],
         execute: rate_limits,
@@ -122,7 +208,8 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "Sat, ", "Nov", "Feb", "30", "GMT", "+0100", "2026", "9999", "-9999", "24:00:60", "Z", "T", ":", ",", "s", "e9", ".",
+            "Sat, ", "Nov", "Feb", "30", "GMT", "+0100", "2026", "9999", "-9999", "24:00:60", "Z", "T", ":",
+            ",", "s", "e9", ".",
         ],
         execute: retry_after,
     },
@@ -137,34 +224,57 @@ pub(super) const TARGETS: &[Target] = &[
 
 fn limits() -> Limits {
     let second = Duration::from_secs(1);
-    Limits { connect: second, idle: second }
+    Limits {
+        connect: second,
+        idle: second,
+    }
 }
 
 fn egress_path(input: &[u8]) -> u64 {
-    static PLACE: LazyLock<Place> =
-        LazyLock::new(|| Place::new("https://api.example.com/base/v1", &tls::client_config(), limits()).expect("a good endpoint"));
+    static PLACE: LazyLock<Place> = LazyLock::new(|| {
+        Place::new("https://api.example.com/base/v1", &tls::client_config(), limits())
+            .expect("a good endpoint")
+    });
     let Ok(uri) = Uri::try_from(input) else { return 0 };
-    let Some((name, rest)) = split(uri.path()) else { return 1 };
+    let Some((name, rest)) = split(uri.path()) else {
+        return 1;
+    };
     assert!(!name.is_empty() && !name.contains('/'));
-    let Some(target) = PLACE.target(rest, uri.query()) else { return 2 };
+    let Some(target) = PLACE.target(rest, uri.query()) else {
+        return 2;
+    };
     let text = target.to_string();
     assert!(text.starts_with("/base/v1"), "{text} leaves the endpoint");
-    assert!(target.authority().is_none() && target.scheme().is_none(), "{text} names a host");
+    assert!(
+        target.authority().is_none() && target.scheme().is_none(),
+        "{text} names a host"
+    );
     // What a lenient server may make of it, decoded once.
     let plain = decoded(target.path()).replace('\\', "/");
-    assert!(plain.split('/').all(|segment| segment != "." && segment != ".."), "{text} climbs");
+    assert!(
+        plain.split('/').all(|segment| segment != "." && segment != ".."),
+        "{text} climbs"
+    );
     outcome([3, magnitude(rest.len() as u64), u64::from(uri.query().is_some())])
 }
 
 /// A token as an API server signed it, who that was, and the moment.
 static SIGNED: LazyLock<(String, Keys, u64, String)> = LazyLock::new(|| {
-    let signed: Value = serde_json::from_str(include_str!("../../../gateway/src/egress/identity/kubernetes.json")).expect("JSON");
+    let signed: Value = serde_json::from_str(include_str!(
+        "../../../gateway/src/egress/identity/kubernetes.json"
+    ))
+    .expect("JSON");
     let text = |name: &str| signed[name].as_str().unwrap_or_default().to_owned();
     let issuer = Issuer {
         name: text("issuer"),
         keys: serde_json::from_value(signed["jwks"].clone()).expect("keys"),
     };
-    (text("token"), Keys::new(&issuer), signed["time"].as_u64().unwrap_or(0), text("pod"))
+    (
+        text("token"),
+        Keys::new(&issuer),
+        signed["time"].as_u64().unwrap_or(0),
+        text("pod"),
+    )
 });
 
 fn token() -> String {
@@ -184,7 +294,11 @@ fn egress_token(input: &[u8]) -> u64 {
     let kind = result.err().map_or(0, |error| 1 + error as u64);
     // Claims that nobody signed: as if they were, to reach what is behind the signature.
     let payload = STANDARD_NO_PAD.encode(input).replace('+', "-").replace('/', "_");
-    outcome([kind, u64::from(is_ours(&text)), u64::from(is_ours(&format!("eyJhIjoxfQ.{payload}.AA")))])
+    outcome([
+        kind,
+        u64::from(is_ours(&text)),
+        u64::from(is_ours(&format!("eyJhIjoxfQ.{payload}.AA"))),
+    ])
 }
 
 fn decoded(path: &str) -> String {
@@ -212,7 +326,10 @@ fn decoded(path: &str) -> String {
 
 fn found(found: &Found) -> u64 {
     outcome([
-        found.model.as_ref().map_or(0, |name| 1 + magnitude(name.len() as u64)),
+        found
+            .model
+            .as_ref()
+            .map_or(0, |name| 1 + magnitude(name.len() as u64)),
         found.input_tokens.map_or(0, |count| 1 + magnitude(count)),
         found.output_tokens.map_or(0, |count| 1 + magnitude(count)),
     ])
@@ -243,7 +360,12 @@ fn said(hint: &hint::Hint) -> u64 {
     let longest = LONGEST * 1_000_000_000;
     assert!(hint.counts.len() <= 16);
     assert!(hint.retry_after.is_none_or(|wait| wait <= longest), "{hint:?}");
-    assert!(hint.counts.iter().all(|count| count.reset.is_none_or(|reset| reset <= longest)), "{hint:?}");
+    assert!(
+        hint.counts
+            .iter()
+            .all(|count| count.reset.is_none_or(|reset| reset <= longest)),
+        "{hint:?}"
+    );
     let shapes = hint.counts.iter().map(|count| {
         outcome([
             count.resource as u64,
@@ -258,7 +380,14 @@ fn said(hint: &hint::Hint) -> u64 {
 
 fn rate_limits(input: &[u8]) -> u64 {
     let headers = headers(input);
-    let parse = |now| hint::parse(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())), now);
+    let parse = |now| {
+        hint::parse(
+            headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_bytes())),
+            now,
+        )
+    };
     // No clock, however wrong, may break it.
     for now in [0, i64::MIN, i64::MAX] {
         said(&parse(now));
@@ -280,5 +409,8 @@ fn key_file(input: &[u8]) -> u64 {
         assert!(header.is_sensitive(), "a key that would be logged");
         assert!(header.as_bytes().starts_with(b"Bearer ") && header.len() <= 7 + input.len());
     }
-    outcome([u64::from(header.is_some()), magnitude(header.map_or(0, |header| header.len()) as u64)])
+    outcome([
+        u64::from(header.is_some()),
+        magnitude(header.map_or(0, |header| header.len()) as u64),
+    ])
 }

@@ -39,8 +39,23 @@ pub(super) const TARGETS: &[Target] = &[
         about: "snapshots of workers and of the coordinator",
         corpus: progress_corpus,
         words: &[
-            "index", "attempt", "sequence", "stage", "counts", "planned", "started", "done", "failed", "latency", "finished", "state", "Running",
-            "percent", "perSecond", "p95Milliseconds", "workersDesired",
+            "index",
+            "attempt",
+            "sequence",
+            "stage",
+            "counts",
+            "planned",
+            "started",
+            "done",
+            "failed",
+            "latency",
+            "finished",
+            "state",
+            "Running",
+            "percent",
+            "perSecond",
+            "p95Milliseconds",
+            "workersDesired",
         ],
         execute: progress,
     },
@@ -54,9 +69,32 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "{{order}}", "{{number:0-18446744073709551615}}", "{{choice:a|}}", "{{", "}}", "http://", "https://", "[::1]", ":0", "perSecond",
-            "seconds", "batch", "constantRate", "type", "Batch", "ConstantRate", "Poisson", "stages", "scenarios", "weight", "workers", "requests", "warmup",
-            "4294967295", "0.000001", "999999999999",
+            "{{order}}",
+            "{{number:0-18446744073709551615}}",
+            "{{choice:a|}}",
+            "{{",
+            "}}",
+            "http://",
+            "https://",
+            "[::1]",
+            ":0",
+            "perSecond",
+            "seconds",
+            "batch",
+            "constantRate",
+            "type",
+            "Batch",
+            "ConstantRate",
+            "Poisson",
+            "stages",
+            "scenarios",
+            "weight",
+            "workers",
+            "requests",
+            "warmup",
+            "4294967295",
+            "0.000001",
+            "999999999999",
         ],
         execute: load_plan,
     },
@@ -74,9 +112,31 @@ pub(super) const TARGETS: &[Target] = &[
             ])
         },
         words: &[
-            "data: ", "data:", "\n\n", "\r\n", "[DONE]", "choices", "delta", "content", "usage", "prompt_tokens", "result", "task", "message",
-            "artifactUpdate", "statusUpdate", "status", "state", "TASK_STATE_FAILED", "TASK_STATE_INPUT_REQUIRED", "parts", "metadata",
-            "flotilla.dev/usage", "error", "code", "null",
+            "data: ",
+            "data:",
+            "\n\n",
+            "\r\n",
+            "[DONE]",
+            "choices",
+            "delta",
+            "content",
+            "usage",
+            "prompt_tokens",
+            "result",
+            "task",
+            "message",
+            "artifactUpdate",
+            "statusUpdate",
+            "status",
+            "state",
+            "TASK_STATE_FAILED",
+            "TASK_STATE_INPUT_REQUIRED",
+            "parts",
+            "metadata",
+            "flotilla.dev/usage",
+            "error",
+            "code",
+            "null",
         ],
         execute: answers,
     },
@@ -113,14 +173,25 @@ fn results() -> Vec<WorkerResult> {
 
 fn termination_message(input: &[u8]) -> u64 {
     let text = packed(input);
-    let text = if input.first() == Some(&BARE) { format!("{PREFIX}{text}") } else { text };
+    let text = if input.first() == Some(&BARE) {
+        format!("{PREFIX}{text}")
+    } else {
+        text
+    };
     let Ok(result) = WorkerResult::from_message(&text) else {
         return 0;
     };
     let message = result.to_message();
-    assert!(message.len() <= MAX_MESSAGE || result.stages.len() > 8, "{} bytes", message.len());
+    assert!(
+        message.len() <= MAX_MESSAGE || result.stages.len() > 8,
+        "{} bytes",
+        message.len()
+    );
     let again = WorkerResult::from_message(&message).expect("what is written can be read");
-    assert_eq!((again.index, again.attempt, again.workload), (result.index, result.attempt, result.workload));
+    assert_eq!(
+        (again.index, again.attempt, again.workload),
+        (result.index, result.attempt, result.workload)
+    );
     assert_eq!(again.series.latency.count(), result.series.latency.count());
     let others = results();
     let all: Vec<WorkerResult> = others.into_iter().chain([result.clone(), again]).collect();
@@ -128,7 +199,11 @@ fn termination_message(input: &[u8]) -> u64 {
     assert!(run.reported <= result.workers);
     let price = Price::parse("USD", "0.25", "2.00").ok();
     let summary = run.summary(price.as_ref());
-    let _ = (run.coverage_percent(), run.totals(), serde_json::to_string(&summary));
+    let _ = (
+        run.coverage_percent(),
+        run.totals(),
+        serde_json::to_string(&summary),
+    );
     outcome([
         1,
         u64::from(result.interrupted),
@@ -182,7 +257,12 @@ fn progress(input: &[u8]) -> u64 {
     table.accept(later);
     table.accept(worker);
     let totals = table.totals();
-    outcome([2, magnitude(totals.counts.done), magnitude(totals.latency.count()), u64::from(totals.finished)])
+    outcome([
+        2,
+        magnitude(totals.counts.done),
+        magnitude(totals.latency.count()),
+        u64::from(totals.finished),
+    ])
 }
 
 const PLAN: &str = r#"{"name":"support-x7k2p","seed":1,"workers":{"count":4,"minCoveragePercent":99,"startDeadlineSeconds":180},"target":{"url":"http://support.shop.svc","protocol":"A2A"},"requests":{"timeoutMilliseconds":30000,"maxAttempts":1,"stream":true},"scenarios":[{"name":"damaged-product","weight":4,"prompt":"My {{product}} arrived broken."},{"name":"billing-inquiry","weight":3,"prompt":"Why was I charged twice for order {{order}}?"}],"warmup":{"requests":20},"stages":[{"name":"smoke","type":"Batch","batch":{"size":5,"delaySeconds":5,"requests":10}},{"name":"steady","type":"ConstantRate","constantRate":{"perSecond":"25","seconds":120,"arrival":"Poisson","maxInFlight":200}}]}"#;
@@ -244,7 +324,11 @@ fn answers(input: &[u8]) -> u64 {
     let mut parts = Vec::new();
     for builder in BUILDERS.iter() {
         let whole = streamed(builder.answer(), &mut std::iter::once(input));
-        assert_eq!(whole, streamed(builder.answer(), &mut pieces(input)), "pieces give something else");
+        assert_eq!(
+            whole,
+            streamed(builder.answer(), &mut pieces(input)),
+            "pieces give something else"
+        );
         parts.push(outcome(whole.into_iter().take(8)));
         let mut body = builder.answer();
         parts.push(u64::from(body.body(input).is_ok()));

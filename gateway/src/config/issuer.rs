@@ -85,14 +85,21 @@ pub async fn follow<C>(
     loop {
         let pause = match read(&client).await {
             Ok(issuer) => {
-                info!(issuer = issuer.name, keys = issuer.keys.keys.len(), "token issuer read");
+                info!(
+                    issuer = issuer.name,
+                    keys = issuer.keys.keys.len(),
+                    "token issuer read"
+                );
                 if events.send(change(Arc::new(issuer))).is_err() {
                     return;
                 }
                 REFRESH
             }
             Err(error) => {
-                warn!(error = format!("{error:#}"), "tokens of agents cannot be verified; what is known stays in force");
+                warn!(
+                    error = format!("{error:#}"),
+                    "tokens of agents cannot be verified; what is known stays in force"
+                );
                 PAUSE
             }
         };

@@ -139,7 +139,10 @@ fn agent_pods(objects: &Objects) -> AgentPods {
     for slice in objects.slices.values().filter(|slice| owner(slice).is_some()) {
         let proven = label(slice, names::EGRESS_IDENTITY) == Some("Token");
         for endpoint in endpoints(slice) {
-            let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
+            let addresses = endpoint
+                .addresses
+                .iter()
+                .filter_map(|address| address.parse().ok());
             for address in addresses {
                 pods.addresses.insert(pod_uid_of(endpoint).to_owned(), address);
                 if proven {

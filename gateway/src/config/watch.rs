@@ -143,7 +143,12 @@ pub fn start(client: Client, namespace: &str, pod_uid: &str) -> Source {
     let providers = Api::<DeserializeGuard<ModelProvider>>::namespaced(client.clone(), namespace);
     tokio::spawn(follow(providers, None, Change::Provider, events.clone()));
     let tokens = Arc::new(Notify::new());
-    tokio::spawn(issuer::follow(client.clone(), tokens.clone(), Change::Issuer, events.clone()));
+    tokio::spawn(issuer::follow(
+        client.clone(),
+        tokens.clone(),
+        Change::Issuer,
+        events.clone(),
+    ));
     let slices = Api::<DeserializeGuard<EndpointSlice>>::namespaced(client, namespace);
     tokio::spawn(follow(
         slices.clone(),

@@ -117,7 +117,9 @@ impl Identity {
         let keys = self.keys.load();
         let Some(keys) = keys.as_ref() else {
             let message = "the cluster's signing keys are not known yet; try again in a moment";
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "TokenUnverifiable", message).retry_after(2));
+            return Err(
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "TokenUnverifiable", message).retry_after(2),
+            );
         };
         let verified = keys
             .verify(token, now)
@@ -221,7 +223,11 @@ mod tests {
         let identity = identity(&signer);
         let mut foreign = claims("u-1", now());
         foreign["aud"] = json!(["https://kubernetes.default.svc"]);
-        for value in ["Bearer flotilla", "Bearer a.b.c", &format!("Bearer {}", signer.sign(&foreign))] {
+        for value in [
+            "Bearer flotilla",
+            "Bearer a.b.c",
+            &format!("Bearer {}", signer.sign(&foreign)),
+        ] {
             let headers = headers("authorization", value);
             assert_eq!(identity.caller(&headers, address(2)).await.ok(), Some(address(2)));
             assert!(identity.admit(address(2), &headers).is_ok());
@@ -249,7 +255,10 @@ mod tests {
         let token = signer.sign(&claims("u-1", now()));
         let verified = identity.verify(&token, now()).expect("a good token");
         assert_eq!(identity.known.load().get(&*token), Some(&verified));
-        assert_eq!(code(identity.verify(&token, verified.expires + 120)), "TokenRefused");
+        assert_eq!(
+            code(identity.verify(&token, verified.expires + 120)),
+            "TokenRefused"
+        );
         let config = Config {
             issuer: Some(Arc::new(Signer::new("k").issuer())),
             ..Config::default()

@@ -54,7 +54,10 @@ pub struct Keys {
 
 /// One public key.
 enum Key {
-    Rsa(&'static ring::signature::RsaParameters, RsaPublicKeyComponents<Vec<u8>>),
+    Rsa(
+        &'static ring::signature::RsaParameters,
+        RsaPublicKeyComponents<Vec<u8>>,
+    ),
     Curve(&'static dyn VerificationAlgorithm, Vec<u8>),
 }
 
@@ -131,7 +134,12 @@ fn read<T: DeserializeOwned>(part: &str) -> Option<T> {
 impl Key {
     /// A key that can be used, and its algorithm's name.
     fn new(jwk: &Jwk) -> Option<(String, Self)> {
-        let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).ok().filter(|bytes| !bytes.is_empty());
+        let bytes = |text: &str| {
+            URL_SAFE_NO_PAD
+                .decode(text)
+                .ok()
+                .filter(|bytes| !bytes.is_empty())
+        };
         let rsa = |parameters| {
             let (n, e) = (bytes(&jwk.n)?, bytes(&jwk.e)?);
             Some(Self::Rsa(parameters, RsaPublicKeyComponents { n, e }))
@@ -155,7 +163,9 @@ impl Key {
     fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
         match self {
             Self::Rsa(parameters, key) => key.verify(parameters, message, signature),
-            Self::Curve(algorithm, point) => UnparsedPublicKey::new(*algorithm, point).verify(message, signature),
+            Self::Curve(algorithm, point) => {
+                UnparsedPublicKey::new(*algorithm, point).verify(message, signature)
+            }
         }
         .is_ok()
     }
@@ -189,7 +199,9 @@ impl Keys {
         let [head, payload, signature] = parts(token).ok_or(TokenError::Invalid)?;
         let Head { alg, kid } = read(head).ok_or(TokenError::Invalid)?;
         let (algorithm, key) = self.by_id.get(&kid).ok_or(TokenError::UnknownKey)?;
-        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Invalid)?;
+        let signature = URL_SAFE_NO_PAD
+            .decode(signature)
+            .map_err(|_| TokenError::Invalid)?;
         let signed = token.get(..head.len() + 1 + payload.len()).unwrap_or_default();
         if alg != *algorithm || !key.has_signed(signed.as_bytes(), &signature) {
             return Err(TokenError::Invalid);
@@ -230,8 +242,10 @@ pub(super) mod tests {
     impl Signer {
         pub fn new(id: &str) -> Self {
             let random = SystemRandom::new();
-            let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a key");
-            let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random).expect("a key");
+            let document =
+                EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a key");
+            let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random)
+                .expect("a key");
             Self {
                 id: id.to_owned(),
                 pair,
@@ -239,7 +253,9 @@ pub(super) mod tests {
         }
 
         pub fn issuer(&self) -> Issuer {
-            let part = |range: std::ops::Range<usize>| URL_SAFE_NO_PAD.encode(&self.pair.public_key().as_ref()[range]);
+            let part = |range: std::ops::Range<usize>| {
+                URL_SAFE_NO_PAD.encode(&self.pair.public_key().as_ref()[range])
+            };
             let keys = json!({"keys": [{
                 "use": "sig", "kty": "EC", "kid": self.id, "crv": "P-256", "alg": "ES256", "x": part(1..33), "y": part(33..65)
             }]});
@@ -256,7 +272,10 @@ pub(super) mod tests {
         fn sign_with(&self, head: &Value, claims: &Value) -> String {
             let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
             let signed = format!("{}.{}", part(head), part(claims));
-            let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
+            let signature = self
+                .pair
+                .sign(&SystemRandom::new(), signed.as_bytes())
+                .expect("a signature");
             format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
         }
     }
@@ -296,11 +315,20 @@ pub(super) mod tests {
         let table: [(Change, TokenError); 7] = [
             (|c| c["iss"] = json!("https://elsewhere"), TokenError::Invalid),
             (|c| c["aud"] = json!(["other"]), TokenError::Invalid),
-            (|c| drop(c.as_object_mut().map(|c| c.remove("aud"))), TokenError::Invalid),
-            (|c| drop(c.as_object_mut().map(|c| c.remove("kubernetes.io"))), TokenError::Invalid),
+            (
+                |c| drop(c.as_object_mut().map(|c| c.remove("aud"))),
+                TokenError::Invalid,
+            ),
+            (
+                |c| drop(c.as_object_mut().map(|c| c.remove("kubernetes.io"))),
+                TokenError::Invalid,
+            ),
             (|c| c["exp"] = json!(NOW - 61), TokenError::Expired),
             (|c| c["nbf"] = json!(NOW + 61), TokenError::Early),
-            (|c| drop(c["kubernetes.io"].as_object_mut().map(|c| c.remove("pod"))), TokenError::Unbound),
+            (
+                |c| drop(c["kubernetes.io"].as_object_mut().map(|c| c.remove("pod"))),
+                TokenError::Unbound,
+            ),
         ];
         for (change, expected) in table {
             let mut claims = claims("u-1", NOW);
@@ -309,7 +337,10 @@ pub(super) mod tests {
         }
         let mut late = claims("u-1", NOW);
         late["exp"] = json!(NOW - 59);
-        assert!(keys.verify(&signer.sign(&late), NOW).is_ok(), "clocks differ a little");
+        assert!(
+            keys.verify(&signer.sign(&late), NOW).is_ok(),
+            "clocks differ a little"
+        );
         let other = Signer::new("k").sign(&claims("u-1", NOW));
         assert_eq!(keys.verify(&other, NOW), Err(TokenError::Invalid));
         let unknown = Signer::new("l").sign(&claims("u-1", NOW));
@@ -323,12 +354,22 @@ pub(super) mod tests {
         let good = signer.sign(&claims("u-1", NOW));
         let payload = good.split('.').nth(1).expect("a payload");
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        for (algorithm, signature) in [("none", String::new()), ("HS256", URL_SAFE_NO_PAD.encode([0; 32]))] {
-            let token = format!("{}.{payload}.{signature}", part(json!({"alg": algorithm, "kid": "k", "typ": "JWT"})));
+        for (algorithm, signature) in [
+            ("none", String::new()),
+            ("HS256", URL_SAFE_NO_PAD.encode([0; 32])),
+        ] {
+            let token = format!(
+                "{}.{payload}.{signature}",
+                part(json!({"alg": algorithm, "kid": "k", "typ": "JWT"}))
+            );
             assert_eq!(keys.verify(&token, NOW), Err(TokenError::Invalid), "{algorithm}");
         }
         let other = signer.sign_with(&json!({"alg": "RS256", "kid": "k"}), &claims("u-1", NOW));
-        assert_eq!(keys.verify(&other, NOW), Err(TokenError::Invalid), "signed well, but named wrongly");
+        assert_eq!(
+            keys.verify(&other, NOW),
+            Err(TokenError::Invalid),
+            "signed well, but named wrongly"
+        );
     }
 
     #[test]
@@ -351,7 +392,12 @@ pub(super) mod tests {
     fn keys_that_cannot_be_used_are_left_out() {
         let good = Signer::new("k").issuer();
         type Change = fn(&mut Jwk);
-        let table: [Change; 4] = [|k| k.kid.clear(), |k| k.alg = "HS256".into(), |k| k.x = "*".into(), |k| k.y.clear()];
+        let table: [Change; 4] = [
+            |k| k.kid.clear(),
+            |k| k.alg = "HS256".into(),
+            |k| k.x = "*".into(),
+            |k| k.y.clear(),
+        ];
         for change in table {
             let mut issuer = good.clone();
             issuer.keys.keys.iter_mut().for_each(change);
@@ -370,7 +416,14 @@ pub(super) mod tests {
         };
         assert!(is_ours(&with(json!([AUDIENCE]))) && is_ours(&with(json!(AUDIENCE))));
         assert!(is_ours(&with(json!(["a", AUDIENCE]))));
-        for other in [with(json!(["a"])), with(json!(3)), "flotilla".into(), "eyJ.eyJ.".into(), String::new(), "sk-abc".into()] {
+        for other in [
+            with(json!(["a"])),
+            with(json!(3)),
+            "flotilla".into(),
+            "eyJ.eyJ.".into(),
+            String::new(),
+            "sk-abc".into(),
+        ] {
             assert!(!is_ours(&other), "{other}");
         }
         assert!(!is_ours(&format!("{}.x", with(json!(AUDIENCE)))), "four parts");

@@ -417,7 +417,10 @@ mod tests {
         assert!(without.spec.as_ref().unwrap().volumes.is_none());
         let template = built(json!({"agent": {"egressIdentity": "Token"}}), &[]);
         let path = variable(&template, "FLOTILLA_EGRESS_TOKEN_FILE");
-        assert_eq!(path.as_deref(), Some("/var/run/secrets/flotilla.dev/egress/token"));
+        assert_eq!(
+            path.as_deref(),
+            Some("/var/run/secrets/flotilla.dev/egress/token")
+        );
         let volume = &template.spec.as_ref().unwrap().volumes.as_ref().unwrap()[0];
         assert_eq!(
             serde_json::to_value(volume).unwrap(),
@@ -426,7 +429,10 @@ mod tests {
             ]}})
         );
         let mount = &agent(&template).volume_mounts.as_ref().unwrap()[0];
-        assert_eq!((mount.mount_path.as_str(), mount.read_only), ("/var/run/secrets/flotilla.dev/egress", Some(true)));
+        assert_eq!(
+            (mount.mount_path.as_str(), mount.read_only),
+            ("/var/run/secrets/flotilla.dev/egress", Some(true))
+        );
     }
 
     #[test]

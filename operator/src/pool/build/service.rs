@@ -102,8 +102,14 @@ mod tests {
             let labels = service.metadata.labels.unwrap_or_default();
             [names::CONCURRENCY, names::EGRESS_IDENTITY].map(|name| labels.get(name).cloned())
         };
-        assert_eq!(labels(json!({"image": "i", "concurrency": 3})), [Some("3".to_owned()), None]);
-        assert_eq!(labels(json!({"image": "i", "egressIdentity": "Token"}))[1].as_deref(), Some("Token"));
+        assert_eq!(
+            labels(json!({"image": "i", "concurrency": 3})),
+            [Some("3".to_owned()), None]
+        );
+        assert_eq!(
+            labels(json!({"image": "i", "egressIdentity": "Token"}))[1].as_deref(),
+            Some("Token")
+        );
     }
 
     #[test]
