@@ -2,7 +2,7 @@
 //!
 //! An address is enough where nobody can send from another pod's. Where a mesh or a network address translation stands
 //! between, or where pods may forge addresses, a revision asks for more (`agent.egressIdentity: Token`): kubelet mounts a
-//! token of audience [`AUDIENCE`] into its pods, bound to the pod, and the agent sends it in the place of the API key, which
+//! token of audience [`TOKEN_AUDIENCE`](flotilla_crds::names::TOKEN_AUDIENCE) into its pods, bound to the pod, and the agent sends it in the place of the API key, which
 //! every SDK can. The token's pod then *is* the caller, wherever the connection came from; the address of that pod, known
 //! from the EndpointSlices, goes on as its name. A pod of such a revision that comes without its token is refused.
 //!
@@ -13,13 +13,12 @@
 
 mod token;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use flotilla_crds::names::TOKEN_AUDIENCE as AUDIENCE;
 use http::{HeaderMap, StatusCode, header};
 use tokio::sync::watch;
 
