@@ -50,6 +50,11 @@ fn bare(text: &str) -> Vec<u8> {
     [&[BARE][..], &bytes].concat()
 }
 
+/// The outcome of an input that was refused: texts of errors that name no values tell the checks apart.
+fn refused(error: impl std::fmt::Display) -> u64 {
+    crate::outcome(error.to_string().bytes().map(u64::from))
+}
+
 /// Lines `name: value` as headers, without those that HTTP itself would refuse.
 fn headers(input: &[u8]) -> http::HeaderMap {
     let mut headers = http::HeaderMap::new();

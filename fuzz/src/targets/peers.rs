@@ -9,7 +9,7 @@ use flotilla_core::stats::{ModelUse, PoolStats, ProviderStats, RevisionStats, St
 use flotilla_core::usage::{InstanceUse, accumulate};
 use jiff::Timestamp;
 
-use super::{bare, packed};
+use super::{bare, packed, refused};
 use crate::{Target, magnitude, outcome};
 
 pub(super) const TARGETS: &[Target] = &[
@@ -355,8 +355,9 @@ fn histograms() -> Vec<Vec<u8>> {
 }
 
 fn histogram(input: &[u8]) -> u64 {
-    let Ok(read) = Histogram::from_text(&packed(input)) else {
-        return 0;
+    let read = match Histogram::from_text(&packed(input)) {
+        Ok(read) => read,
+        Err(error) => return refused(error),
     };
     assert_eq!(
         Histogram::from_text(&read.to_text()).as_ref(),

@@ -11,7 +11,7 @@ use flotilla_core::load::wire::{Progress, ProgressTable, WorkerProgress, WorkerR
 use flotilla_loadgen::protocol::{Answer, RequestBuilder};
 use flotilla_loadgen::sse::Parser;
 
-use super::{BARE, bare, packed, texts};
+use super::{BARE, bare, packed, refused, texts};
 use crate::{Target, magnitude, outcome, pieces};
 
 /// Bytes of a termination message, as kubelet keeps them.
@@ -178,8 +178,9 @@ fn termination_message(input: &[u8]) -> u64 {
     } else {
         text
     };
-    let Ok(result) = WorkerResult::from_message(&text) else {
-        return 0;
+    let result = match WorkerResult::from_message(&text) {
+        Ok(result) => result,
+        Err(error) => return refused(error),
     };
     let message = result.to_message();
     assert!(
