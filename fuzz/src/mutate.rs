@@ -5,8 +5,8 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, RngCore as _};
 use serde_json::{Map, Number, Value};
 
-/// Longest input: longer ones only repeat.
-pub const MAX_LENGTH: usize = 16 * 1024;
+/// Longest input: beyond every limit that a parser has for a part, and longer ones only repeat.
+pub const MAX_LENGTH: usize = 6 * 1024;
 /// Bytes that mean something in one format or another.
 const BYTES: &[u8] = b"\0\t\n\r \"#%&'(),-./:;<=>?@[\\]_`{|}~\x7f\x80\xbf\xc3\xe2\xf0\xff09azAZ";
 /// Numbers at which something is wrong by one, too large, or no number of that kind.
