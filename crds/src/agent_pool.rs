@@ -1,6 +1,7 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+pub use crate::rollout::*;
 use crate::rules;
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -33,6 +34,7 @@ use std::collections::BTreeMap;
     printcolumn(name = "Candidate", type_ = "string", json_path = ".status.candidate.revision"),
     printcolumn(name = "Weight", type_ = "integer", json_path = ".status.candidate.weight"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Step", type_ = "integer", json_path = ".status.rollout.step.index", priority = 1),
     printcolumn(name = "Waiting", type_ = "string", json_path = ".status.rollout.waitingFor.message", priority = 1),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.agent.image", priority = 1),
     validation = rules::object_name("names of revisions and Services are made from it"),
@@ -371,76 +373,6 @@ impl Default for Disruption {
     }
 }
 
-/// How a new revision replaces the one that serves.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Rollout {
-    /// type of release: RollingUpdate replaces replicas in batches, the traffic following the available share.
-    /// Default RollingUpdate.
-    #[serde(default, rename = "type")]
-    pub type_: RolloutType,
-    /// rollingUpdate holds the settings of type RollingUpdate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rolling_update: Option<RollingUpdate>,
-    /// paused stops a release where it stands; what serves goes on serving. Default false.
-    #[serde(default)]
-    pub paused: bool,
-    /// pinnedRevision goes (back) to this revision whatever `spec.agent` says, for example `support-6f9c4d`. It must
-    /// be in the history. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub pinned_revision: Option<String>,
-    /// settleSeconds that the spec and the ConfigMaps it refers to must rest before a release starts, so that one
-    /// sync of many objects is one revision. Default 5.
-    #[serde(default = "five")]
-    #[schemars(range(min = 0, max = 3600))]
-    pub settle_seconds: i32,
-    /// progressDeadlineSeconds a release may go without progress before it is stopped (`Stalled`); what serves goes on
-    /// serving. Default 600.
-    #[serde(default = "ten_minutes")]
-    #[schemars(range(min = 10, max = 86400))]
-    pub progress_deadline_seconds: i32,
-}
-
-impl Default for Rollout {
-    fn default() -> Self {
-        Self {
-            type_: RolloutType::default(),
-            rolling_update: None,
-            paused: false,
-            pinned_revision: None,
-            settle_seconds: 5,
-            progress_deadline_seconds: 600,
-        }
-    }
-}
-
-/// The types of release.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum RolloutType {
-    /// In batches; the traffic follows the available share.
-    #[default]
-    RollingUpdate,
-}
-
-/// Settings of a rolling update.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RollingUpdate {
-    /// maxSurgePercent of `replicas` that may run in addition, rounded up: the size of a batch. Default 25.
-    #[serde(default = "quarter")]
-    #[schemars(range(min = 1, max = 100))]
-    pub max_surge_percent: i32,
-}
-
-impl Default for RollingUpdate {
-    fn default() -> Self {
-        Self {
-            max_surge_percent: 25,
-        }
-    }
-}
-
 impl AgentPoolSpec {
     /// The front Service's name of a pool called `pool`.
     pub fn front_service<'a>(&'a self, pool: &'a str) -> &'a str {
@@ -470,7 +402,8 @@ impl AgentPoolSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentPoolStatus {
-    /// conditions: Ready (the spec is fully in force), Available (what serves has its capacity), Reconciling, Stalled.
+    /// conditions: Ready (the spec is fully in force), Available (what serves has its capacity), Reconciling, Stalled,
+    /// Baking (a new revision has all the traffic and is still judged).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -592,6 +525,69 @@ pub struct RolloutStatus {
     /// waitingFor says what has to happen next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
+    /// step is the one the new revision has reached; absent on the way to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<StepStatus>,
+    /// measuredWeightPercent is the new revision's share of the requests that were counted at this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    pub measured_weight_percent: Option<String>,
+    /// metrics by which the new revision is judged at this step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub metrics: Vec<MetricStatus>,
+}
+
+/// The step a new revision has reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// index of the step, from 0; the number of steps once all the traffic is there.
+    #[schemars(range(min = 0))]
+    pub index: i32,
+    /// weight of the step, in percent.
+    #[schemars(range(min = 0, max = 100))]
+    pub weight: i32,
+    /// startTime is when every gateway had applied the weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+}
+
+/// One metric of a release.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MetricStatus {
+    /// name of the metric, for example `errors`.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// verdict: Advance, Continue, Rollback, NoData or CommonMode (the old revision fails, too).
+    #[schemars(length(min = 1, max = 32))]
+    pub verdict: String,
+    /// advancePercent is the evidence for going on, of what is needed.
+    #[schemars(range(min = 0, max = 100))]
+    pub advance_percent: i32,
+    /// rollbackPercent is the evidence of harm, of what leads back.
+    #[schemars(range(min = 0, max = 100))]
+    pub rollback_percent: i32,
+    /// candidate has the new revision's counts at this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<CountStatus>,
+    /// stable has the old revision's counts at this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable: Option<CountStatus>,
+}
+
+/// Counts of one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountStatus {
+    /// requests that were counted.
+    #[schemars(range(min = 0))]
+    pub requests: i64,
+    /// events among them: failed requests, or those above the lowest threshold.
+    #[schemars(range(min = 0))]
+    pub events: i64,
 }
 
 /// What a release waits for.
@@ -675,14 +671,8 @@ fn thirty() -> i32 {
 fn hundred() -> i32 {
     100
 }
-fn quarter() -> i32 {
-    25
-}
 fn two_minutes() -> i32 {
     120
-}
-fn ten_minutes() -> i32 {
-    600
 }
 fn port() -> i32 {
     8080

@@ -48,6 +48,12 @@ pub(crate) fn money() -> Rule {
         .message("a price must be a decimal string, for example \"0.25\"")
 }
 
+/// A percentage.
+pub(crate) fn percent() -> Rule {
+    Rule::new("self.matches('^[0-9]{1,2}([.][0-9]{1,4})?$')")
+        .message("a percentage must be a decimal string from 0 to 99.9999, for example \"0.5\"")
+}
+
 /// Exactly one of `members`.
 pub(crate) fn one_of(field: &str, members: &[&str]) -> Rule {
     let count: Vec<String> = members

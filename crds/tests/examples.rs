@@ -81,6 +81,8 @@ fn the_full_pool_has_every_field() {
         ("spec.traffic", "/properties/traffic"),
         ("spec.traffic.queue", "/properties/traffic/properties/queue"),
         ("spec.rollout", "/properties/rollout"),
+        ("spec.rollout.canary", "/properties/rollout/properties/canary"),
+        ("spec.rollout.analysis", "/properties/rollout/properties/analysis"),
     ] {
         let object = &full.pointer(&format!("/{}", at.replace('.', "/"))).unwrap();
         for name in schema
@@ -95,6 +97,8 @@ fn the_full_pool_has_every_field() {
             }
         }
     }
+    // Members of the union that is shown with another type.
+    missing.retain(|name| name != "spec.rollout.rollingUpdate" && name != "spec.rollout.blueGreen");
     assert!(missing.is_empty(), "examples/pool-full.yaml lacks {missing:?}");
 }
 

@@ -1,12 +1,12 @@
 //! A pool to pick from, and how many cases to try.
 
 mod adaptive;
-mod timing;
 mod budget;
 mod ewma;
 mod hash;
 mod pickers;
 mod retry;
+mod timing;
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
