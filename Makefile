@@ -59,8 +59,13 @@ e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 .PHONY: acceptance
 acceptance: install ## Run the full figures and write docs/measurements.md
 	$(call STEP,acceptance)
-	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance
+	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance -p flotilla-fuzz --bin flotilla-fuzz
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md
+
+.PHONY: fuzz
+fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)
+	$(call STEP,fuzz)
+	cargo run --locked -p flotilla-fuzz --bin flotilla-fuzz
 
 .PHONY: bench
 bench: install ## Print ratios against peers, each measured in one run

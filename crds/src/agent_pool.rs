@@ -154,11 +154,27 @@ pub struct Agent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
+    /// egressIdentity is how the gateway knows these pods when they ask for a model: Address (by their pod's address) or
+    /// Token (by a token that kubelet mounts and renews; the agent reads the file that `FLOTILLA_EGRESS_TOKEN_FILE` names and
+    /// sends its content in the place of the API key). Token is for networks where an address proves nothing: a mesh that
+    /// replaces it, or pods that may forge it. Default Address.
+    #[serde(default)]
+    pub egress_identity: EgressIdentity,
     /// podTemplate is merged over the pod template that Flotilla makes (lists by key; the container `agent` is the
     /// main one): sidecars, volumes, pull secrets, topology, anything a pod can say. The API server checks the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::any_object")]
     pub pod_template: Option<serde_json::Value>,
+}
+
+/// How the gateway knows an agent's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EgressIdentity {
+    /// By the pod's address.
+    #[default]
+    Address,
+    /// By a token of audience `flotilla-gateway`, bound to the pod.
+    Token,
 }
 
 /// When the image is pulled.

@@ -20,7 +20,7 @@ pub mod pool;
 pub mod protocol;
 pub mod recorder;
 pub mod run;
-mod sse;
+pub mod sse;
 pub mod worker;
 
 mod report;

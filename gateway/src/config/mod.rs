@@ -3,11 +3,12 @@
 //! The data plane knows nothing of Kubernetes. It follows a [`tokio::sync::watch`] channel of whole configurations:
 //! [`watch`] fills it from the API server, tests fill it by hand. `None` means that nothing has been seen yet.
 
+pub mod issuer;
 mod resilience;
 pub mod translate;
 pub mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +34,21 @@ pub struct Config {
     pub agents: HashSet<IpAddr>,
     /// Admin ports of the namespace's other gateways, ready or not.
     pub gateways: BTreeSet<SocketAddr>,
+    /// The same pods, as far as tokens are about them.
+    pub pods: AgentPods,
+    /// Who signs their tokens; `None` while no pool needs it or nobody knows.
+    pub issuer: Option<Arc<issuer::Issuer>>,
     /// True once this gateway's own endpoint is being terminated.
     pub terminating: bool,
+}
+
+/// Agent pods, as far as tokens are about them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentPods {
+    /// Address by the pod's UID.
+    pub addresses: HashMap<String, IpAddr>,
+    /// Addresses of those that have to prove themselves by a token.
+    pub proven: HashSet<IpAddr>,
 }
 
 /// One pool.

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::balance::hash_bytes;
@@ -18,7 +19,8 @@ use flotilla_crds::model_provider::{AuthType, ModelProvider};
 use flotilla_crds::names;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-use super::{Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig, resilience};
+use super::issuer::Issuer;
+use super::{AgentPods, Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig, resilience};
 
 pub use flotilla_crds::names::CONCURRENCY;
 /// Label of the EndpointSlice controller: the Service's name.
@@ -35,6 +37,8 @@ pub struct Objects {
     pub slices: HashMap<String, EndpointSlice>,
     /// EndpointSlices of the gateway's own Service.
     pub gateways: HashMap<String, EndpointSlice>,
+    /// Who signs ServiceAccount tokens.
+    pub issuer: Option<Arc<Issuer>>,
 }
 
 /// The configuration that `objects` describe, for the gateway pod with UID `pod_uid`.
@@ -60,6 +64,8 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
             .collect(),
         agents: agents(objects),
         gateways: other_gateways(objects, pod_uid),
+        pods: agent_pods(objects),
+        issuer: objects.issuer.clone(),
         terminating: is_terminating(objects, pod_uid),
     }
 }
@@ -165,6 +171,27 @@ fn agents(objects: &Objects) -> HashSet<IpAddr> {
         .flat_map(|endpoint| &endpoint.addresses)
         .filter_map(|address| address.parse().ok())
         .collect()
+}
+
+fn agent_pods(objects: &Objects) -> AgentPods {
+    let mut pods = AgentPods::default();
+    for slice in objects.slices.values().filter(|slice| owner(slice).is_some()) {
+        let proven = label(slice, names::EGRESS_IDENTITY) == Some("Token");
+        for endpoint in endpoints(slice) {
+            let addresses = endpoint
+                .addresses
+                .iter()
+                .filter_map(|address| address.parse().ok());
+            for address in addresses {
+                pods.addresses.insert(pod_uid_of(endpoint).to_owned(), address);
+                if proven {
+                    pods.proven.insert(address);
+                }
+            }
+        }
+    }
+    pods.addresses.remove("");
+    pods
 }
 
 /// Revisions by pool.
@@ -394,6 +421,23 @@ mod tests {
         let mut agents: Vec<String> = agents.iter().map(ToString::to_string).collect();
         agents.sort();
         assert_eq!(agents, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    }
+
+    #[test]
+    fn a_revision_that_asks_for_tokens_is_known_by_its_label() {
+        let mut objects = objects();
+        let pods = config(&objects, "").pods;
+        assert!(pods.proven.is_empty());
+        assert_eq!(pods.addresses["uid-10.0.0.1"].to_string(), "10.0.0.1");
+        let labels = objects
+            .slices
+            .get_mut("a")
+            .and_then(|slice| slice.metadata.labels.as_mut())
+            .expect("labels");
+        labels.insert(names::EGRESS_IDENTITY.into(), "Token".into());
+        let config = config(&objects, "");
+        assert_eq!(config.pods.proven, config.agents, "all of them are of slice a");
+        assert!(config.pods.addresses.len() == config.agents.len());
     }
 
     #[test]

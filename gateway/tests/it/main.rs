@@ -5,6 +5,7 @@ mod balancing;
 mod choice;
 mod egress;
 mod fairness;
+mod identity;
 mod leaving;
 mod ports;
 mod protocol;
