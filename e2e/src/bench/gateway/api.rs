@@ -325,7 +325,7 @@ fn follow(store: Arc<Store>, collection: String, query: Query) -> Response<Body>
             }
         }
     });
-    json_response(StatusCode::OK, BodyExt::boxed_unsync(StreamBody::new(Box::pin(events))))
+    json_response(StatusCode::OK, StreamBody::new(Box::pin(events)).boxed_unsync())
 }
 
 fn whole(code: StatusCode, object: &Value) -> Response<Body> {
