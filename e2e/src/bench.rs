@@ -8,6 +8,7 @@ mod stats;
 use crate::Cluster;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
+use gateway::profile::Direction;
 use gateway::{Bench, Part};
 use std::path::PathBuf;
 
@@ -30,12 +31,12 @@ pub struct Args {
     /// The gateway's program. Default: flotilla-gateway beside this one.
     #[arg(long)]
     pub gateway: Option<PathBuf>,
-    /// What a benchmark starts of itself.
+    /// Anything but the benchmarks.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What a benchmark starts of itself.
+/// Anything but the benchmarks.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The origin that stands in for agents and providers.
@@ -44,6 +45,18 @@ pub enum Command {
         /// Where it listens, on 127.0.0.1 and the next addresses.
         #[arg(long)]
         port: u16,
+    },
+    /// Put load on one gateway and print its process id, for perf and strace.
+    Profile {
+        /// The way of the load.
+        #[arg(value_enum)]
+        direction: Direction,
+        /// Bytes of each request's body; above 8 KiB the answer has 16 KiB, else 1 KiB. 0: 100 paced streams instead.
+        #[arg(long, default_value_t = 1024)]
+        bytes: usize,
+        /// Seconds of load.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
     },
 }
 
@@ -89,8 +102,18 @@ impl Selection {
 /// # Errors
 /// When a benchmark cannot be run at all.
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(Command::Origin { port }) = args.command {
-        return gateway::origin::run(port);
+    let gateway_bench = || Bench::new(args.gateway.clone(), args.rounds, args.full);
+    match &args.command {
+        Some(Command::Origin { port }) => return gateway::origin::run(*port),
+        Some(Command::Profile {
+            direction,
+            bytes,
+            seconds,
+        }) => {
+            let time = std::time::Duration::from_secs(*seconds);
+            return gateway::profile::run(&gateway_bench()?, *direction, *bytes, time);
+        }
+        None => {}
     }
     let wants = |one: Selection| args.only.is_empty() || args.only.contains(&one);
     if wants(Selection::Histogram) {
@@ -104,7 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
         .filter_map(|one| one.part())
         .collect();
     if !parts.is_empty() {
-        let bench = Bench::new(args.gateway.clone(), args.rounds, args.full)?;
+        let bench = gateway_bench()?;
         for part in parts {
             for row in bench.run(part)? {
                 println!("{row}");

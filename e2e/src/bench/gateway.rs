@@ -19,6 +19,7 @@ mod open;
 pub mod origin;
 mod peers;
 mod process;
+pub mod profile;
 mod streaming;
 mod streams;
 mod throughput;

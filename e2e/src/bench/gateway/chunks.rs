@@ -20,9 +20,8 @@ pub struct Chunks {
     place: Place,
     size: usize,
     newlines: usize,
-    /// Events seen; one ends with an empty line, and the origin's hold no other.
-    pub events: usize,
-    /// Events that were not alone in their chunk: somebody on the way has joined what was sent apart.
+    ended_before: usize,
+    /// Events that ended in one chunk with another: somebody on the way has joined what was sent apart.
     pub joined: usize,
 }
 
@@ -32,13 +31,18 @@ impl Default for Chunks {
             place: Place::Size,
             size: 0,
             newlines: 0,
-            events: 0,
+            ended_before: 0,
             joined: 0,
         }
     }
 }
 
 impl Chunks {
+    /// Events whose end has come. One ends with an empty line, and the origin's hold no other.
+    pub fn events(&self) -> usize {
+        self.newlines / 2
+    }
+
     /// True after the last byte.
     pub fn is_done(&self) -> bool {
         self.place == Place::Done
@@ -107,10 +111,10 @@ impl Chunks {
     }
 
     fn chunk_ended(&mut self) {
-        let events = std::mem::take(&mut self.newlines) / 2;
-        self.events += events;
-        if events > 1 {
-            self.joined += events;
+        let ended = self.events() - self.ended_before;
+        self.ended_before = self.events();
+        if ended > 1 {
+            self.joined += ended;
         }
     }
 }
@@ -130,8 +134,15 @@ mod tests {
                 chunks.feed(piece).expect("a body");
             }
             assert!(chunks.is_done(), "{cut}");
-            assert_eq!((chunks.events, chunks.joined), (3, 2), "{cut}");
+            assert_eq!((chunks.events(), chunks.joined), (3, 2), "{cut}");
         }
+    }
+
+    #[test]
+    fn an_event_may_be_cut_anywhere() {
+        let mut chunks = Chunks::default();
+        chunks.feed(b"8\r\ndata: 1\n\r\n1\r\n\n\r\n0\r\n\r\n").expect("a body");
+        assert_eq!((chunks.events(), chunks.joined), (1, 0));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::fleet::{Way, requests};
 use super::install::Peer;
 use super::open::{Latencies, Open};
-use super::{Bench, peers};
+use super::{Bench, not_measured, peers};
 use crate::bench::stats::{median, spread};
 use crate::report::Row;
 
@@ -26,6 +26,7 @@ struct Subject {
     requests: Arc<[Bytes]>,
     /// Of each round, in microseconds: p50, p99, and the client's own lateness at p99.
     rounds: Vec<[f64; 3]>,
+    failure: Option<anyhow::Error>,
 }
 
 pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
@@ -46,7 +47,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
         }
         for _ in 0..bench.rounds {
             for subject in &mut subjects {
-                subject.measure(bench, rate)?;
+                subject.measure(bench, rate);
             }
         }
         rows.extend(report(&subjects, rate));
@@ -61,22 +62,27 @@ fn report(subjects: &[Subject], rate: u32) -> Vec<Row> {
     let mut rows = Vec::new();
     for subject in others {
         for (index, percentile, goal) in [(0, "p50", 0.15), (1, "p99", 0.35)] {
+            let name = format!("added latency, {}, {rate}/s, {percentile}", subject.name);
+            let goal_text = format!("≤ {goal} ms");
+            if let Some(error) = subject.failure.as_ref().or(direct.failure.as_ref()) {
+                rows.push(not_measured(name, &goal_text, error));
+                continue;
+            }
             let added: Vec<f64> = subject
                 .rounds
                 .iter()
                 .zip(&direct.rounds)
                 .map(|(with, without)| (figure(with, index) - figure(without, index)) / 1000.0)
                 .collect();
-            let name = format!("added latency, {}, {rate}/s, {percentile}", subject.name);
             let measured = format!("{} ms", spread(&added, 3));
             rows.push(if subject.name == "Envoy" {
                 Row::note(format!("  {name}"), measured)
             } else {
-                Row::new(name, measured, format!("≤ {goal} ms"), median(added) <= goal)
+                Row::new(name, measured, goal_text, median(added) <= goal)
             });
         }
     }
-    for subject in subjects {
+    for subject in subjects.iter().filter(|subject| subject.failure.is_none()) {
         let of = |index: usize| subject.rounds.iter().map(|round| figure(round, index)).collect::<Vec<_>>();
         let late = median(of(2));
         let note = if late > LATE_MICROS { " (the client was late: a busy machine)" } else { "" };
@@ -99,10 +105,20 @@ impl Subject {
             to,
             requests,
             rounds: vec![],
+            failure: None,
         }
     }
 
-    fn measure(&mut self, bench: &Bench, rate: u32) -> Result<()> {
+    /// A failure is this subject's: the others go on.
+    fn measure(&mut self, bench: &Bench, rate: u32) {
+        if self.failure.is_none()
+            && let Err(error) = self.try_measure(bench, rate)
+        {
+            self.failure = Some(error);
+        }
+    }
+
+    fn try_measure(&mut self, bench: &Bench, rate: u32) -> Result<()> {
         let open = Open {
             to: self.to,
             requests: self.requests.clone(),

@@ -59,6 +59,11 @@ impl Start<'_> {
 }
 
 impl Child {
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Still runs.
     ///
     /// # Errors

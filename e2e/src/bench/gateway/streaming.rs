@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::fleet::{Way, requests};
 use super::install::Peer;
 use super::streams::{Seen, Streams};
-use super::{Bench, peers};
+use super::{Bench, not_measured, peers};
 use crate::bench::stats::{median, spread};
 use crate::report::Row;
 
@@ -23,6 +23,7 @@ struct Subject {
     to: SocketAddr,
     requests: Arc<[Bytes]>,
     rounds: Vec<Seen>,
+    failure: Option<anyhow::Error>,
 }
 
 pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
@@ -41,7 +42,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     }
     for _ in 0..bench.rounds {
         for subject in &mut subjects {
-            subject.measure(bench)?;
+            subject.measure(bench);
         }
     }
     Ok(report(&subjects))
@@ -61,6 +62,10 @@ fn report(subjects: &[Subject]) -> Vec<Row> {
     };
     let mut rows = Vec::new();
     for subject in others {
+        if let Some(error) = subject.failure.as_ref().or(direct.failure.as_ref()) {
+            rows.push(not_measured(format!("{CONCURRENT} streams, {}", subject.name), "-", error));
+            continue;
+        }
         let added = |of: fn(&Seen) -> f64| -> Vec<f64> {
             let pairs = subject.rounds.iter().zip(&direct.rounds);
             pairs.map(|(with, without)| of(with) - of(without)).collect()
@@ -86,7 +91,7 @@ fn report(subjects: &[Subject]) -> Vec<Row> {
             Row::new(name, measured, "0", joined == 0)
         });
     }
-    for subject in subjects {
+    for subject in subjects.iter().filter(|subject| subject.failure.is_none()) {
         let of = |of: fn(&Seen) -> f64| median(subject.rounds.iter().map(of).collect());
         let streams: u64 = subject.rounds.iter().map(|seen| seen.streams).sum();
         rows.push(Row::note(
@@ -104,10 +109,15 @@ impl Subject {
             to,
             requests,
             rounds: vec![],
+            failure: None,
         }
     }
 
-    fn measure(&mut self, bench: &Bench) -> Result<()> {
+    /// A failure is this subject's: the others go on.
+    fn measure(&mut self, bench: &Bench) {
+        if self.failure.is_some() {
+            return;
+        }
         let streams = Streams {
             to: self.to,
             requests: self.requests.clone(),
@@ -116,7 +126,9 @@ impl Subject {
             time: TIME,
             cores: bench.both(),
         };
-        self.rounds.push(streams.run()?);
-        Ok(())
+        match streams.run() {
+            Ok(seen) => self.rounds.push(seen),
+            Err(error) => self.failure = Some(error),
+        }
     }
 }

@@ -104,8 +104,8 @@ async fn one(connection: &mut Connection, request: &[u8], seen: Option<&RefCell<
         let Framing::Chunked(chunks) = &head.framing else {
             bail!("a stream with a length: the proxy has collected it");
         };
-        let (came, now) = (chunks.events - before, Instant::now());
-        before = chunks.events;
+        let (came, now) = (chunks.events() - before, Instant::now());
+        before = chunks.events();
         if came > 0 && let Some(seen) = seen {
             let mut seen = seen.borrow_mut();
             match last {
@@ -120,8 +120,8 @@ async fn one(connection: &mut Connection, request: &[u8], seen: Option<&RefCell<
         }
         if whole {
             // The last two, usage and [DONE], are sent in one write and follow each other at once.
-            if chunks.events != TOKENS + 2 {
-                bail!("a stream of {} events; {} were sent", chunks.events, TOKENS + 2);
+            if chunks.events() != TOKENS + 2 {
+                bail!("a stream of {} events; {} were sent", chunks.events(), TOKENS + 2);
             }
             if let Some(seen) = seen {
                 let mut seen = seen.borrow_mut();

@@ -22,7 +22,9 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let fleet = bench.shared_fleet("throughput")?;
     let gateway = fleet.gateway()?;
     let folder = bench.folder("throughput")?;
-    let envoy = peers::start(Peer::Envoy, &bench.cache, &folder, &bench.cores.both(), fleet.origin);
+    // What forwarding costs at least on this machine, with this client and this origin.
+    let others = [Peer::Envoy, Peer::Nginx]
+        .map(|peer| (peer, peers::start(peer, &bench.cache, &folder, &bench.cores.both(), fleet.origin)));
     let mut rows = Vec::new();
     for (bytes, size, goal) in SIZES {
         let mut targets: Vec<(&str, Way, SocketAddr)> = vec![
@@ -30,8 +32,10 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
             ("ingress", Way::Ingress, gateway.ingress),
             ("egress", Way::Egress, gateway.egress),
         ];
-        if let Ok(envoy) = &envoy {
-            targets.push(("Envoy, one worker", Way::Plain, envoy.address));
+        for (peer, running) in &others {
+            if let Ok(running) = running {
+                targets.push((peer.name(), Way::Plain, running.address));
+            }
         }
         let mut rates: Vec<Vec<f64>> = vec![vec![]; targets.len()];
         for _ in 0..bench.rounds {
@@ -50,10 +54,10 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
             let fractions: Vec<f64> = theirs.iter().zip(direct).map(|(with, without)| with / without).collect();
             let measured = format!("{} of direct", spread(&fractions, 2));
             let text = format!("throughput, {name}, {size}");
-            rows.push(if name.starts_with("Envoy") {
-                Row::note(format!("  {text}"), measured)
-            } else {
+            rows.push(if matches!(*name, "ingress" | "egress") {
                 Row::new(text, measured, format!("≥ {goal}"), median(fractions) >= goal)
+            } else {
+                Row::note(format!("  {text}, one worker"), measured)
             });
         }
         rows.push(Row::note(
