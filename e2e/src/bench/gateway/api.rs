@@ -83,7 +83,9 @@ impl Api {
                 eprintln!("the benchmark's API server has ended: {error:#}");
             }
         });
-        let address = address.recv().map_err(|_| anyhow!("the API server did not start"))?;
+        let address = address
+            .recv()
+            .map_err(|_| anyhow!("the API server did not start"))?;
         Ok(Self { address, store })
     }
 
@@ -261,7 +263,10 @@ async fn answer(store: &Arc<Store>, request: Request<Incoming>) -> Response<Body
 /// The path of the collection, and the object's name where there is one; subresources are the object itself.
 fn split(path: &str) -> Option<(&str, Option<&str>)> {
     let before_namespace = path.find("/namespaces/")?;
-    let mut slashes = path.match_indices('/').map(|(at, _)| at).filter(|at| *at > before_namespace);
+    let mut slashes = path
+        .match_indices('/')
+        .map(|(at, _)| at)
+        .filter(|at| *at > before_namespace);
     let (_namespace, plural) = (slashes.next()?, slashes.next()?);
     let Some(end) = slashes.next() else {
         return (plural + 1 < path.len()).then_some((path, None));
@@ -364,7 +369,13 @@ mod tests {
     #[test]
     fn labels_select() {
         let object = json!({"metadata": {"labels": {"a": "1", "b/c": "2"}}});
-        for (labels, selected) in [("", true), ("a", true), ("a=1,b/c=2", true), ("a=2", false), ("d", false)] {
+        for (labels, selected) in [
+            ("", true),
+            ("a", true),
+            ("a=1,b/c=2", true),
+            ("a=2", false),
+            ("d", false),
+        ] {
             assert_eq!(selects(labels, &object), selected, "{labels}");
         }
     }

@@ -141,7 +141,9 @@ mod tests {
     #[test]
     fn an_event_may_be_cut_anywhere() {
         let mut chunks = Chunks::default();
-        chunks.feed(b"8\r\ndata: 1\n\r\n1\r\n\n\r\n0\r\n\r\n").expect("a body");
+        chunks
+            .feed(b"8\r\ndata: 1\n\r\n1\r\n\n\r\n0\r\n\r\n")
+            .expect("a body");
         assert_eq!((chunks.events(), chunks.joined), (1, 0));
     }
 

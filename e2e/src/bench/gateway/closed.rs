@@ -64,7 +64,9 @@ impl Load {
             let (count, stop) = (count.clone(), stop.clone());
             std::thread::spawn(move || {
                 Cores::pin(&self.cores)?;
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?;
                 runtime.block_on(self.run(count, stop))
             })
         };
@@ -133,7 +135,11 @@ impl Running {
     /// When a request fails, or `meanwhile` does.
     pub fn reach(&self, count: u64, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         while self.count() < count {
-            if self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished) {
+            if self
+                .thread
+                .as_ref()
+                .is_none_or(std::thread::JoinHandle::is_finished)
+            {
                 return Err(anyhow!("the load ended after {} requests", self.count()));
             }
             meanwhile()?;

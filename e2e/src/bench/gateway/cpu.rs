@@ -43,7 +43,12 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
         gateways: 1,
         split: false,
     })?;
-    let started = PEERS.map(|peer| (peer, peers::start(peer, &bench.cache, &folder, &proxy, fleet.origin)));
+    let started = PEERS.map(|peer| {
+        (
+            peer,
+            peers::start(peer, &bench.cache, &folder, &proxy, fleet.origin),
+        )
+    });
     let gateway = fleet.gateway()?;
     let ask = |way| requests(way, "bench", false, 1024, "");
     let mut subjects = vec![
@@ -53,7 +58,12 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     for (peer, running) in &started {
         if let Ok(running) = running {
             let requests = running.requests.clone();
-            subjects.push(Subject::new(peer.name(), &running.process, running.address, requests));
+            subjects.push(Subject::new(
+                peer.name(),
+                &running.process,
+                running.address,
+                requests,
+            ));
         }
     }
     for round in 0..bench.rounds {
@@ -79,14 +89,23 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
         };
         for way in ["ingress", "egress"] {
             let Some(ours) = figures(way) else { continue };
-            rows.extend(compare(*peer, way, &ours.micros, their.map(|their| their.micros.as_slice())));
+            rows.extend(compare(
+                *peer,
+                way,
+                &ours.micros,
+                their.map(|their| their.micros.as_slice()),
+            ));
         }
     }
     for subject in &subjects {
         if subject.failure.is_none() {
             rows.push(Row::note(
                 format!("  {}, CPU per request", subject.name),
-                format!("{} µs, {:.0}/s", spread(&subject.micros, 0), median(subject.rates.clone())),
+                format!(
+                    "{} µs, {:.0}/s",
+                    spread(&subject.micros, 0),
+                    median(subject.rates.clone())
+                ),
             ));
         }
     }

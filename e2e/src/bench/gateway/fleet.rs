@@ -123,7 +123,10 @@ fn prepare(layout: &Layout<'_>, api: &Api, port: u16) -> Result<PathBuf> {
     let half = REPLICAS / 2;
     if layout.split {
         api.put(objects::path::SLICES, objects::slice(first, port, 1..=half));
-        api.put(objects::path::SLICES, objects::slice(second, port, half + 1..=REPLICAS));
+        api.put(
+            objects::path::SLICES,
+            objects::slice(second, port, half + 1..=REPLICAS),
+        );
     } else {
         api.put(objects::path::SLICES, objects::slice(first, port, 1..=REPLICAS));
     }
@@ -132,11 +135,16 @@ fn prepare(layout: &Layout<'_>, api: &Api, port: u16) -> Result<PathBuf> {
         objects::path::PROVIDERS,
         objects::provider(&format!("http://127.0.0.1:{port}/v1")),
     );
-    let addresses = (1..=layout.gateways).map(|number| address(number).to_string()).collect();
+    let addresses = (1..=layout.gateways)
+        .map(|number| address(number).to_string())
+        .collect();
     api.put(objects::path::SLICES, objects::gateways(addresses));
     let keys = layout.folder.join("credentials").join(POOL);
     fs::create_dir_all(&keys)?;
-    fs::write(keys.join(flotilla_crds::names::API_KEY_FILE), "sk-bench-0123456789")?;
+    fs::write(
+        keys.join(flotilla_crds::names::API_KEY_FILE),
+        "sk-bench-0123456789",
+    )?;
     let kubeconfig = layout.folder.join("kubeconfig");
     let text = serde_json::json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "bench",
@@ -202,7 +210,10 @@ impl Gateway {
 fn get(to: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {to}\r\nconnection: close\r\n\r\n"
+    )?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let (head, body) = text.split_once("\r\n\r\n").context("no answer")?;

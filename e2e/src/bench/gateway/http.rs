@@ -129,7 +129,13 @@ impl Connection {
     /// When there are none to come.
     pub async fn read(&mut self) -> Result<()> {
         self.buffer.reserve(READ);
-        if self.stream.read_buf(&mut self.buffer).await.context("failed to read")? == 0 {
+        if self
+            .stream
+            .read_buf(&mut self.buffer)
+            .await
+            .context("failed to read")?
+            == 0
+        {
             bail!("the connection was closed in the middle of an answer");
         }
         Ok(())
@@ -160,7 +166,9 @@ fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>> {
         } else if field.name.eq_ignore_ascii_case("connection") {
             head.closes = field.value.eq_ignore_ascii_case(b"close");
         } else if field.name.eq_ignore_ascii_case(super::origin::ORIGIN_HEADER) {
-            head.origin = std::str::from_utf8(field.value).ok().and_then(|text| text.parse().ok());
+            head.origin = std::str::from_utf8(field.value)
+                .ok()
+                .and_then(|text| text.parse().ok());
         }
     }
     if !framed {

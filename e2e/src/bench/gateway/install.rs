@@ -84,8 +84,12 @@ impl Peer {
 
 fn install_python(wanted: &str, folder: &Path) -> Result<()> {
     run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-    run(Command::new(folder.join("bin/pip"))
-        .args(["install", "--quiet", "--disable-pip-version-check", wanted]))
+    run(Command::new(folder.join("bin/pip")).args([
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        wanted,
+    ]))
 }
 
 /// Unpacks a Debian package without installing it: nothing starts, and nothing outside `folder` changes.

@@ -28,7 +28,9 @@ impl Cores {
         let mut usable = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
         match (usable.next(), usable.next()) {
             (Some(load), Some(proxy)) => Ok(Self { load, proxy }),
-            _ => bail!("the gateway's benchmarks need two cores: one for the proxy, one for client and origin"),
+            _ => {
+                bail!("the gateway's benchmarks need two cores: one for the proxy, one for client and origin")
+            }
         }
     }
 

@@ -32,7 +32,10 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     )];
     let mut most = 0.0_f64;
     for (way, to) in [(Way::Ingress, gateway.ingress), (Way::Egress, gateway.egress)] {
-        let request = requests(way, "held", true, 1024, "").first().cloned().context("no request")?;
+        let request = requests(way, "held", true, 1024, "")
+            .first()
+            .cloned()
+            .context("no request")?;
         let held = Held::open(to, request, STREAMS);
         wait_for(Duration::from_secs(60), "2,000 open streams", || {
             let count = held.count();

@@ -67,7 +67,7 @@ pub fn provider(endpoint: &str) -> Value {
                 {"name": "rpm", "resource": "Requests", "limit": 600_000_000, "windowSeconds": 60},
                 {"name": "tpm", "resource": "Tokens", "limit": 600_000_000_000_u64, "windowSeconds": 60},
             ],
-            "budget": {"limit": "1000000000.00", "currency": "USD", "window": "Month"},
+            "budget": {"limit": "999999999.00", "currency": "USD", "window": "Month"},
         },
     })
 }

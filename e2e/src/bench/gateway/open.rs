@@ -54,7 +54,9 @@ impl Open {
     pub fn run(self) -> Result<Latencies> {
         let thread = std::thread::spawn(move || {
             Cores::pin(&self.cores)?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             LocalSet::new().block_on(&runtime, self.send_all())
         });
         thread.join().map_err(|_| anyhow!("the client panicked"))?

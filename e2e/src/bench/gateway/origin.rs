@@ -44,7 +44,9 @@ const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\
 /// # Errors
 /// When it cannot listen.
 pub fn run(port: u16) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     LocalSet::new().block_on(&runtime, async {
         let pace = Rc::new(Pace::default());
         for replica in 1..=REPLICAS {
@@ -69,7 +71,11 @@ pub fn chat_request(model: &str, stream: bool, bytes: usize) -> String {
 }
 
 fn filler(bytes: usize) -> String {
-    "How does the tide know when to turn? ".chars().cycle().take(bytes).collect()
+    "How does the tide know when to turn? "
+        .chars()
+        .cycle()
+        .take(bytes)
+        .collect()
 }
 
 fn completion(bytes: usize) -> String {
@@ -138,12 +144,18 @@ async fn serve(stream: TcpStream, answers: &Answers, pace: &Pace) -> Result<()> 
                 bail!("a request that ends early");
             }
         }
-        let start = buffer.get(head..(head + body.min(HEAD_OF_BODY))).unwrap_or_default();
+        let start = buffer
+            .get(head..(head + body.min(HEAD_OF_BODY)))
+            .unwrap_or_default();
         let kind = Kind::of(start, body);
         buffer.advance(head + body);
         match kind {
             Kind::Whole => {
-                let answer = if body > 8 * 1024 { &answers.large } else { &answers.small };
+                let answer = if body > 8 * 1024 {
+                    &answers.large
+                } else {
+                    &answers.small
+                };
                 write_all(&mut write, answer).await?;
             }
             Kind::Stream { events, interval } => {
@@ -325,7 +337,9 @@ impl Pace {
         let mut queue = queue.borrow_mut();
         let now = Instant::now();
         while queue.front().is_some_and(|stream| stream.due <= now) {
-            let Some(mut stream) = queue.pop_front() else { break };
+            let Some(mut stream) = queue.pop_front() else {
+                break;
+            };
             if stream.step(&self.events) {
                 queue.push_back(stream);
             } else {
@@ -358,11 +372,20 @@ mod tests {
     fn the_model_chooses() {
         let kind = |model, stream| {
             let body = chat_request(model, stream, 1024);
-            Kind::of(body.as_bytes().get(..HEAD_OF_BODY).unwrap_or_default(), body.len())
+            Kind::of(
+                body.as_bytes().get(..HEAD_OF_BODY).unwrap_or_default(),
+                body.len(),
+            )
         };
         assert!(matches!(kind("bench", true), Kind::Whole));
         assert!(matches!(kind("paced", false), Kind::Whole));
         assert!(matches!(kind("paced", true), Kind::Stream { events: TOKENS, .. }));
-        assert!(matches!(kind("held", true), Kind::Stream { interval: HELD_INTERVAL, .. }));
+        assert!(matches!(
+            kind("held", true),
+            Kind::Stream {
+                interval: HELD_INTERVAL,
+                ..
+            }
+        ));
     }
 }

@@ -59,7 +59,8 @@ pub fn start(peer: Peer, cache: &Path, folder: &Path, cores: &str, origin: Socke
         Peer::Nginx => (nginx(&place)?, String::new(), "bench"),
         Peer::LiteLlm => (litellm(&place)?, String::new(), "bench"),
         Peer::Portkey => {
-            let extra = format!("x-portkey-provider: openai\r\nx-portkey-custom-host: http://{origin}/v1\r\n");
+            let extra =
+                format!("x-portkey-provider: openai\r\nx-portkey-custom-host: http://{origin}/v1\r\n");
             (portkey(&place)?, extra, "bench")
         }
     };
@@ -75,7 +76,11 @@ pub fn start(peer: Peer, cache: &Path, folder: &Path, cores: &str, origin: Socke
         }
         let text = |request: &Bytes| String::from_utf8_lossy(request).into_owned();
         made.iter()
-            .map(|request| text(request).replace("sk-client-0123456789abcdef", MASTER_KEY).into())
+            .map(|request| {
+                text(request)
+                    .replace("sk-client-0123456789abcdef", MASTER_KEY)
+                    .into()
+            })
             .collect()
     };
     Ok(Running {
@@ -113,7 +118,8 @@ impl Place<'_> {
 
     /// The origin's addresses.
     fn replicas(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        (1..=REPLICAS).map(|replica| SocketAddr::from((Ipv4Addr::new(127, 0, 0, replica), self.origin.port())))
+        (1..=REPLICAS)
+            .map(|replica| SocketAddr::from((Ipv4Addr::new(127, 0, 0, replica), self.origin.port())))
     }
 }
 
@@ -147,12 +153,23 @@ fn envoy(place: &Place<'_>) -> Result<Child> {
     }});
     let config = place.write("envoy.json", &config.to_string())?;
     let program = find_program(place.installed, "envoy")?;
-    let arguments = ["-c", &config, "--concurrency", "1", "--disable-hot-restart", "-l", "error"];
+    let arguments = [
+        "-c",
+        &config,
+        "--concurrency",
+        "1",
+        "--disable-hot-restart",
+        "-l",
+        "error",
+    ];
     place.spawn(Peer::Envoy, &program, arguments.map(str::to_owned).into(), vec![])
 }
 
 fn nginx(place: &Place<'_>) -> Result<Child> {
-    let servers: String = place.replicas().map(|address| format!("server {address}; ")).collect();
+    let servers: String = place
+        .replicas()
+        .map(|address| format!("server {address}; "))
+        .collect();
     let folder = place.folder.join("nginx");
     fs::create_dir_all(&folder)?;
     let (folder, port) = (folder.display(), place.port);
@@ -177,7 +194,14 @@ fn nginx(place: &Place<'_>) -> Result<Child> {
     place.spawn(
         Peer::Nginx,
         &program,
-        vec!["-p".into(), prefix, "-e".into(), "stderr".into(), "-c".into(), config],
+        vec![
+            "-p".into(),
+            prefix,
+            "-e".into(),
+            "stderr".into(),
+            "-c".into(),
+            config,
+        ],
         vec![],
     )
 }
@@ -199,7 +223,16 @@ fn litellm(place: &Place<'_>) -> Result<Child> {
     let config = place.write("litellm.yaml", &config.to_string())?;
     let port = place.port.to_string();
     let arguments = [
-        "--config", &config, "--host", "127.0.0.1", "--port", &port, "--num_workers", "1", "--telemetry", "False",
+        "--config",
+        &config,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        &port,
+        "--num_workers",
+        "1",
+        "--telemetry",
+        "False",
     ];
     let environment = vec![
         ("LITELLM_LOG", "ERROR".into()),
@@ -207,11 +240,18 @@ fn litellm(place: &Place<'_>) -> Result<Child> {
         ("LITELLM_LOCAL_MODEL_COST_MAP", "True".into()),
     ];
     let program = place.installed.join("bin/litellm");
-    place.spawn(Peer::LiteLlm, &program, arguments.map(str::to_owned).into(), environment)
+    place.spawn(
+        Peer::LiteLlm,
+        &program,
+        arguments.map(str::to_owned).into(),
+        environment,
+    )
 }
 
 fn portkey(place: &Place<'_>) -> Result<Child> {
-    let script = place.installed.join("node_modules/@portkey-ai/gateway/build/start-server.js");
+    let script = place
+        .installed
+        .join("node_modules/@portkey-ai/gateway/build/start-server.js");
     let arguments = vec![
         script.to_string_lossy().into_owned(),
         format!("--port={}", place.port),

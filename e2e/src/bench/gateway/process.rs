@@ -116,7 +116,10 @@ impl Drop for Child {
         // Descendants first: they would lose their parent, and with it the way to find them.
         let own = family(self.process.id()).unwrap_or_default();
         for process in own.iter().filter(|process| process.id != self.process.id()) {
-            if let Some(id) = i32::try_from(process.id).ok().and_then(rustix::process::Pid::from_raw) {
+            if let Some(id) = i32::try_from(process.id)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+            {
                 let _ = rustix::process::kill_process(id, rustix::process::Signal::KILL);
             }
         }
@@ -193,6 +196,11 @@ mod tests {
     #[test]
     fn this_process_is_in_its_own_family() {
         let own = std::process::id();
-        assert!(family(own).expect("a family").iter().any(|process| process.id == own));
+        assert!(
+            family(own)
+                .expect("a family")
+                .iter()
+                .any(|process| process.id == own)
+        );
     }
 }

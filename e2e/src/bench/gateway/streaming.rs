@@ -30,7 +30,13 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let fleet = bench.shared_fleet("streaming")?;
     let gateway = fleet.gateway()?;
     let folder = bench.folder("streaming")?;
-    let envoy = peers::start(Peer::Envoy, &bench.cache, &folder, &bench.cores.both(), fleet.origin);
+    let envoy = peers::start(
+        Peer::Envoy,
+        &bench.cache,
+        &folder,
+        &bench.cores.both(),
+        fleet.origin,
+    );
     let ask = |way| requests(way, "paced", true, 1024, "");
     let mut subjects = vec![
         Subject::new("direct", fleet.origin, ask(Way::Plain)),
@@ -63,7 +69,11 @@ fn report(subjects: &[Subject]) -> Vec<Row> {
     let mut rows = Vec::new();
     for subject in others {
         if let Some(error) = subject.failure.as_ref().or(direct.failure.as_ref()) {
-            rows.push(not_measured(format!("{CONCURRENT} streams, {}", subject.name), "-", error));
+            rows.push(not_measured(
+                format!("{CONCURRENT} streams, {}", subject.name),
+                "-",
+                error,
+            ));
             continue;
         }
         let added = |of: fn(&Seen) -> f64| -> Vec<f64> {
@@ -83,7 +93,10 @@ fn report(subjects: &[Subject]) -> Vec<Row> {
         }
         let joined: u64 = subject.rounds.iter().map(|seen| seen.joined).sum();
         let events: u64 = subject.rounds.iter().map(|seen| seen.events).sum();
-        let name = format!("{CONCURRENT} streams, {}, events joined to one chunk", subject.name);
+        let name = format!(
+            "{CONCURRENT} streams, {}, events joined to one chunk",
+            subject.name
+        );
         let measured = format!("{joined} of {events}");
         rows.push(if subject.name == "Envoy" {
             Row::note(format!("  {name}"), measured)

@@ -56,7 +56,9 @@ impl Streams {
     pub fn run(self) -> Result<Seen> {
         let thread = std::thread::spawn(move || {
             Cores::pin(&self.cores)?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             LocalSet::new().block_on(&runtime, self.run_all())
         });
         thread.join().map_err(|_| anyhow!("the client panicked"))?
@@ -106,7 +108,9 @@ async fn one(connection: &mut Connection, request: &[u8], seen: Option<&RefCell<
         };
         let (came, now) = (chunks.events() - before, Instant::now());
         before = chunks.events();
-        if came > 0 && let Some(seen) = seen {
+        if came > 0
+            && let Some(seen) = seen
+        {
             let mut seen = seen.borrow_mut();
             match last {
                 None => seen.first.record(nanoseconds(now - sent)),
@@ -148,7 +152,9 @@ impl Held {
         let thread = {
             let (open, stop) = (open.clone(), stop.clone());
             std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?;
                 runtime.block_on(hold_all(to, request, count, open, stop))
             })
         };

@@ -23,8 +23,12 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let gateway = fleet.gateway()?;
     let folder = bench.folder("throughput")?;
     // What forwarding costs at least on this machine, with this client and this origin.
-    let others = [Peer::Envoy, Peer::Nginx]
-        .map(|peer| (peer, peers::start(peer, &bench.cache, &folder, &bench.cores.both(), fleet.origin)));
+    let others = [Peer::Envoy, Peer::Nginx].map(|peer| {
+        (
+            peer,
+            peers::start(peer, &bench.cache, &folder, &bench.cores.both(), fleet.origin),
+        )
+    });
     let mut rows = Vec::new();
     for (bytes, size, goal) in SIZES {
         let mut targets: Vec<(&str, Way, SocketAddr)> = vec![
@@ -49,9 +53,15 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
                 rates.push(load.measure(&gateway.process, WARM, TIME)?.rate());
             }
         }
-        let Some((direct, others)) = rates.split_first() else { continue };
+        let Some((direct, others)) = rates.split_first() else {
+            continue;
+        };
         for ((name, ..), theirs) in targets.iter().skip(1).zip(others) {
-            let fractions: Vec<f64> = theirs.iter().zip(direct).map(|(with, without)| with / without).collect();
+            let fractions: Vec<f64> = theirs
+                .iter()
+                .zip(direct)
+                .map(|(with, without)| with / without)
+                .collect();
             let measured = format!("{} of direct", spread(&fractions, 2));
             let text = format!("throughput, {name}, {size}");
             rows.push(if matches!(*name, "ingress" | "egress") {

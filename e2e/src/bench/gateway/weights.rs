@@ -59,7 +59,9 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let thread = {
         let counts = counts.clone();
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             runtime.block_on(ask_all(targets, counts, sender))
         })
     };
@@ -72,9 +74,15 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let p99 = delays
         .get(delays.len() * 99 / 100)
         .map_or(f64::NAN, |delay| delay.as_secs_f64() * 1000.0);
-    let worst = delays.last().map_or(f64::NAN, |delay| delay.as_secs_f64() * 1000.0);
+    let worst = delays
+        .last()
+        .map_or(f64::NAN, |delay| delay.as_secs_f64() * 1000.0);
     let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let (all, failed, relapses) = (load(&counts.requests), load(&counts.failed), load(&counts.relapses));
+    let (all, failed, relapses) = (
+        load(&counts.requests),
+        load(&counts.failed),
+        load(&counts.relapses),
+    );
     Ok(vec![
         Row::new(
             format!("change of weights in force on {GATEWAYS} gateways, mean of {CHANGES}"),
@@ -105,15 +113,24 @@ fn change_all(fleet: &Fleet, turned: &Receiver<Turned>) -> Result<Vec<Duration>>
     let [first, second] = REVISIONS;
     let mut delays = Vec::with_capacity(CHANGES);
     for change in 0..CHANGES {
-        let to = if change % 2 == 0 { [(first, 0), (second, 100)] } else { [(first, 100), (second, 0)] };
+        let to = if change % 2 == 0 {
+            [(first, 0), (second, 100)]
+        } else {
+            [(first, 100), (second, 0)]
+        };
         let generation = i64::try_from(change).unwrap_or(0) + 2;
         let begin = Instant::now();
-        fleet.api.put(objects::path::POOLS, objects::pool(&to, generation));
+        fleet
+            .api
+            .put(objects::path::POOLS, objects::pool(&to, generation));
         let mut seen = [false; GATEWAYS as usize];
         let mut last = begin;
         while seen.contains(&false) {
             let Ok(turn) = turned.recv_timeout(LIMIT) else {
-                bail!("change {change} is not in force everywhere after {} s", LIMIT.as_secs());
+                bail!(
+                    "change {change} is not in force everywhere after {} s",
+                    LIMIT.as_secs()
+                );
             };
             if let Some(seen) = seen.get_mut(turn.gateway) {
                 *seen = true;
