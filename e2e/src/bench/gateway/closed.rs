@@ -13,6 +13,11 @@ use super::http::Connection;
 use super::machine::{Cores, pause};
 use super::process::Child;
 
+/// Fewer answers than this say little about their cost: requests that are half done at both ends weigh too much.
+const ENOUGH: u64 = 100;
+/// Longest measurement of a slow target.
+const LONGEST: Duration = Duration::from_secs(15);
+
 /// What is sent, and how.
 #[derive(Clone)]
 pub struct Load {
@@ -77,7 +82,8 @@ impl Load {
         }
     }
 
-    /// Sends for `warm`, then for `time`, and measures what `child` spends in that second part.
+    /// Sends for `warm`, then for `time` (longer if there are less than [`ENOUGH`] answers by then), and measures what
+    /// `child` spends in that second part.
     ///
     /// # Errors
     /// When a request fails.
@@ -85,12 +91,16 @@ impl Load {
         let running = self.start();
         pause(warm);
         let (before, counted, begin) = (child.cpu()?, running.count(), Instant::now());
-        pause(time);
+        while begin.elapsed() < time
+            || (running.count() - counted < ENOUGH && begin.elapsed() < LONGEST && !running.has_ended())
+        {
+            pause((time.saturating_sub(begin.elapsed())).max(Duration::from_millis(1)));
+        }
         let (after, total, end) = (child.cpu()?, running.count(), Instant::now());
         running.stop()?;
         let requests = total - counted;
         if requests == 0 {
-            return Err(anyhow!("no request was answered within {} s", time.as_secs_f64()));
+            return Err(anyhow!("no request was answered within {} s", LONGEST.as_secs()));
         }
         Ok(Done {
             requests,
@@ -127,6 +137,13 @@ impl Running {
     /// Requests answered so far.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// A request has failed.
+    fn has_ended(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_none_or(std::thread::JoinHandle::is_finished)
     }
 
     /// Waits until `count` requests have been answered, calling `meanwhile` about every 100 ms.

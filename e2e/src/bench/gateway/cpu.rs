@@ -18,6 +18,8 @@ use crate::report::Row;
 const WARM: Duration = Duration::from_millis(500);
 const TIME: Duration = Duration::from_millis(2500);
 const CONNECTIONS: usize = 32;
+/// LiteLLM answers so few per second that with more of them most of a round would be half done.
+const LITELLM_CONNECTIONS: usize = 8;
 const PEERS: [Peer; 4] = [Peer::Envoy, Peer::Nginx, Peer::LiteLlm, Peer::Portkey];
 
 /// Something whose CPU time is measured.
@@ -163,7 +165,11 @@ impl<'a> Subject<'a> {
         let load = Load {
             to: self.to,
             requests: self.requests.clone(),
-            connections: CONNECTIONS,
+            connections: if self.name == Peer::LiteLlm.name() {
+                LITELLM_CONNECTIONS
+            } else {
+                CONNECTIONS
+            },
             cores: vec![bench.cores.load],
         };
         match load.measure(self.process, WARM, TIME) {

@@ -80,9 +80,7 @@ fn report(subjects: &[Subject]) -> Vec<Row> {
             let pairs = subject.rounds.iter().zip(&direct.rounds);
             pairs.map(|(with, without)| of(with) - of(without)).collect()
         };
-        let figures: [(&str, fn(&Seen) -> f64, f64); 2] = [("first event", first, 0.5), ("gap", gap, 0.2)];
-        for (what, of, goal) in figures {
-            let added = added(of);
+        for (what, added, goal) in [("first event", added(first), 0.5), ("gap", added(gap), 0.2)] {
             let name = format!("{CONCURRENT} streams, {}, added {what}, p99", subject.name);
             let measured = format!("{} ms", spread(&added, 3));
             rows.push(if subject.name == "Envoy" {
