@@ -73,6 +73,13 @@ bench: install ## Print ratios against peers, each measured in one run
 	cargo build --locked --profile image -p flotilla-e2e --bin flotilla-bench
 	$(E2E) $(CARGO_TARGET_DIR)/image/flotilla-bench
 
+ONLY ?= gateway
+.PHONY: bench-gateway
+bench-gateway: ## Only the gateway's benchmarks, without a cluster (ONLY=cpu,latency chooses)
+	$(call STEP,bench of $(ONLY))
+	cargo build --locked --profile image -p flotilla-gateway -p flotilla-e2e --bin flotilla-gateway --bin flotilla-bench
+	$(CARGO_TARGET_DIR)/image/flotilla-bench --only $(ONLY)
+
 .PHONY: cluster
 cluster: ## Start the local Kubernetes (KWOK=n adds n fake nodes); nothing to do when KUBECONFIG is given
 ifeq ($(GIVEN),)

@@ -15,7 +15,7 @@ pub mod barrier;
 pub mod coordinator;
 pub mod exchange;
 mod follower;
-mod pacer;
+pub mod pacer;
 pub mod pool;
 pub mod protocol;
 pub mod recorder;
