@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use flotilla_core::session::{Keyer, a2a, cookie_value};
-use flotilla_gateway::config::{Balancing, Config, PoolConfig};
+use flotilla_gateway::config::{Config, PoolConfig};
 use flotilla_gateway::ingress::Ingress;
 use flotilla_gateway::upstream::{Limits, forward};
 use http::{Request, Uri, header};
@@ -183,15 +183,7 @@ static INGRESS: LazyLock<Ingress> = LazyLock::new(|| {
     let pool = PoolConfig {
         uid: "u".into(),
         service: "help".into(),
-        port: None,
-        generation: 1,
-        weights: vec![],
-        balancing: Balancing::RoundRobin,
-        request_timeout: second,
-        queue_requests: 1,
-        queue_wait: second,
-        stopped: false,
-        revisions: Default::default(),
+        ..PoolConfig::default()
     };
     config.pools.insert("support".into(), pool);
     ingress.apply(&config);

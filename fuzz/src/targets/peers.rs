@@ -209,7 +209,7 @@ fn session_wire(input: &[u8]) -> u64 {
     let mut shard = shard(&keyer);
     let mut out = Vec::new();
     if let Some(key) = keyer.context("c") {
-        shard.open(1, 1, key, None, &mut out);
+        shard.open(1, 1, key, &mut out);
     }
     let kind = match &envelope.message {
         Message::Ask { .. } => 1,
