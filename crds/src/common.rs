@@ -14,6 +14,8 @@ pub mod condition {
     pub const RECONCILING: &str = "Reconciling";
     /// Work towards the spec has stopped and needs somebody.
     pub const STALLED: &str = "Stalled";
+    /// 80, 90 or 100 % of a provider's budget are spent.
+    pub const BUDGET_ALERT: &str = "BudgetAlert";
     /// A LoadTest has ended, whatever its verdict.
     pub const COMPLETE: &str = "Complete";
     /// A LoadTest's verdict as a gate.

@@ -12,6 +12,7 @@ pub mod model_provider;
 pub mod names;
 pub mod reference;
 pub mod rollout_action;
+pub mod route;
 mod rules;
 pub mod schema;
 pub mod yaml;
