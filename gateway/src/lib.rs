@@ -131,6 +131,7 @@ impl Gateway {
             })
         };
         let shared = serving(settings.max_connections);
+        let instance = uuid::Uuid::new_v4().to_string();
         let ingress = Arc::new(Ingress::new(
             &settings.namespace,
             &settings.cluster_domain,
@@ -141,11 +142,12 @@ impl Gateway {
             egress::tls::client_config(),
             settings.providers,
             settings.provider_timeout,
+            &instance,
         ));
         let listeners = Listeners::new(settings.listen, shared.clone());
         let admin = Arc::new(Admin {
             identity: report::Identity {
-                instance: uuid::Uuid::new_v4().to_string(),
+                instance,
                 pod: settings.pod.clone(),
             },
             ingress: ingress.clone(),

@@ -109,7 +109,8 @@ impl Collector for Scrape {
         process(&mut encoder, &self.0)?;
         of_pools(&mut encoder, &pools)?;
         of_revisions(&mut encoder, &revisions)?;
-        of_providers(&mut encoder, &self.0.egress)
+        of_providers(&mut encoder, &self.0.egress)?;
+        crate::egress::export::encode(&mut encoder, &self.0.egress)
     }
 }
 

@@ -7,7 +7,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -37,6 +37,19 @@ pub enum End {
 pub trait Observer {
     /// Body bytes, in order.
     fn data(&mut self, bytes: &Bytes);
+    /// Body bytes, in order, before they are passed on; gives what is, which may be nothing for now.
+    fn pass(&mut self, bytes: Bytes) -> Bytes {
+        self.data(&bytes);
+        bytes
+    }
+    /// What was kept back so far; asked after the last byte.
+    fn rest(&mut self) -> Bytes {
+        Bytes::new()
+    }
+    /// What is passed on may be shorter than what comes.
+    fn changes_length(&self) -> bool {
+        false
+    }
     /// After the last byte, or instead of it.
     fn end(&mut self, end: End);
 }
@@ -102,18 +115,41 @@ impl<O: Observer> Passing<O> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    self.observer.data(data);
+    /// The next frame as the observer passes it on; frames of which it passes nothing are left out.
+    fn poll_observed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        loop {
+            let frame = match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    let rest = self.observer.rest();
+                    return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
                 }
-                // With a known length nobody asks for what comes after the last byte.
-                if self.incoming.is_end_stream() {
-                    self.end(End::Complete);
+            };
+            // With a known length nobody asks for what comes after the last byte.
+            let last = self.incoming.is_end_stream();
+            let frame = match frame.into_data() {
+                Ok(data) => {
+                    let mut passed = self.observer.pass(data);
+                    if last {
+                        passed = joined(passed, self.observer.rest());
+                    } else if passed.is_empty() {
+                        continue;
+                    }
+                    Frame::data(passed)
                 }
-                Poll::Ready(Some(Ok(frame)))
+                Err(other) => other,
+            };
+            if last {
+                self.end(End::Complete);
             }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self.poll_observed(cx) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
             Poll::Ready(Some(Err(error))) => {
                 self.end(End::Cut);
                 Poll::Ready(Some(Err(error.into())))
@@ -131,6 +167,15 @@ impl<O: Observer> Passing<O> {
                 }
             },
         }
+    }
+}
+
+/// One after the other; copies only if there are two.
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => first,
+        (true, false) => second,
+        (false, false) => [first, second].concat().into(),
     }
 }
 
@@ -224,6 +269,7 @@ impl Body for Outgoing {
         match self {
             Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Agent(passing) => passing.incoming.size_hint(),
+            Self::Provider(passing) if passing.observer.changes_length() => SizeHint::default(),
             Self::Provider(passing) => passing.incoming.size_hint(),
             Self::Detached(_) => SizeHint::default(),
         }

@@ -87,10 +87,13 @@ fn revision_stats(revision: &Revision, weight: i32, unix_seconds: i64, keep_seco
 }
 
 fn provider_stats(provider: &Provider) -> ProviderStats {
+    let (spend, unpriced) = provider.usage.spend();
     ProviderStats {
         generation: provider.config.generation,
         credential: provider.credential(),
         in_flight: provider.usage.in_flight(),
         models: provider.usage.models(),
+        spend,
+        unpriced,
     }
 }

@@ -165,7 +165,6 @@ impl Usage {
         max_tokens: Option<u64>,
         now: Timestamp,
     ) -> Result<Reserved, OverBudget> {
-        let price = model.and_then(|model| price(config, model, now));
         let mut counts = self.counts.lock();
         let counts = &mut *counts;
         let estimator = model.and_then(|model| counts.models.get(model));
@@ -182,6 +181,7 @@ impl Usage {
                 amount: Money::ZERO,
             });
         };
+        let price = model.and_then(|model| price(config, model, now));
         let price = price.filter(|price| price.currency == policy.currency);
         let refusal = if policy.blocks && model.is_some() && price.is_none() {
             Some(OverBudget::NoPrice)
