@@ -215,9 +215,14 @@ impl Sums {
                 continue;
             }
             let sum = (spent(&self.total.spend, currency) + more).to_string();
-            match self.total.spend.iter_mut().find(|sum| sum.currency == entry.currency) {
-                Some(total) => total.amount = sum,
-                None if self.total.spend.len() < MAX_CURRENCIES => self.total.spend.push(Spend {
+            let totals = &mut self.total.spend;
+            match totals.iter().position(|sum| sum.currency == entry.currency) {
+                Some(place) => {
+                    if let Some(total) = totals.get_mut(place) {
+                        total.amount = sum;
+                    }
+                }
+                None if totals.len() < MAX_CURRENCIES => totals.push(Spend {
                     currency: entry.currency.clone(),
                     amount: sum,
                 }),
