@@ -4,6 +4,7 @@
 mod choice;
 mod egress;
 mod leaving;
+mod models;
 mod ports;
 mod protocol;
 mod retries;
