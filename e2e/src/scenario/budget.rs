@@ -21,9 +21,9 @@ pub struct Spent {
     pub traffic: [Outcome; 2],
 }
 
-/// A dollar for ten tokens: a request of the reference agent costs several.
+/// A cent for each token: a request of the reference agent costs about a dollar.
 fn expensive(name: &str) -> serde_json::Value {
-    let price = json!({"inputPerMillion": "100000", "outputPerMillion": "100000"});
+    let price = json!({"inputPerMillion": "10000", "outputPerMillion": "10000"});
     with(
         fixtures::provider(name),
         "/spec/models",
