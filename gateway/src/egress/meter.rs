@@ -42,8 +42,8 @@ pub struct Meter {
 /// How the response is read.
 enum Reader {
     Nothing,
-    Json(JsonReader),
-    Events(EventReader),
+    Json(Box<JsonReader>),
+    Events(Box<EventReader>),
 }
 
 /// How far a request has come.
@@ -97,11 +97,11 @@ impl Meter {
         self.response = match media_type(headers).as_deref() {
             Some("text/event-stream") if self.takes_usage_out => {
                 headers.remove(header::CONTENT_LENGTH);
-                Reader::Events(EventReader::without_usage())
+                Reader::Events(Box::new(EventReader::without_usage()))
             }
-            Some("text/event-stream") => Reader::Events(EventReader::default()),
+            Some("text/event-stream") => Reader::Events(Box::default()),
             Some(media) if media == "application/json" || media.ends_with("+json") => {
-                Reader::Json(JsonReader::default())
+                Reader::Json(Box::default())
             }
             _ => Reader::Nothing,
         };

@@ -39,7 +39,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use flotilla_crds::route::Route;
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, Request, Response, StatusCode, header, request as http_request};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header, request as http_request};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
@@ -189,7 +189,8 @@ impl Egress {
             );
             return Err(plain(Refusal::new(StatusCode::FORBIDDEN, "NotAnAgent", message)));
         }
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let headers = std::mem::take(&mut head.headers);
         let route = Route::parse(head.uri.path()).ok_or_else(|| {
             plain(Refusal::new(
                 StatusCode::NOT_FOUND,
@@ -209,7 +210,7 @@ impl Egress {
         let operation = Operation::of(type_, &head.method, route.rest);
         let content = tokio::select! {
             biased;
-            content = self.room.take(operation, &head.headers, body) => content.map_err(ours)?,
+            content = self.room.take(operation, &headers, body) => content.map_err(ours)?,
             () = timer.as_mut() => return Err(ours(self.timed_out())),
         };
         let chain = route.chain().filter(|chain| content.asked.model.as_deref() == Some(&*chain.model));
@@ -219,7 +220,9 @@ impl Egress {
             operation,
             content,
             rest: route.rest,
-            head: &head,
+            query: head.uri.query(),
+            method: &head.method,
+            headers,
         };
 
         let mut choice = Choice {
@@ -290,7 +293,7 @@ impl Egress {
             let refusal = Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ProviderInvalid", message);
             Miss::new(Reason::Unusable, refusal)
         })?;
-        let target = place.target(call.rest, call.head.uri.query()).ok_or_else(|| {
+        let target = place.target(call.rest, call.query).ok_or_else(|| {
             Miss::last(Refusal::new(
                 StatusCode::BAD_REQUEST,
                 "PathRefused",
@@ -314,7 +317,7 @@ impl Egress {
         let mut meter = Meter::new(provider.clone(), call.operation, &call.content, model, reserved, ticket);
 
         let body = call.take_body(model);
-        let mut head = call.head();
+        let mut head = call.head(last);
         forward::to_provider(&mut head, target, place.host.clone(), proof, body.again().is_none());
         if call.content.asked.adds_usage() || head.headers.contains_key(header::CONTENT_LENGTH) {
             set_length(&mut head.headers, &body);
@@ -338,7 +341,7 @@ impl Egress {
     /// Asks the budget. Only what is posted costs anything. A body that passes as it comes may name its model at its end:
     /// what it costs is charged afterwards.
     fn reserve(&self, call: &Call<'_>, provider: &Provider, model: Option<&str>) -> Result<Reserved, OverBudget> {
-        if call.head.method != Method::POST {
+        if *call.method != Method::POST {
             return Ok(Reserved::default());
         }
         let (bytes, most) = (call.content.bytes, call.content.asked.max_tokens);
@@ -358,7 +361,9 @@ struct Call<'a> {
     content: Content,
     /// What follows `/v1` in the path.
     rest: &'a str,
-    head: &'a http_request::Parts,
+    query: Option<&'a str>,
+    method: &'a Method,
+    headers: HeaderMap,
 }
 
 impl Call<'_> {
@@ -370,11 +375,15 @@ impl Call<'_> {
         }
     }
 
-    /// A head to be changed.
-    fn head(&self) -> http_request::Parts {
+    /// A head to be changed; of the `last` attempt the only one.
+    fn head(&mut self, last: bool) -> http_request::Parts {
         let mut request = Request::new(());
-        *request.method_mut() = self.head.method.clone();
-        *request.headers_mut() = self.head.headers.clone();
+        *request.method_mut() = self.method.clone();
+        *request.headers_mut() = if last {
+            std::mem::take(&mut self.headers)
+        } else {
+            self.headers.clone()
+        };
         request.into_parts().0
     }
 }
@@ -388,7 +397,7 @@ impl Handler for Egress {
 }
 
 /// A changed body has another length.
-fn set_length(headers: &mut http::HeaderMap, body: &RequestBody) {
+fn set_length(headers: &mut HeaderMap, body: &RequestBody) {
     if let RequestBody::Held(bytes) = body {
         let length = bytes.as_ref().map_or(0, bytes::Bytes::len);
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));

@@ -141,7 +141,7 @@ fn pinned_revision(observed: &Observed, pinned: &str) -> Result<Wanted, Problem>
 /// than the one it stands in for.
 fn missing_models(observed: &Observed) -> impl Iterator<Item = String> {
     let models = observed.pool.spec.agent.models.iter();
-    models.flat_map(|entry| {
+    models.flat_map(move |entry| {
         let own = observed.providers.get(&entry.provider_ref.name);
         let own = own.map(|provider| provider.spec.type_);
         entry.choices().filter_map(move |(name, model)| {
