@@ -84,21 +84,21 @@ impl Operation {
     }
 }
 
-/// The members of a request's body that matter here.
+/// The members of a request's body that matter here, as they are written: one of another type must not hide the others.
 #[derive(Deserialize)]
 struct Members<'a> {
     #[serde(borrow, default)]
     model: Option<&'a RawValue>,
-    #[serde(default)]
-    stream: Option<bool>,
+    #[serde(borrow, default)]
+    stream: Option<&'a RawValue>,
     #[serde(borrow, default)]
     stream_options: Option<&'a RawValue>,
-    #[serde(default)]
-    max_tokens: Option<u64>,
-    #[serde(default)]
-    max_completion_tokens: Option<u64>,
-    #[serde(default)]
-    max_output_tokens: Option<u64>,
+    #[serde(borrow, default)]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_output_tokens: Option<&'a RawValue>,
 }
 
 /// What was read in a held body.
@@ -130,7 +130,8 @@ impl Asked {
             let name = serde_json::from_str::<String>(model.get()).ok()?;
             Some((name, place(model)?))
         });
-        let stream = members.stream.unwrap_or(false);
+        let stream = members.stream.is_some_and(|stream| stream.get() == "true");
+        let number = |value: Option<&RawValue>| value.and_then(|value| value.get().parse().ok());
         let tells_no_usage = matches!(operation, Operation::ChatCompletions | Operation::Completions);
         let options = (stream && tells_no_usage)
             .then(|| match members.stream_options {
@@ -145,10 +146,9 @@ impl Asked {
             })
             .flatten();
         Self {
-            max_tokens: members
-                .max_completion_tokens
-                .or(members.max_output_tokens)
-                .or(members.max_tokens),
+            max_tokens: number(members.max_completion_tokens)
+                .or_else(|| number(members.max_output_tokens))
+                .or_else(|| number(members.max_tokens)),
             stream,
             model_at: model.as_ref().map(|(_, place)| *place),
             model: model.map(|(name, _)| name),
@@ -367,6 +367,8 @@ mod tests {
         let text = r#"{"messages":[{"model":"no"}],"model":"a\"b","stream":true,"max_tokens":7}"#;
         assert_eq!(asked(text).model.as_deref(), Some("a\"b"));
         assert_eq!(asked(text).max_tokens, Some(7));
+        let odd = asked(r#"{"model":"m","max_tokens":7.5,"stream":"yes","max_output_tokens":-1}"#);
+        assert_eq!((odd.model.as_deref(), odd.max_tokens, odd.stream), (Some("m"), None, false));
         assert_eq!(
             sent(text, Some("c/\"d")),
             r#"{"stream_options":{"include_usage":true},"messages":[{"model":"no"}],"model":"c/\"d","stream":true,"max_tokens":7}"#
