@@ -204,7 +204,10 @@ impl Sums {
 
     /// Adds the spend that `new` says beyond `known`.
     fn add_spend(&mut self, new: &CountedSource, known: &CountedSource) {
-        let unpriced = new.unpriced_requests.saturating_sub(known.unpriced_requests).max(0);
+        let unpriced = new
+            .unpriced_requests
+            .saturating_sub(known.unpriced_requests)
+            .max(0);
         self.total.unpriced_requests = self.total.unpriced_requests.saturating_add(unpriced);
         for entry in &new.spend {
             let (Ok(currency), Ok(amount)) = (entry.currency.parse(), entry.amount.parse::<Money>()) else {

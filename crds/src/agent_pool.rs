@@ -238,7 +238,8 @@ impl Model {
     pub fn choices(&self) -> impl Iterator<Item = (&str, &str)> {
         let own = (self.provider_ref.name.as_str(), self.model.as_str());
         let fallbacks = self.fallbacks.iter();
-        std::iter::once(own).chain(fallbacks.map(|other| (other.provider_ref.name.as_str(), other.model.as_str())))
+        std::iter::once(own)
+            .chain(fallbacks.map(|other| (other.provider_ref.name.as_str(), other.model.as_str())))
     }
 }
 

@@ -218,10 +218,10 @@ pub struct BudgetStatus {
     /// currency of the amounts.
     #[schemars(length(min = 3, max = 3))]
     pub currency: String,
-    /// windowStart is when this window began.
-    pub window_start: Time,
-    /// windowEnd is when the next one begins.
-    pub window_end: Time,
+    /// startTime is when this window began.
+    pub start_time: Time,
+    /// endTime is when the next one begins.
+    pub end_time: Time,
     /// base is what `usage.spend` was when the window began; `spent` is what has been added since.
     #[schemars(length(min = 1, max = 32))]
     pub base: String,

@@ -20,7 +20,11 @@ const PROVIDERS: &str = "/providers/";
 const FOR: &str = "for";
 const ELSE: &str = "else";
 /// All that RFC 3986 section 2.3 does not leave as it is.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// A path taken apart. Parsing allocates nothing; the chain is decoded when it is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +65,11 @@ impl<'a> Route<'a> {
         }
         let rest = at.strip_prefix("v1")?;
         let chain = after.strip_suffix(at)?;
-        (rest.is_empty() || rest.starts_with('/')).then_some(Self { provider, rest, chain })
+        (rest.is_empty() || rest.starts_with('/')).then_some(Self {
+            provider,
+            rest,
+            chain,
+        })
     }
 
     /// The fallbacks, if the path names some and all are readable.
@@ -93,7 +101,12 @@ pub fn path_of(model: &Model) -> String {
         // Writing into a String does not fail.
         let _ = write!(path, "/{FOR}/{}", segment(&model.model));
         for other in &model.fallbacks {
-            let _ = write!(path, "/{ELSE}/{}/{}", other.provider_ref.name, segment(&other.model));
+            let _ = write!(
+                path,
+                "/{ELSE}/{}/{}",
+                other.provider_ref.name,
+                segment(&other.model)
+            );
         }
     }
     path + "/v1"
@@ -130,7 +143,10 @@ mod tests {
     #[test]
     fn paths() {
         for (path, expected) in [
-            ("/providers/main/v1/chat/completions", Some(("main", "/chat/completions"))),
+            (
+                "/providers/main/v1/chat/completions",
+                Some(("main", "/chat/completions")),
+            ),
             ("/providers/main/v1", Some(("main", ""))),
             ("/providers/main/v1/", Some(("main", "/"))),
             ("/providers/main/for/m/else/b/n/v1", Some(("main", ""))),
@@ -142,7 +158,11 @@ mod tests {
             ("/providers/main/else/b/n/v1/x", None),
             ("/v1/x", None),
         ] {
-            assert_eq!(Route::parse(path).map(|route| (route.provider, route.rest)), expected, "{path}");
+            assert_eq!(
+                Route::parse(path).map(|route| (route.provider, route.rest)),
+                expected,
+                "{path}"
+            );
         }
         let long = format!("/providers/a/for/m{}/v1/x", "/else/b/n".repeat(MAX_FALLBACKS + 1));
         assert_eq!(Route::parse(&long), None);

@@ -15,7 +15,10 @@ async fn a_budget_holds_through_the_loss_of_every_gateway() {
         let [before, after] = spent.dollars;
         // One request of each gateway, and what comes between a report and the next writing.
         anyhow::ensure!((20.0..30.0).contains(&before), "{before} of 20 dollars");
-        anyhow::ensure!((after - before).abs() < 1e-9, "spent again after the restart: {before}, then {after}");
+        anyhow::ensure!(
+            (after - before).abs() < 1e-9,
+            "spent again after the restart: {before}, then {after}"
+        );
         Ok(())
     })
     .await;

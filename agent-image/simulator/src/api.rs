@@ -118,7 +118,9 @@ fn message(role: &str, content: Content) -> ChatMessage {
 
 impl From<ResponsesRequest> for ChatRequest {
     fn from(request: ResponsesRequest) -> Self {
-        let instructions = request.instructions.map(|text| message("system", Content::Text(text)));
+        let instructions = request
+            .instructions
+            .map(|text| message("system", Content::Text(text)));
         let input = match request.input {
             Input::Text(text) => vec![message("user", Content::Text(text))],
             Input::Messages(messages) => messages,
@@ -311,9 +313,14 @@ mod tests {
 
     #[test]
     fn other_protocols_are_the_same_conversation() {
-        let chat = request(r#"{"model":"m","messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"late parcel"}]}"#);
+        let chat = request(
+            r#"{"model":"m","messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"late parcel"}]}"#,
+        );
         for (protocol, body) in [
-            (Protocol::Responses, r#"{"model":"m","instructions":"Be brief.","input":"late parcel","stream":true}"#),
+            (
+                Protocol::Responses,
+                r#"{"model":"m","instructions":"Be brief.","input":"late parcel","stream":true}"#,
+            ),
             (
                 Protocol::Responses,
                 r#"{"model":"m","input":[{"role":"system","content":"Be brief."},{"role":"user","content":[{"type":"input_text","text":"late parcel"}]}]}"#,
@@ -326,9 +333,16 @@ mod tests {
             let read = protocol.read(body.as_bytes()).expect("a request");
             assert_eq!(read.fingerprint(), chat.fingerprint(), "{body}");
         }
-        let embeddings = Protocol::Embeddings.read(br#"{"model":"m","input":["a","b"]}"#).expect("a request");
+        let embeddings = Protocol::Embeddings
+            .read(br#"{"model":"m","input":["a","b"]}"#)
+            .expect("a request");
         assert_eq!(embeddings.messages.len(), 2);
-        assert!(Protocol::Messages.read(br#"{"model":"m","messages":[]}"#).is_err(), "max_tokens is required");
+        assert!(
+            Protocol::Messages
+                .read(br#"{"model":"m","messages":[]}"#)
+                .is_err(),
+            "max_tokens is required"
+        );
         assert_eq!(Protocol::of("/v1/models"), None);
     }
 

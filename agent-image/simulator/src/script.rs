@@ -79,13 +79,23 @@ mod tests {
     fn steps_come_in_order_and_by_model() {
         let mut script = Script::default();
         let steps = r#"[{"status": 503, "count": 2, "model": "a"}, {"status": 429, "retryAfterSeconds": 7}]"#;
-        script.extend(serde_json::from_str(steps).expect("steps")).expect("possible");
+        script
+            .extend(serde_json::from_str(steps).expect("steps"))
+            .expect("possible");
         let mut next = |model: &str| script.next(model).map(|step| step.status);
         assert_eq!(next("a"), Some(503));
         assert_eq!(next("b"), Some(429));
         assert_eq!((next("b"), next("a"), next("a")), (None, Some(503), None));
-        for impossible in [r#"[{"status": 302}]"#, r#"[{"status": 99}]"#, r#"[{"status": 500, "count": 0}]"#] {
-            assert!(Script::default().extend(serde_json::from_str(impossible).expect("steps")).is_err());
+        for impossible in [
+            r#"[{"status": 302}]"#,
+            r#"[{"status": 99}]"#,
+            r#"[{"status": 500, "count": 0}]"#,
+        ] {
+            assert!(
+                Script::default()
+                    .extend(serde_json::from_str(impossible).expect("steps"))
+                    .is_err()
+            );
         }
     }
 }

@@ -257,7 +257,11 @@ impl State {
             return Err(self.reject(&subject, StatusCode::UNAUTHORIZED, &body));
         }
         if protocol == Protocol::Messages && !request.headers().contains_key("anthropic-version") {
-            let body = protocol.error("anthropic-version: header is required", "invalid_request_error", None);
+            let body = protocol.error(
+                "anthropic-version: header is required",
+                "invalid_request_error",
+                None,
+            );
             return Err(self.reject(&subject, StatusCode::BAD_REQUEST, &body));
         }
         let body = read_body(request.into_body(), self.config.max_body_bytes)
@@ -322,7 +326,11 @@ impl State {
 
     fn key_accepted(&self, headers: &HeaderMap, protocol: Protocol) -> bool {
         let keys = &self.config.api_keys;
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let text = |name| {
+            headers
+                .get(name)
+                .and_then(|value: &HeaderValue| value.to_str().ok())
+        };
         let given = match protocol {
             Protocol::Messages => text("x-api-key"),
             _ => text("authorization").and_then(|value| value.strip_prefix("Bearer ")),
@@ -359,7 +367,9 @@ impl State {
         let cost = plan.cost(self.config.output_charge, request);
         let decision = inner.quota.admit(now, &request.model, cost);
         let headers = match subject.protocol {
-            Protocol::Messages => inner.quota.anthropic_headers(now, &request.model, unix_milliseconds()),
+            Protocol::Messages => inner
+                .quota
+                .anthropic_headers(now, &request.model, unix_milliseconds()),
             _ => inner.quota.headers(now, &request.model),
         };
         let event = |kind, status: StatusCode| {

@@ -105,7 +105,10 @@ impl Envelope {
     }
 
     fn response(&self, status: &str, done: Option<(&str, Usage)>) -> Value {
-        let output: Vec<Value> = done.iter().map(|(text, _)| self.output_item("completed", Some(text))).collect();
+        let output: Vec<Value> = done
+            .iter()
+            .map(|(text, _)| self.output_item("completed", Some(text)))
+            .collect();
         json!({
             "id": self.name(), "object": "response", "created_at": self.created, "status": status, "model": self.model,
             "error": null, "output": output, "usage": done.map(|(_, usage)| usage.of_response()),
@@ -118,7 +121,10 @@ impl Envelope {
     }
 
     fn message(&self, done: Option<(&str, &str)>, usage: Usage) -> Value {
-        let content: Vec<Value> = done.iter().map(|(text, _)| json!({"type": "text", "text": text})).collect();
+        let content: Vec<Value> = done
+            .iter()
+            .map(|(text, _)| json!({"type": "text", "text": text}))
+            .collect();
         json!({
             "id": self.name(), "type": "message", "role": "assistant", "model": self.model, "content": content,
             "stop_reason": done.map(|(_, reason)| stop_reason(reason)), "stop_sequence": null, "usage": usage.of_message(),
@@ -130,18 +136,27 @@ impl Envelope {
         match self.protocol {
             Protocol::ChatCompletions => self.chunk(out, &json!({"role": "assistant", "content": ""}), None),
             Protocol::Responses => {
-                named(out, json!({"type": "response.created", "response": self.response("in_progress", None)}));
+                named(
+                    out,
+                    json!({"type": "response.created", "response": self.response("in_progress", None)}),
+                );
                 named(
                     out,
                     json!({"type": "response.output_item.added", "output_index": 0, "item": self.output_item("in_progress", None)}),
                 );
-                named(out, self.of_part("response.content_part.added", "part", output_text("")));
+                named(
+                    out,
+                    self.of_part("response.content_part.added", "part", output_text("")),
+                );
             }
             Protocol::Messages => {
                 let message = self.message(None, Usage::new(input, 1));
                 named(out, json!({"type": "message_start", "message": message}));
                 let block = json!({"type": "text", "text": ""});
-                named(out, json!({"type": "content_block_start", "index": 0, "content_block": block}));
+                named(
+                    out,
+                    json!({"type": "content_block_start", "index": 0, "content_block": block}),
+                );
             }
             Protocol::Embeddings => {}
         }
@@ -151,10 +166,16 @@ impl Envelope {
     pub fn delta(&self, out: &mut BytesMut, word: &str) {
         match self.protocol {
             Protocol::ChatCompletions => self.chunk(out, &json!({"content": word}), None),
-            Protocol::Responses => named(out, self.of_part("response.output_text.delta", "delta", json!(word))),
+            Protocol::Responses => named(
+                out,
+                self.of_part("response.output_text.delta", "delta", json!(word)),
+            ),
             Protocol::Messages => {
                 let delta = json!({"type": "text_delta", "text": word});
-                named(out, json!({"type": "content_block_delta", "index": 0, "delta": delta}));
+                named(
+                    out,
+                    json!({"type": "content_block_delta", "index": 0, "delta": delta}),
+                );
             }
             Protocol::Embeddings => {}
         }
@@ -171,8 +192,14 @@ impl Envelope {
                 out.extend_from_slice(b"data: [DONE]\n\n");
             }
             Protocol::Responses => {
-                named(out, self.of_part("response.output_text.done", "text", json!(text)));
-                named(out, self.of_part("response.content_part.done", "part", output_text(text)));
+                named(
+                    out,
+                    self.of_part("response.output_text.done", "text", json!(text)),
+                );
+                named(
+                    out,
+                    self.of_part("response.content_part.done", "part", output_text(text)),
+                );
                 named(
                     out,
                     json!({"type": "response.output_item.done", "output_index": 0, "item": self.output_item("completed", Some(text))}),
@@ -184,7 +211,10 @@ impl Envelope {
                 named(out, json!({"type": "content_block_stop", "index": 0}));
                 let delta = json!({"stop_reason": stop_reason(finish_reason), "stop_sequence": null});
                 let usage = json!({"output_tokens": usage.completion_tokens});
-                named(out, json!({"type": "message_delta", "delta": delta, "usage": usage}));
+                named(
+                    out,
+                    json!({"type": "message_delta", "delta": delta, "usage": usage}),
+                );
                 named(out, json!({"type": "message_stop"}));
             }
             Protocol::Embeddings => {}

@@ -399,29 +399,50 @@ async fn responses_and_messages_say_the_same_whole_and_streamed() {
     let (_, headers, stream) = ask(&simulator, "/responses", &body).await;
     assert_eq!(headers["content-type"], "text/event-stream");
     let events = named(&stream);
-    let text: String = events.iter().filter_map(|(_, event)| event["delta"].as_str()).collect();
+    let text: String = events
+        .iter()
+        .filter_map(|(_, event)| event["delta"].as_str())
+        .collect();
     assert_eq!(whole["output"][0]["content"][0]["text"], text);
     let (name, last) = events.last().expect("events");
-    assert_eq!((name.as_str(), &last["response"]["usage"]), ("response.completed", &whole["usage"]));
+    assert_eq!(
+        (name.as_str(), &last["response"]["usage"]),
+        ("response.completed", &whole["usage"])
+    );
 
     let mut body = json!({"model": "sim-tokens-12", "messages": messages, "max_tokens": 5});
     let (status, _, whole) = ask(&simulator, "/messages", &body).await;
     let whole = json_of(&whole);
-    assert_eq!((status, &whole["stop_reason"]), (StatusCode::OK, &json!("max_tokens")));
+    assert_eq!(
+        (status, &whole["stop_reason"]),
+        (StatusCode::OK, &json!("max_tokens"))
+    );
     assert_eq!(whole["usage"]["output_tokens"], 5);
     body["stream"] = json!(true);
     let (_, headers, stream) = ask(&simulator, "/messages", &body).await;
     assert!(headers.contains_key("request-id"));
     let events = named(&stream);
-    let text: String = events.iter().filter_map(|(_, event)| event["delta"]["text"].as_str()).collect();
+    let text: String = events
+        .iter()
+        .filter_map(|(_, event)| event["delta"]["text"].as_str())
+        .collect();
     assert_eq!(whole["content"][0]["text"], text);
-    let (first, last) = (&events[0].1["message"]["usage"], &events[events.len() - 2].1["usage"]);
-    assert_eq!((&first["input_tokens"], &last["output_tokens"]), (&json!(10), &json!(5)));
+    let (first, last) = (
+        &events[0].1["message"]["usage"],
+        &events[events.len() - 2].1["usage"],
+    );
+    assert_eq!(
+        (&first["input_tokens"], &last["output_tokens"]),
+        (&json!(10), &json!(5))
+    );
 
     let body = json!({"model": "sim", "input": ["one", "two"]});
     let (status, _, whole) = ask(&simulator, "/embeddings", &body).await;
     let whole = json_of(&whole);
-    assert_eq!((status, whole["data"].as_array().map(Vec::len)), (StatusCode::OK, Some(2)));
+    assert_eq!(
+        (status, whole["data"].as_array().map(Vec::len)),
+        (StatusCode::OK, Some(2))
+    );
     assert_eq!(whole["usage"], json!({"prompt_tokens": 10, "total_tokens": 10}));
     assert!(simulator.log().events.iter().all(|event| event.status == 200));
 }
@@ -437,13 +458,27 @@ async fn anthropics_errors_and_limits_have_its_names() {
         burst: None,
         model: None,
     }];
-    let simulator = Simulator::start(Config { limits, ..Config::local() }).await.expect("starts");
+    let simulator = Simulator::start(Config {
+        limits,
+        ..Config::local()
+    })
+    .await
+    .expect("starts");
     let body = json!({"model": "sim", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5});
     let (status, headers, _) = ask(&simulator, "/messages", &body).await;
-    assert_eq!((status.as_u16(), &headers["anthropic-ratelimit-requests-remaining"]), (200, &"0".parse().expect("a value")));
+    assert_eq!(
+        (
+            status.as_u16(),
+            &headers["anthropic-ratelimit-requests-remaining"]
+        ),
+        (200, &"0".parse().expect("a value"))
+    );
     let (status, headers, error) = ask(&simulator, "/messages", &body).await;
     let error: Value = serde_json::from_slice(&error).expect("JSON");
-    assert_eq!((status.as_u16(), &error["error"]["type"]), (429, &json!("rate_limit_error")));
+    assert_eq!(
+        (status.as_u16(), &error["error"]["type"]),
+        (429, &json!("rate_limit_error"))
+    );
     assert!(headers.contains_key("retry-after"));
 }
 
@@ -452,15 +487,25 @@ async fn a_script_decides_before_any_limit() {
     let simulator = Simulator::start(Config::local()).await.expect("starts");
     let request = |body: &str| {
         let uri = format!("http://{}/admin/script", simulator.addr);
-        client().request(Request::post(uri).body(Full::new(Bytes::from(body.to_owned()))).expect("a request"))
+        client().request(
+            Request::post(uri)
+                .body(Full::new(Bytes::from(body.to_owned())))
+                .expect("a request"),
+        )
     };
     let script = r#"[{"status": 503, "count": 2, "model": "sim"}, {"status": 429, "retryAfterSeconds": 7}]"#;
     assert_eq!(request(script).await.expect("an answer").status(), StatusCode::OK);
-    assert_eq!(request("[{}]").await.expect("an answer").status(), StatusCode::BAD_REQUEST);
+    assert_eq!(
+        request("[{}]").await.expect("an answer").status(),
+        StatusCode::BAD_REQUEST
+    );
     let body = chat("sim", "x");
     for expected in [503, 503, 429, 200] {
         let (status, headers, _) = answer(&simulator, &body).await;
         assert_eq!(status.as_u16(), expected);
-        assert_eq!(headers.get("retry-after").is_some_and(|value| value == "7"), expected == 429);
+        assert_eq!(
+            headers.get("retry-after").is_some_and(|value| value == "7"),
+            expected == 429
+        );
     }
 }

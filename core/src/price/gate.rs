@@ -154,10 +154,31 @@ mod tests {
             ("half of it is one's own", None, 50, 0, 2, Verdict::ShareUsed),
             ("what is in flight counts", None, 30, 20, 2, Verdict::ShareUsed),
             ("all of it alone", None, 100, 0, 1, Verdict::Exhausted),
-            ("told spend is not one's own any more", Some((60, 50)), 50, 0, 2, Verdict::Admit),
-            ("its share of the rest", Some((60, 50)), 70, 0, 2, Verdict::ShareUsed),
+            (
+                "told spend is not one's own any more",
+                Some((60, 50)),
+                50,
+                0,
+                2,
+                Verdict::Admit,
+            ),
+            (
+                "its share of the rest",
+                Some((60, 50)),
+                70,
+                0,
+                2,
+                Verdict::ShareUsed,
+            ),
             ("spent by all", Some((100, 10)), 10, 0, 2, Verdict::Exhausted),
-            ("the last cent goes to somebody", Some((99, 0)), 0, 0, 3, Verdict::Admit),
+            (
+                "the last cent goes to somebody",
+                Some((99, 0)),
+                0,
+                0,
+                3,
+                Verdict::Admit,
+            ),
             ("a restarted process", Some((90, 0)), 4, 0, 2, Verdict::Admit),
         ] {
             let mut gate = Gate::default();
@@ -173,7 +194,11 @@ mod tests {
                 spent: cents(own),
                 reserved: cents(reserved),
             };
-            assert_eq!(gate.judge(&policy, written.as_ref(), &own, replicas, &window), expected, "{what}");
+            assert_eq!(
+                gate.judge(&policy, written.as_ref(), &own, replicas, &window),
+                expected,
+                "{what}"
+            );
         }
         let allows = Policy {
             blocks: false,
@@ -202,18 +227,33 @@ mod tests {
             spent: cents(spent),
             reserved: Money::ZERO,
         };
-        assert_eq!(gate.judge(&policy, Some(&written), &own(60), 2, &first), Verdict::Exhausted);
+        assert_eq!(
+            gate.judge(&policy, Some(&written), &own(60), 2, &first),
+            Verdict::Exhausted
+        );
         let second = gate.window(&policy, day(1)).unwrap();
-        assert_eq!(gate.judge(&policy, Some(&written), &own(60), 2, &second), Verdict::Admit);
-        assert_eq!(gate.judge(&policy, Some(&written), &own(109), 2, &second), Verdict::Admit);
-        assert_eq!(gate.judge(&policy, Some(&written), &own(110), 2, &second), Verdict::ShareUsed);
+        assert_eq!(
+            gate.judge(&policy, Some(&written), &own(60), 2, &second),
+            Verdict::Admit
+        );
+        assert_eq!(
+            gate.judge(&policy, Some(&written), &own(109), 2, &second),
+            Verdict::Admit
+        );
+        assert_eq!(
+            gate.judge(&policy, Some(&written), &own(110), 2, &second),
+            Verdict::ShareUsed
+        );
         // The operator is back, and has counted all of it into the new day.
         let written = Written {
             window_start: second.start,
             spent: cents(50),
             counted: cents(110),
         };
-        assert_eq!(gate.judge(&policy, Some(&written), &own(110), 2, &second), Verdict::Admit);
+        assert_eq!(
+            gate.judge(&policy, Some(&written), &own(110), 2, &second),
+            Verdict::Admit
+        );
     }
 
     proptest! {

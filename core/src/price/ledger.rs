@@ -78,10 +78,11 @@ pub fn settle(
     after: Option<&Usage>,
     now: Timestamp,
 ) -> Result<(BudgetStatus, Vec<Threshold>), Error> {
-    let total = |usage: Option<&Usage>| usage.map_or(Money::ZERO, |usage| spent(&usage.spend, policy.currency));
+    let total =
+        |usage: Option<&Usage>| usage.map_or(Money::ZERO, |usage| spent(&usage.spend, policy.currency));
     let written = written.filter(|written| written.currency == policy.currency.to_string());
     let mut window = policy.window(now)?;
-    let start = written.map(|written| written.window_start.0);
+    let start = written.map(|written| written.start_time.0);
     let base = match (written, start) {
         // A clock that went back into an earlier window changes nothing.
         (Some(written), Some(start)) if start >= window.end => {
@@ -94,7 +95,7 @@ pub fn settle(
     };
     let spend = total(after).less(base);
     let announced = written.map(|written| Alerted {
-        window_start: written.window_start.0,
+        window_start: written.start_time.0,
         limit: read(&written.limit),
         threshold: Threshold::ALL
             .into_iter()
@@ -106,10 +107,12 @@ pub fn settle(
         limit: policy.limit.to_string(),
         currency: policy.currency.to_string(),
         percent: i32::from(percent(spend, policy.limit)),
-        window_start: Time(window.start),
-        window_end: Time(window.end),
+        start_time: Time(window.start),
+        end_time: Time(window.end),
         base: base.to_string(),
-        alerted_percent: alerted.threshold.map_or(0, |threshold| i32::from(threshold.percent())),
+        alerted_percent: alerted
+            .threshold
+            .map_or(0, |threshold| i32::from(threshold.percent())),
     };
     Ok((status, news))
 }
@@ -154,7 +157,15 @@ mod tests {
             ("2026-11-20T10:00:00Z", "7", "10", Day, "7", 70, vec![]),
             ("2026-11-20T11:00:00Z", "8.5", "10", Day, "8.5", 85, vec![Eighty]),
             ("2026-11-20T12:00:00Z", "8.5", "10", Day, "8.5", 85, vec![]),
-            ("2026-11-20T23:59:00Z", "10.25", "10", Day, "10.25", 102, vec![Ninety, Exhausted]),
+            (
+                "2026-11-20T23:59:00Z",
+                "10.25",
+                "10",
+                Day,
+                "10.25",
+                102,
+                vec![Ninety, Exhausted],
+            ),
             // Told after midnight: of the new day.
             ("2026-11-21T00:00:10Z", "10.5", "10", Day, "0.25", 2, vec![]),
             // A clock that went back.
@@ -184,13 +195,27 @@ mod tests {
     #[test]
     fn another_currency_begins_anew() {
         let before = usage("5");
-        let (dollars, _) = settle(&policy("10", Calendar::Month), None, None, Some(&before), Timestamp::UNIX_EPOCH).unwrap();
+        let (dollars, _) = settle(
+            &policy("10", Calendar::Month),
+            None,
+            None,
+            Some(&before),
+            Timestamp::UNIX_EPOCH,
+        )
+        .unwrap();
         assert_eq!(dollars.spent, "5");
         let euros = Policy {
             currency: "EUR".parse().unwrap(),
             ..policy("10", Calendar::Month)
         };
-        let (euros, _) = settle(&euros, Some(&dollars), Some(&before), Some(&before), Timestamp::UNIX_EPOCH).unwrap();
+        let (euros, _) = settle(
+            &euros,
+            Some(&dollars),
+            Some(&before),
+            Some(&before),
+            Timestamp::UNIX_EPOCH,
+        )
+        .unwrap();
         assert_eq!((euros.spent.as_str(), euros.currency.as_str()), ("0", "EUR"));
     }
 
@@ -212,7 +237,10 @@ mod tests {
         let budget = |text: &str| serde_json::from_str::<Budget>(text).unwrap();
         let parsed = Policy::parse(&budget(r#"{"limit": "500.00"}"#)).unwrap();
         assert_eq!(parsed, policy("500", Calendar::Month));
-        let parsed = Policy::parse(&budget(r#"{"limit": "0.5", "window": "Day", "onExhausted": "Allow"}"#)).unwrap();
+        let parsed = Policy::parse(&budget(
+            r#"{"limit": "0.5", "window": "Day", "onExhausted": "Allow"}"#,
+        ))
+        .unwrap();
         assert_eq!((parsed.calendar, parsed.blocks), (Calendar::Day, false));
         assert!(Policy::parse(&budget(r#"{"limit": "much"}"#)).is_err());
     }

@@ -78,7 +78,10 @@ pub async fn spend_and_lose_every_gateway(namespace: Namespace) -> Result<Spent>
         .await?;
     pool::ready(&namespace, "support", SOON).await?;
     wait::until("gateway endpoints", SOON, || async {
-        match pool::endpoints(&namespace, "support").await.map_err(|e| e.to_string())? {
+        match pool::endpoints(&namespace, "support")
+            .await
+            .map_err(|e| e.to_string())?
+        {
             2.. => Ok(()),
             n => Err(format!("{n} endpoints")),
         }
@@ -99,7 +102,10 @@ pub async fn spend_and_lose_every_gateway(namespace: Namespace) -> Result<Spent>
 
 async fn spent(namespace: &Namespace) -> Result<f64> {
     let provider = namespace.api::<ModelProvider>().get("main").await?;
-    let budget = provider.status.and_then(|status| status.budget).context("no budget in the status")?;
+    let budget = provider
+        .status
+        .and_then(|status| status.budget)
+        .context("no budget in the status")?;
     Ok(budget.spent.parse()?)
 }
 

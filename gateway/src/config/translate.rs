@@ -280,7 +280,7 @@ fn spend_config(provider: &ModelProvider) -> Option<SpendConfig> {
         .filter(|budget| budget.currency == policy.currency.to_string())?;
     let counted = status.usage.as_ref().map(|usage| usage.counted.as_slice());
     Some(SpendConfig {
-        window_start: budget.window_start.0,
+        window_start: budget.start_time.0,
         spent: budget.spent.parse().ok()?,
         counted: counted
             .unwrap_or_default()
@@ -426,7 +426,7 @@ mod tests {
                 "status": {
                     "budget": {
                         "spent": "12.5", "percent": 2, "limit": "500", "currency": currency, "base": "3",
-                        "windowStart": "2026-11-01T00:00:00Z", "windowEnd": "2026-12-01T00:00:00Z",
+                        "startTime": "2026-11-01T00:00:00Z", "endTime": "2026-12-01T00:00:00Z",
                     },
                     "usage": {"counted": [
                         {"instance": "i", "pod": "g-1", "spend": [{"currency": "USD", "amount": "4.25"}]},
@@ -443,7 +443,11 @@ mod tests {
         assert_eq!(main.budget.expect("a budget").limit.to_string(), "500");
         let spend = &found.spends["main"];
         assert_eq!(
-            (spend.spent.to_string(), spend.of("i").counted.to_string(), spend.of("j").counted.to_string()),
+            (
+                spend.spent.to_string(),
+                spend.of("i").counted.to_string(),
+                spend.of("j").counted.to_string()
+            ),
             ("12.5".into(), "4.25".into(), "0".into())
         );
         assert_eq!(found.gateways, 2);

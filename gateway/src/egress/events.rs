@@ -85,7 +85,8 @@ impl<'a> Kept<'a> {
         if self.out.is_empty() {
             return self.bytes.slice(from..to);
         }
-        self.out.extend_from_slice(self.bytes.get(from..to).unwrap_or_default());
+        self.out
+            .extend_from_slice(self.bytes.get(from..to).unwrap_or_default());
         self.out.freeze()
     }
 }
@@ -240,8 +241,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const USAGE: &str =
-        r#"{"id":"x","choices":[],"usage":{"prompt_tokens":11,"completion_tokens":22,"prompt_tokens_details":{"cached_tokens":3}}}"#;
+    const USAGE: &str = r#"{"id":"x","choices":[],"usage":{"prompt_tokens":11,"completion_tokens":22,"prompt_tokens_details":{"cached_tokens":3}}}"#;
 
     fn stream(end: &str) -> (String, String) {
         let filter = r#"{"choices":[],"prompt_filter_results":[{"usage":{"a":1}}],"usage":null}"#;
@@ -277,14 +277,23 @@ mod tests {
             }
             let mut reader = EventReader::without_usage();
             let bytewise: Vec<&[u8]> = bytes.chunks(1).collect();
-            assert_eq!(String::from_utf8_lossy(&pass(&mut reader, &bytewise)), expected, "{end:?}");
+            assert_eq!(
+                String::from_utf8_lossy(&pass(&mut reader, &bytewise)),
+                expected,
+                "{end:?}"
+            );
         }
     }
 
     #[test]
     fn whole_events_pass_at_once_and_uncopied() {
         let mut reader = EventReader::without_usage();
-        for text in ["data: {\"choices\":[{}]}\n\n", ": ping\n\n", "data: [DONE]\r\n\r\n", "\n"] {
+        for text in [
+            "data: {\"choices\":[{}]}\n\n",
+            ": ping\n\n",
+            "data: [DONE]\r\n\r\n",
+            "\n",
+        ] {
             let bytes = Bytes::from(text);
             let passed = reader.pass(bytes.clone());
             assert_eq!(passed.as_ptr(), bytes.as_ptr(), "{text:?}");
@@ -297,7 +306,10 @@ mod tests {
     #[test]
     fn an_event_that_is_decided_passes_before_its_end() {
         let mut reader = EventReader::without_usage();
-        assert_eq!(reader.pass(Bytes::from_static(b"data: {\"id\":1,\"choices\":[")), "");
+        assert_eq!(
+            reader.pass(Bytes::from_static(b"data: {\"id\":1,\"choices\":[")),
+            ""
+        );
         let passed = reader.pass(Bytes::from_static(b"{\"delta\":{\"content\":\"a"));
         assert_eq!(passed, "data: {\"id\":1,\"choices\":[{\"delta\":{\"content\":\"a");
         assert_eq!(reader.pass(Bytes::from_static(b"b")), "b");

@@ -122,7 +122,12 @@ pub fn choices(
 }
 
 /// Says in the head who has answered, and why it was not the one before.
-pub fn tell(response: &mut Response<Outgoing>, provider: &str, model: Option<&str>, passed_over: Option<Reason>) {
+pub fn tell(
+    response: &mut Response<Outgoing>,
+    provider: &str,
+    model: Option<&str>,
+    passed_over: Option<Reason>,
+) {
     let headers = response.headers_mut();
     if let Ok(name) = HeaderValue::from_str(provider) {
         headers.insert(PROVIDER, name);
@@ -143,7 +148,9 @@ impl Fallbacks {
     /// Counts one.
     pub fn count(&self, from: &str, to: &str, reason: Reason) {
         let mut counts = self.0.lock();
-        *counts.entry((from.to_owned(), to.to_owned(), reason)).or_default() += 1;
+        *counts
+            .entry((from.to_owned(), to.to_owned(), reason))
+            .or_default() += 1;
     }
 
     /// From, to, why, and how often.
@@ -156,6 +163,8 @@ impl Fallbacks {
 
     /// Forgets providers that are gone.
     pub fn retain(&self, exists: impl Fn(&str) -> bool) {
-        self.0.lock().retain(|(from, to, _), _| exists(from) && exists(to));
+        self.0
+            .lock()
+            .retain(|(from, to, _), _| exists(from) && exists(to));
     }
 }

@@ -128,7 +128,9 @@ pub fn judge(status: StatusCode, headers: &HeaderMap) -> (Outcome, Option<Durati
     if !limited && !status.is_server_error() {
         return (Outcome::Answered, None);
     }
-    let fields = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let fields = headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_bytes()));
     let hint = hint::parse(fields, Timestamp::now().as_millisecond());
     let retry_after = hint.retry_after.map(Duration::from_nanos);
     if limited {
@@ -183,7 +185,9 @@ mod tests {
 
     #[test]
     fn answers() {
-        let headers: HeaderMap = [(http::header::RETRY_AFTER, "7".parse().expect("a value"))].into_iter().collect();
+        let headers: HeaderMap = [(http::header::RETRY_AFTER, "7".parse().expect("a value"))]
+            .into_iter()
+            .collect();
         let wait = Some(Duration::from_secs(7));
         for (status, expected) in [
             (200, (Outcome::Answered, None)),

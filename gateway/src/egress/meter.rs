@@ -167,7 +167,11 @@ impl Meter {
             let reader = self.request.as_ref()?;
             reader.lock().found().model.clone()
         };
-        let model = self.model.clone().or_else(passing).or_else(|| found.model.clone());
+        let model = self
+            .model
+            .clone()
+            .or_else(passing)
+            .or_else(|| found.model.clone());
         let ended = Ended {
             model: model.as_deref(),
             failed,

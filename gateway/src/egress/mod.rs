@@ -200,7 +200,10 @@ impl Egress {
         })?;
         let providers = self.providers.load_full();
         let provider = providers.get(route.provider).cloned().ok_or_else(|| {
-            let message = format!("there is no ModelProvider \"{}\" in this namespace", route.provider);
+            let message = format!(
+                "there is no ModelProvider \"{}\" in this namespace",
+                route.provider
+            );
             plain(Refusal::new(StatusCode::NOT_FOUND, "NoSuchProvider", message))
         })?;
         let type_ = provider.config.type_;
@@ -213,7 +216,9 @@ impl Egress {
             content = self.room.take(operation, &headers, body) => content.map_err(ours)?,
             () = timer.as_mut() => return Err(ours(self.timed_out())),
         };
-        let chain = route.chain().filter(|chain| content.asked.model.as_deref() == Some(&*chain.model));
+        let chain = route
+            .chain()
+            .filter(|chain| content.asked.model.as_deref() == Some(&*chain.model));
         let tells = chain.is_some();
         let others = chain.map_or_else(Vec::new, |chain| fallback::choices(&chain, &provider, &providers));
         let mut call = Call {
@@ -257,7 +262,9 @@ impl Egress {
                 Err(miss) => match miss.reason {
                     Some(reason) if !last => reason,
                     reason => {
-                        let Some((head, body, meter, choice, passed_over)) = kept.filter(|_| reason.is_some()) else {
+                        let Some((head, body, meter, choice, passed_over)) =
+                            kept.filter(|_| reason.is_some())
+                        else {
                             return Err(ours(miss.refusal));
                         };
                         let passing = Passing::new(body, timer, meter);
@@ -272,7 +279,8 @@ impl Egress {
                 // `last` was true, and both arms have returned.
                 return Err(ours(self.timed_out()));
             };
-            self.fallbacks.count(&choice.provider.name, &next.provider.name, missed);
+            self.fallbacks
+                .count(&choice.provider.name, &next.provider.name, missed);
             passed_over = Some(missed);
             choice = next;
         }
@@ -314,11 +322,24 @@ impl Egress {
             provider.usage.cancel(reserved);
             return Err(refused::left_alone(provider, Reason::BreakerOpen));
         };
-        let mut meter = Meter::new(provider.clone(), call.operation, &call.content, model, reserved, ticket);
+        let mut meter = Meter::new(
+            provider.clone(),
+            call.operation,
+            &call.content,
+            model,
+            reserved,
+            ticket,
+        );
 
         let body = call.take_body(model);
         let mut head = call.head(last);
-        forward::to_provider(&mut head, target, place.host.clone(), proof, body.again().is_none());
+        forward::to_provider(
+            &mut head,
+            target,
+            place.host.clone(),
+            proof,
+            body.again().is_none(),
+        );
         if call.content.asked.adds_usage() || head.headers.contains_key(header::CONTENT_LENGTH) {
             set_length(&mut head.headers, &body);
         }
@@ -340,13 +361,25 @@ impl Egress {
 
     /// Asks the budget. Only what is posted costs anything. A body that passes as it comes may name its model at its end:
     /// what it costs is charged afterwards.
-    fn reserve(&self, call: &Call<'_>, provider: &Provider, model: Option<&str>) -> Result<Reserved, OverBudget> {
+    fn reserve(
+        &self,
+        call: &Call<'_>,
+        provider: &Provider,
+        model: Option<&str>,
+    ) -> Result<Reserved, OverBudget> {
         if *call.method != Method::POST {
             return Ok(Reserved::default());
         }
         let (bytes, most) = (call.content.bytes, call.content.asked.max_tokens);
         let usage = &provider.usage;
-        usage.reserve(&provider.config, &self.instance, model, bytes, most, Timestamp::now())
+        usage.reserve(
+            &provider.config,
+            &self.instance,
+            model,
+            bytes,
+            most,
+            Timestamp::now(),
+        )
     }
 
     fn timed_out(&self) -> Refusal {

@@ -58,8 +58,13 @@ fn anthropic(refusal: &Refusal) -> Response<Outgoing> {
 /// What an agent is told when a budget refuses its request.
 pub fn over_budget(provider: &Provider, model: Option<&str>, over: OverBudget) -> Miss {
     let name = &provider.name;
-    let limit = provider.config.budget.map(|policy| (policy.limit, policy.currency));
-    let limit = limit.map_or(String::new(), |(limit, currency)| format!(" of {limit} {currency}"));
+    let limit = provider
+        .config
+        .budget
+        .map(|policy| (policy.limit, policy.currency));
+    let limit = limit.map_or(String::new(), |(limit, currency)| {
+        format!(" of {limit} {currency}")
+    });
     let refusal = match over {
         OverBudget::Exhausted { until } => Refusal::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -122,7 +127,11 @@ pub fn no_response(kind: &FailureKind) -> Miss {
 
 /// A choice that is passed over while its breaker is open or its quota used up.
 pub fn left_alone(provider: &Provider, reason: Reason) -> Miss {
-    let message = format!("ModelProvider \"{}\" is left alone for a moment ({})", provider.name, reason.as_str());
+    let message = format!(
+        "ModelProvider \"{}\" is left alone for a moment ({})",
+        provider.name,
+        reason.as_str()
+    );
     Miss::new(
         reason,
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ProviderLeftAlone", message).retry_after(1),
@@ -137,7 +146,8 @@ mod tests {
 
     #[tokio::test]
     async fn each_protocol_has_its_shape() {
-        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "BudgetExhausted", "spent").limit("budget.limit");
+        let refusal =
+            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "BudgetExhausted", "spent").limit("budget.limit");
         for (type_, expected) in [
             (
                 ProviderType::OpenAI,
@@ -149,9 +159,15 @@ mod tests {
             ),
         ] {
             let response = into_response(refusal.clone(), type_);
-            assert_eq!((response.status().as_u16(), &response.headers()[SHOULD_RETRY]), (429, &"false".parse().unwrap()));
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()[SHOULD_RETRY]),
+                (429, &"false".parse().unwrap())
+            );
             let body = response.into_body().collect().await.unwrap().to_bytes();
-            assert_eq!(serde_json::from_slice::<serde_json::Value>(&body).unwrap(), expected);
+            assert_eq!(
+                serde_json::from_slice::<serde_json::Value>(&body).unwrap(),
+                expected
+            );
         }
         let missing = Refusal::new(StatusCode::NOT_FOUND, "NoSuchRoute", "no").retry_after(3);
         let response = into_response(missing, ProviderType::Anthropic);

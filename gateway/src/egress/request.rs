@@ -19,7 +19,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -91,7 +91,7 @@ struct Members<'a> {
     model: Option<&'a RawValue>,
     #[serde(borrow, default)]
     stream: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     stream_options: Option<&'a RawValue>,
     #[serde(borrow, default)]
     max_tokens: Option<&'a RawValue>,
@@ -99,6 +99,11 @@ struct Members<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     #[serde(borrow, default)]
     max_output_tokens: Option<&'a RawValue>,
+}
+
+/// A member that is there, `null` or not.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(value).map(Some)
 }
 
 /// What was read in a held body.
@@ -188,7 +193,8 @@ impl Asked {
 
 /// `stream_options` with usage; none if it asks for it already, or is nothing that can be changed.
 fn with_usage(options: &str) -> Option<Vec<u8>> {
-    let mut options: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_str(options).ok()?;
+    let mut options: Option<serde_json::Map<String, serde_json::Value>> =
+        serde_json::from_str(options).ok()?;
     let options = options.get_or_insert_default();
     if options.get("include_usage") == Some(&serde_json::Value::Bool(true)) {
         return None;
@@ -213,7 +219,11 @@ pub struct Content {
 impl Content {
     /// The model's name, as far as it is known by now.
     pub fn model(&self) -> Option<String> {
-        let passing = || self.reader.as_ref().and_then(|reader| reader.lock().found().model.clone());
+        let passing = || {
+            self.reader
+                .as_ref()
+                .and_then(|reader| reader.lock().found().model.clone())
+        };
         self.asked.model.clone().or_else(passing)
     }
 
@@ -244,7 +254,11 @@ impl Room {
         body: Incoming,
     ) -> Result<Content, Refusal> {
         let readable = is_json(headers) && !headers.contains_key(header::CONTENT_ENCODING);
-        let most = if operation.uses_tokens() && readable { HELD } else { BUFFERED };
+        let most = if operation.uses_tokens() && readable {
+            HELD
+        } else {
+            BUFFERED
+        };
         let length = body.size_hint().exact();
         let room = match length {
             Some(length) if length > BUFFERED && length <= most => {
@@ -330,8 +344,14 @@ mod tests {
     #[test]
     fn usage_is_asked_for_only_where_a_stream_would_not_tell() {
         for (text, expected) in [
-            (r#"{"stream":true}"#, r#"{"stream_options":{"include_usage":true},"stream":true}"#),
-            (" { \"stream\": true}", " {\"stream_options\":{\"include_usage\":true}, \"stream\": true}"),
+            (
+                r#"{"stream":true}"#,
+                r#"{"stream_options":{"include_usage":true},"stream":true}"#,
+            ),
+            (
+                " { \"stream\": true}",
+                " {\"stream_options\":{\"include_usage\":true}, \"stream\": true}",
+            ),
             (
                 r#"{"stream_options":null,"stream":true}"#,
                 r#"{"stream_options":{"include_usage":true},"stream":true}"#,
@@ -368,7 +388,10 @@ mod tests {
         assert_eq!(asked(text).model.as_deref(), Some("a\"b"));
         assert_eq!(asked(text).max_tokens, Some(7));
         let odd = asked(r#"{"model":"m","max_tokens":7.5,"stream":"yes","max_output_tokens":-1}"#);
-        assert_eq!((odd.model.as_deref(), odd.max_tokens, odd.stream), (Some("m"), None, false));
+        assert_eq!(
+            (odd.model.as_deref(), odd.max_tokens, odd.stream),
+            (Some("m"), None, false)
+        );
         assert_eq!(
             sent(text, Some("c/\"d")),
             r#"{"stream_options":{"include_usage":true},"messages":[{"model":"no"}],"model":"c/\"d","stream":true,"max_tokens":7}"#

@@ -226,7 +226,12 @@ impl Usage {
     }
 
     /// Counts one request that has ended, and gives what it cost, if that is known.
-    pub fn end(&self, config: &ProviderConfig, ended: &Ended<'_>, now: Timestamp) -> Option<(Currency, Money)> {
+    pub fn end(
+        &self,
+        config: &ProviderConfig,
+        ended: &Ended<'_>,
+        now: Timestamp,
+    ) -> Option<(Currency, Money)> {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         let tokens = ended.reported.or(ended.assumed);
         let price = ended.model.and_then(|model| price(config, model, now));
@@ -254,7 +259,9 @@ impl Usage {
         if let Some(reported) = &ended.reported {
             entry.used.input_tokens = entry.used.input_tokens.saturating_add(reported.input);
             entry.used.output_tokens = entry.used.output_tokens.saturating_add(reported.output);
-            entry.estimator.learn(ended.bytes, reported.input, reported.output);
+            entry
+                .estimator
+                .learn(ended.bytes, reported.input, reported.output);
         }
         if let Some((currency, amount)) = cost {
             let sum = entry.spend.entry(currency).or_default();
@@ -297,7 +304,12 @@ impl Usage {
 
     /// Requests refused because of the budget, by reason.
     pub fn refused(&self) -> BTreeMap<&'static str, u64> {
-        self.counts.lock().refused.iter().map(|(reason, count)| (*reason, *count)).collect()
+        self.counts
+            .lock()
+            .refused
+            .iter()
+            .map(|(reason, count)| (*reason, *count))
+            .collect()
     }
 
     /// How much of the budget is spent.
@@ -306,7 +318,13 @@ impl Usage {
         let window = policy.window(now).ok()?;
         let known = self.known.load();
         let written = known.written.as_ref().map(|written| written.of(instance));
-        let own = self.counts.lock().spend.get(&policy.currency).copied().unwrap_or_default();
+        let own = self
+            .counts
+            .lock()
+            .spend
+            .get(&policy.currency)
+            .copied()
+            .unwrap_or_default();
         let spent = match written {
             Some(written) if written.window_start >= window.start => {
                 written.spent + own.less(written.counted)
@@ -397,7 +415,10 @@ mod tests {
                 ..Ended::default()
             };
             let cost = usage.end(&config, &ended, now());
-            assert_eq!(cost.map(|(currency, cost)| (currency.to_string(), cost.to_string())), Some(("USD".into(), "0.002".into())));
+            assert_eq!(
+                cost.map(|(currency, cost)| (currency.to_string(), cost.to_string())),
+                Some(("USD".into(), "0.002".into()))
+            );
         }
         let until = "2026-12-01T00:00:00Z".parse().unwrap();
         assert_eq!(reserve().unwrap_err(), OverBudget::Exhausted { until });
@@ -410,7 +431,10 @@ mod tests {
         };
         usage.follow(Some(&written), 1);
         assert_eq!(reserve().unwrap_err(), OverBudget::Exhausted { until });
-        assert_eq!(usage.budget(&config, "i", now()).unwrap().spent.to_string(), "0.004");
+        assert_eq!(
+            usage.budget(&config, "i", now()).unwrap().spent.to_string(),
+            "0.004"
+        );
     }
 
     #[test]
@@ -438,6 +462,10 @@ mod tests {
             assert_eq!((sum.to_string().as_str(), unpriced), (spent, 0));
         }
         let used = usage.models()["m"];
-        assert_eq!((used.requests, used.input_tokens), (2, 0), "tokens are as reported");
+        assert_eq!(
+            (used.requests, used.input_tokens),
+            (2, 0),
+            "tokens are as reported"
+        );
     }
 }

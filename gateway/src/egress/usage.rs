@@ -424,17 +424,29 @@ mod tests {
         };
         for (texts, expected) in [
             (
-                &[r#"{"usage":{"prompt_tokens":100,"prompt_tokens_details":{"cached_tokens":80,"audio_tokens":1},"completion_tokens":5,"completion_tokens_details":{"cached_tokens":9}}}"#][..],
+                &[
+                    r#"{"usage":{"prompt_tokens":100,"prompt_tokens_details":{"cached_tokens":80,"audio_tokens":1},"completion_tokens":5,"completion_tokens_details":{"cached_tokens":9}}}"#,
+                ][..],
                 Some(call(100, 80, 0, 5)),
             ),
             (
-                &[r#"{"type":"response.completed","response":{"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":80},"output_tokens":5}}}"#],
+                &[
+                    r#"{"type":"response.completed","response":{"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":80},"output_tokens":5}}}"#,
+                ],
                 Some(call(100, 80, 0, 5)),
             ),
-            (&[r#"{"usage":{"prompt_tokens":7,"prompt_cache_hit_tokens":6,"completion_tokens":1}}"#], Some(call(7, 6, 0, 1))),
-            (&[r#"{"object":"list","usage":{"prompt_tokens":8,"total_tokens":8}}"#], Some(call(8, 0, 0, 0))),
             (
-                &[r#"{"type":"message","usage":{"input_tokens":10,"cache_creation_input_tokens":20,"cache_read_input_tokens":30,"output_tokens":4,"cache_creation":{"ephemeral_5m_input_tokens":20}}}"#],
+                &[r#"{"usage":{"prompt_tokens":7,"prompt_cache_hit_tokens":6,"completion_tokens":1}}"#],
+                Some(call(7, 6, 0, 1)),
+            ),
+            (
+                &[r#"{"object":"list","usage":{"prompt_tokens":8,"total_tokens":8}}"#],
+                Some(call(8, 0, 0, 0)),
+            ),
+            (
+                &[
+                    r#"{"type":"message","usage":{"input_tokens":10,"cache_creation_input_tokens":20,"cache_read_input_tokens":30,"output_tokens":4,"cache_creation":{"ephemeral_5m_input_tokens":20}}}"#,
+                ],
                 Some(call(60, 30, 20, 4)),
             ),
             (
@@ -471,7 +483,11 @@ mod tests {
         ] {
             let mut reader = JsonReader::default();
             reader.feed(text.as_bytes());
-            assert_eq!((reader.has_choices(), reader.is_usage_chunk()), (choices, usage), "{text}");
+            assert_eq!(
+                (reader.has_choices(), reader.is_usage_chunk()),
+                (choices, usage),
+                "{text}"
+            );
             reader.restart();
             assert!(!reader.has_choices() && !reader.is_usage_chunk());
         }

@@ -34,7 +34,14 @@ async fn simulator(keys: &[&str]) -> Simulator {
 /// A provider at `to` whose models cost a dollar for a thousand tokens, in and out.
 fn priced(to: SocketAddr, type_: ProviderType) -> ProviderConfig {
     let price = Price::parse("USD", "1000", "1000").unwrap();
-    let models = ["sim", "sim-fast", "backup", "sim-tokens-10", "sim-error-100", "sim-cut-100-tokens-10"];
+    let models = [
+        "sim",
+        "sim-fast",
+        "backup",
+        "sim-tokens-10",
+        "sim-error-100",
+        "sim-cut-100-tokens-10",
+    ];
     ProviderConfig {
         type_,
         prices: models.map(|model| (model.to_owned(), price)).into(),
@@ -87,7 +94,11 @@ fn chat(model: &str) -> Value {
 
 /// Tokens and spend at a provider.
 fn used(stats: &Stats, provider: &str, model: &str) -> (u64, u64, u64, u64) {
-    let used = stats.providers[provider].models.get(model).copied().unwrap_or_default();
+    let used = stats.providers[provider]
+        .models
+        .get(model)
+        .copied()
+        .unwrap_or_default();
     (used.requests, used.failed, used.input_tokens, used.output_tokens)
 }
 
@@ -98,7 +109,9 @@ fn spent(stats: &Stats, provider: &str) -> String {
 
 async fn idle(fixture: &Fixture) -> Stats {
     fixture
-        .wait("all is counted", |stats| stats.providers.values().all(|provider| provider.in_flight == 0))
+        .wait("all is counted", |stats| {
+            stats.providers.values().all(|provider| provider.in_flight == 0)
+        })
         .await
 }
 
@@ -117,7 +130,10 @@ async fn every_protocol_is_counted_and_priced_whole_and_streamed() {
     let mut settings = settings();
     settings.credentials = keys.clone();
     let fixture = Fixture::start(settings).await;
-    let providers = [("main", keyed(ProviderType::OpenAI)), ("claude", keyed(ProviderType::Anthropic))];
+    let providers = [
+        ("main", keyed(ProviderType::OpenAI)),
+        ("claude", keyed(ProviderType::Anthropic)),
+    ];
     fixture.tell(config(agent, &providers)).await;
     let mut client = Client::connect_from(agent, fixture.gateway.egress).await;
 
@@ -138,24 +154,44 @@ async fn every_protocol_is_counted_and_priced_whole_and_streamed() {
         ("main", "chat/completions", streamed_chat, 10),
         ("main", "responses", response, 10),
         ("main", "responses", streamed_response, 10),
-        ("main", "embeddings", json!({"model": model, "input": "My parcel is late"}), 0),
+        (
+            "main",
+            "embeddings",
+            json!({"model": model, "input": "My parcel is late"}),
+            0,
+        ),
         ("claude", "messages", message, 10),
         ("claude", "messages", streamed_message, 10),
     ] {
-        let before = if path == "messages" && expected.0 == 5 { (0, 0, 0, 0) } else { expected };
-        let answer = client.send(ask(&format!("/providers/{name}/v1/{path}"), &body)).await.unwrap();
+        let before = if path == "messages" && expected.0 == 5 {
+            (0, 0, 0, 0)
+        } else {
+            expected
+        };
+        let answer = client
+            .send(ask(&format!("/providers/{name}/v1/{path}"), &body))
+            .await
+            .unwrap();
         assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text());
-        assert!(!answer.text().contains("\"choices\":[]"), "the usage is not the agent's: {}", answer.text());
+        assert!(
+            !answer.text().contains("\"choices\":[]"),
+            "the usage is not the agent's: {}",
+            answer.text()
+        );
         expected = (before.0 + 1, 0, before.2 + 9, before.3 + output);
         let stats = idle(&fixture).await;
         assert_eq!(used(&stats, name, model), expected, "{path} {body}");
     }
     let stats = idle(&fixture).await;
-    assert_eq!((spent(&stats, "main"), spent(&stats, "claude")), ("0.085".into(), "0.038".into()));
+    assert_eq!(
+        (spent(&stats, "main"), spent(&stats, "claude")),
+        ("0.085".into(), "0.038".into())
+    );
     let log = simulator.log();
     assert!(log.events.iter().all(|event| event.status == 200), "{log:?}");
     let metrics = get(fixture.gateway.admin, "/metrics").await.text();
-    let line = r#"flotilla_gateway_egress_spend_total{provider="main",model="sim-tokens-10",currency="USD"} 0.085"#;
+    let line =
+        r#"flotilla_gateway_egress_spend_total{provider="main",model="sim-tokens-10",currency="USD"} 0.085"#;
     assert!(metrics.contains(line), "{metrics}");
     let _ = std::fs::remove_dir_all(keys);
 }
@@ -167,14 +203,22 @@ async fn streaming(pieces: Arc<Mutex<Vec<Bytes>>>, seen: Arc<Mutex<Vec<Value>>>)
         async move {
             let (head, body) = request.into_parts();
             assert_eq!(head.headers["accept-encoding"], "identity");
-            let length = head.headers["content-length"].to_str().unwrap().parse::<usize>().unwrap();
+            let length = head.headers["content-length"]
+                .to_str()
+                .unwrap()
+                .parse::<usize>()
+                .unwrap();
             let body = body.collect().await.unwrap().to_bytes();
             assert_eq!(length, body.len());
             seen.lock().push(serde_json::from_slice(&body).unwrap());
             let (sender, frames) = tokio::sync::mpsc::channel(1);
             tokio::spawn(async move {
                 for piece in pieces {
-                    if sender.send(Ok::<_, hyper::Error>(Frame::data(piece))).await.is_err() {
+                    if sender
+                        .send(Ok::<_, hyper::Error>(Frame::data(piece)))
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                     // The next one is a segment of its own.
@@ -195,7 +239,8 @@ async fn streaming(pieces: Arc<Mutex<Vec<Bytes>>>, seen: Arc<Mutex<Vec<Value>>>)
 }
 
 const BEFORE: &str = "data: {\"id\":\"x\",\"choices\":[{\"delta\":{\"content\":\"a\"}}],\"usage\":null}\n\n";
-const USAGE: &str = "data: {\"id\":\"x\",\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4}}\n\n";
+const USAGE: &str =
+    "data: {\"id\":\"x\",\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":4}}\n\n";
 const AFTER: &str = "data: [DONE]\n\n";
 
 #[tokio::test]
@@ -208,16 +253,27 @@ async fn the_usage_chunk_is_asked_for_and_taken_out_wherever_segments_end() {
     let (fixture, mut client) = gateway(agent, &[("main", priced(at.address, ProviderType::OpenAI))]).await;
     for cut in 1..whole.len() {
         let (one, two) = whole.split_at(cut);
-        *pieces.lock() = [one, two].map(|piece| Bytes::copy_from_slice(piece.as_bytes())).into();
-        let answer = client.send(ask("/providers/main/v1/chat/completions", &body)).await.unwrap();
+        *pieces.lock() = [one, two]
+            .map(|piece| Bytes::copy_from_slice(piece.as_bytes()))
+            .into();
+        let answer = client
+            .send(ask("/providers/main/v1/chat/completions", &body))
+            .await
+            .unwrap();
         assert_eq!(answer.text(), format!("{BEFORE}{AFTER}"), "cut at {cut}");
         let asked = seen.lock().pop().unwrap_or_default();
         assert_eq!(asked["stream_options"], json!({"include_usage": true}));
     }
     let calls = whole.len() as u64 - 1;
-    assert_eq!(used(&idle(&fixture).await, "main", "sim"), (calls, 0, 9 * calls, 4 * calls));
+    assert_eq!(
+        used(&idle(&fixture).await, "main", "sim"),
+        (calls, 0, 9 * calls, 4 * calls)
+    );
     body["stream_options"] = json!({"include_usage": true});
-    let answer = client.send(ask("/providers/main/v1/chat/completions", &body)).await.unwrap();
+    let answer = client
+        .send(ask("/providers/main/v1/chat/completions", &body))
+        .await
+        .unwrap();
     assert_eq!(answer.text(), whole, "who asks for it gets it");
 }
 
@@ -236,7 +292,10 @@ async fn events_are_neither_held_nor_put_together() {
                     6 => AFTER,
                     _ => return None,
                 };
-                Some((Ok::<_, hyper::Error>(Frame::data(Bytes::from_static(text.as_bytes()))), (sent + 1, gate)))
+                Some((
+                    Ok::<_, hyper::Error>(Frame::data(Bytes::from_static(text.as_bytes()))),
+                    (sent + 1, gate),
+                ))
             });
             let mut response = Response::new(StreamBody::new(frames).boxed());
             let media = HeaderValue::from_static("text/event-stream");
@@ -250,11 +309,17 @@ async fn events_are_neither_held_nor_put_together() {
     body["stream"] = json!(true);
     client.sender.ready().await.unwrap();
     go.send_replace(1);
-    let answer = client.sender.send_request(ask("/providers/main/v1/chat/completions", &body)).await.unwrap();
+    let answer = client
+        .sender
+        .send_request(ask("/providers/main/v1/chat/completions", &body))
+        .await
+        .unwrap();
     let mut frames = answer.into_body();
     for number in 0..5 {
         // It is here before the next one is sent.
-        let frame = tokio::time::timeout(Duration::from_secs(5), frames.frame()).await.expect("at once");
+        let frame = tokio::time::timeout(Duration::from_secs(5), frames.frame())
+            .await
+            .expect("at once");
         assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), BEFORE);
         go.send_replace(number + 2);
     }
@@ -268,8 +333,14 @@ async fn a_budget_blocks_in_the_providers_words_and_counts_what_is_hung_up_on() 
     let (simulator, agent) = (simulator(&[]).await, fresh_ip());
     // A call costs 0.019.
     let providers = [
-        ("main", with_budget(priced(simulator.addr, ProviderType::OpenAI), "0.03")),
-        ("claude", with_budget(priced(simulator.addr, ProviderType::Anthropic), "0.000001")),
+        (
+            "main",
+            with_budget(priced(simulator.addr, ProviderType::OpenAI), "0.03"),
+        ),
+        (
+            "claude",
+            with_budget(priced(simulator.addr, ProviderType::Anthropic), "0.000001"),
+        ),
     ];
     let (fixture, mut client) = gateway(agent, &providers).await;
     let path = "/providers/main/v1/chat/completions";
@@ -279,32 +350,82 @@ async fn a_budget_blocks_in_the_providers_words_and_counts_what_is_hung_up_on() 
         let answer = client.send(ask(path, &body)).await.unwrap();
         assert_eq!(answer.status.as_u16(), expected, "{}", answer.text());
         if expected == 429 {
-            assert_eq!((answer.code().as_str(), &answer.headers["x-should-retry"]), ("BudgetExhausted", &"false".parse().unwrap()));
-            assert!(answer.text().contains("the budget of 0.03 USD of ModelProvider \\\"main\\\" is spent"), "{}", answer.text());
+            assert_eq!(
+                (answer.code().as_str(), &answer.headers["x-should-retry"]),
+                ("BudgetExhausted", &"false".parse().unwrap())
+            );
+            assert!(
+                answer
+                    .text()
+                    .contains("the budget of 0.03 USD of ModelProvider \\\"main\\\" is spent"),
+                "{}",
+                answer.text()
+            );
         }
         idle(&fixture).await;
     }
     // Nothing that costs nothing is refused.
-    assert_eq!(client.get("/providers/main/v1/models").await.status, StatusCode::OK);
+    assert_eq!(
+        client.get("/providers/main/v1/models").await.status,
+        StatusCode::OK
+    );
     let unpriced = client.send(ask(path, &chat("unheard-of"))).await.unwrap();
-    assert_eq!((unpriced.status, unpriced.code().as_str()), (StatusCode::FORBIDDEN, "ModelWithoutPrice"));
+    assert_eq!(
+        (unpriced.status, unpriced.code().as_str()),
+        (StatusCode::FORBIDDEN, "ModelWithoutPrice")
+    );
     let stats = idle(&fixture).await;
-    assert_eq!((spent(&stats, "main").as_str(), simulator.log().events.iter().filter(|event| event.status == 200).count()), ("0.038", 4));
+    assert_eq!(
+        (
+            spent(&stats, "main").as_str(),
+            simulator
+                .log()
+                .events
+                .iter()
+                .filter(|event| event.status == 200)
+                .count()
+        ),
+        ("0.038", 4)
+    );
 
     // One request is let through where anything is left; the next is refused as Anthropic would.
     body["model"] = json!("sim-tokens-10");
-    assert_eq!(client.send(ask("/providers/claude/v1/messages", &body)).await.unwrap().status, StatusCode::OK);
+    assert_eq!(
+        client
+            .send(ask("/providers/claude/v1/messages", &body))
+            .await
+            .unwrap()
+            .status,
+        StatusCode::OK
+    );
     idle(&fixture).await;
-    let answer = client.send(ask("/providers/claude/v1/messages", &body)).await.unwrap();
+    let answer = client
+        .send(ask("/providers/claude/v1/messages", &body))
+        .await
+        .unwrap();
     let error: Value = serde_json::from_slice(&answer.body).unwrap();
-    assert_eq!((answer.status.as_u16(), &error["type"], &error["error"]["type"]), (429, &json!("error"), &json!("rate_limit_error")));
+    assert_eq!(
+        (answer.status.as_u16(), &error["type"], &error["error"]["type"]),
+        (429, &json!("error"), &json!("rate_limit_error"))
+    );
     assert_eq!(error["error"]["code"], "BudgetExhausted");
     let metrics = get(fixture.gateway.admin, "/metrics").await.text();
-    assert!(metrics.contains(r#"flotilla_gateway_budget_refused_total{provider="main",reason="budget_exhausted"} 2"#), "{metrics}");
+    assert!(
+        metrics.contains(
+            r#"flotilla_gateway_budget_refused_total{provider="main",reason="budget_exhausted"} 2"#
+        ),
+        "{metrics}"
+    );
 
     // A larger budget goes on where it was; a stream that is given up is charged by its events.
     fixture
-        .tell(config(agent, &[("main", with_budget(priced(simulator.addr, ProviderType::OpenAI), "100"))]))
+        .tell(config(
+            agent,
+            &[(
+                "main",
+                with_budget(priced(simulator.addr, ProviderType::OpenAI), "100"),
+            )],
+        ))
         .await;
     let mut long = json!({"model": "sim", "messages": body["messages"], "stream": true});
     long["model"] = json!("sim-cut-100-tokens-10");
@@ -312,13 +433,19 @@ async fn a_budget_blocks_in_the_providers_words_and_counts_what_is_hung_up_on() 
     let cut = client.send(ask(path, &long)).await;
     assert!(cut.is_err(), "the provider breaks off");
     let after = spent(&idle(&fixture).await, "main");
-    assert!(after.parse::<Money>().unwrap() > before.parse().unwrap(), "{before} {after}");
+    assert!(
+        after.parse::<Money>().unwrap() > before.parse().unwrap(),
+        "{before} {after}"
+    );
 }
 
 #[tokio::test]
 async fn what_the_operator_has_written_is_spent_after_a_restart_too() {
     let (simulator, agent) = (simulator(&[]).await, fresh_ip());
-    let providers = [("main", with_budget(priced(simulator.addr, ProviderType::OpenAI), "10"))];
+    let providers = [(
+        "main",
+        with_budget(priced(simulator.addr, ProviderType::OpenAI), "10"),
+    )];
     let written = |spent: &str, gateways: u32| {
         let mut config = config(agent, &providers);
         let spend = SpendConfig {
@@ -344,7 +471,12 @@ async fn what_the_operator_has_written_is_spent_after_a_restart_too() {
     ] {
         fixture.tell(written(spent, gateways)).await;
         let answer = client.send(ask(path, &body)).await.unwrap();
-        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (status, code), "{spent} {gateways}: {}", answer.text());
+        assert_eq!(
+            (answer.status.as_u16(), answer.code().as_str()),
+            (status, code),
+            "{spent} {gateways}: {}",
+            answer.text()
+        );
         idle(&fixture).await;
     }
 }
@@ -375,25 +507,46 @@ async fn a_fallback_answers_when_the_first_does_not() {
         body["stream"] = json!(stream);
         let answer = client.send(ask(CHAIN, &body)).await.unwrap();
         assert_eq!(
-            (header(&answer, "x-flotilla-provider"), header(&answer, "x-flotilla-model"), header(&answer, "x-flotilla-fallback")),
+            (
+                header(&answer, "x-flotilla-provider"),
+                header(&answer, "x-flotilla-model"),
+                header(&answer, "x-flotilla-fallback")
+            ),
             (Some("main"), Some("sim-fast"), None)
         );
         first.script(vec![step(503, None)]).unwrap();
         let answer = client.send(ask(CHAIN, &body)).await.unwrap();
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(
-            (header(&answer, "x-flotilla-provider"), header(&answer, "x-flotilla-model"), header(&answer, "x-flotilla-fallback")),
+            (
+                header(&answer, "x-flotilla-provider"),
+                header(&answer, "x-flotilla-model"),
+                header(&answer, "x-flotilla-fallback")
+            ),
             (Some("other"), Some("backup"), Some("server_error"))
         );
-        assert!(answer.text().contains("\"model\":\"backup\""), "{}", answer.text());
+        assert!(
+            answer.text().contains("\"model\":\"backup\""),
+            "{}",
+            answer.text()
+        );
         assert_eq!(stream, answer.text().contains("[DONE]"));
     }
     // Who is at fault himself is told so, and another model has no fallback.
     let mut wrong = chat("sim-fast");
     wrong["messages"] = json!([]);
-    assert_eq!(client.send(ask(CHAIN, &wrong)).await.unwrap().status, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        client.send(ask(CHAIN, &wrong)).await.unwrap().status,
+        StatusCode::BAD_REQUEST
+    );
     let other_model = client.send(ask(CHAIN, &chat("sim-error-100"))).await.unwrap();
-    assert_eq!((other_model.status.as_u16(), header(&other_model, "x-flotilla-provider")), (500, None));
+    assert_eq!(
+        (
+            other_model.status.as_u16(),
+            header(&other_model, "x-flotilla-provider")
+        ),
+        (500, None)
+    );
 
     // A 429 with a wish to be left alone: the next request does not ask there.
     first.script(vec![step(429, Some(30))]).unwrap();
@@ -408,14 +561,25 @@ async fn a_fallback_answers_when_the_first_does_not() {
     client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
     assert_eq!(events(&first), asked);
     // Without a fallback it is asked all the same.
-    assert_eq!(client.send(ask("/providers/main/v1/chat/completions", &chat("sim-fast"))).await.unwrap().status, StatusCode::OK);
+    assert_eq!(
+        client
+            .send(ask("/providers/main/v1/chat/completions", &chat("sim-fast")))
+            .await
+            .unwrap()
+            .status,
+        StatusCode::OK
+    );
 
     // Both fail: the last answer is passed on.
     second.script(vec![step(500, None)]).unwrap();
     let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-    assert_eq!((answer.status.as_u16(), header(&answer, "x-flotilla-provider")), (500, Some("other")));
+    assert_eq!(
+        (answer.status.as_u16(), header(&answer, "x-flotilla-provider")),
+        (500, Some("other"))
+    );
     let metrics = get(fixture.gateway.admin, "/metrics").await.text();
-    let line = r#"flotilla_gateway_fallbacks_total{provider="main",fallback="other",reason="server_error"} 2"#;
+    let line =
+        r#"flotilla_gateway_fallbacks_total{provider="main",fallback="other",reason="server_error"} 2"#;
     assert!(metrics.contains(line), "{metrics}");
 }
 
@@ -428,13 +592,18 @@ async fn a_provider_that_cannot_be_reached_or_paid_is_passed_over() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     let other = priced(second.addr, ProviderType::OpenAI);
     let unreachable = priced(address, ProviderType::OpenAI);
-    let (fixture, mut client) = gateway(agent, &[("main", unreachable.clone()), ("other", other.clone())]).await;
+    let (fixture, mut client) =
+        gateway(agent, &[("main", unreachable.clone()), ("other", other.clone())]).await;
     let reasons = async |client: &mut Client, count: usize| {
         let mut reasons = Vec::new();
         for _ in 0..count {
             let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
             assert_eq!(answer.status, StatusCode::OK);
-            reasons.push(header(&answer, "x-flotilla-fallback").unwrap_or_default().to_owned());
+            reasons.push(
+                header(&answer, "x-flotilla-fallback")
+                    .unwrap_or_default()
+                    .to_owned(),
+            );
         }
         reasons
     };
@@ -442,23 +611,36 @@ async fn a_provider_that_cannot_be_reached_or_paid_is_passed_over() {
     expected.push("breaker_open");
     assert_eq!(reasons(&mut client, 6).await, expected);
     let metrics = get(fixture.gateway.admin, "/metrics").await.text();
-    assert!(metrics.contains(r#"flotilla_gateway_egress_breaker_state{provider="main"} 2"#), "{metrics}");
-    assert_eq!(spent(&idle(&fixture).await, "main"), "0", "what was not sent costs nothing");
+    assert!(
+        metrics.contains(r#"flotilla_gateway_egress_breaker_state{provider="main"} 2"#),
+        "{metrics}"
+    );
+    assert_eq!(
+        spent(&idle(&fixture).await, "main"),
+        "0",
+        "what was not sent costs nothing"
+    );
 
     // Without money.
     let broke = with_budget(priced(second.addr, ProviderType::OpenAI), "0");
-    fixture.tell(config(agent, &[("main", broke), ("other", other.clone())])).await;
+    fixture
+        .tell(config(agent, &[("main", broke), ("other", other.clone())]))
+        .await;
     assert_eq!(reasons(&mut client, 1).await, ["budget"]);
     // Without a key.
     let keyless = ProviderConfig {
         secret: Some(("s".into(), "k".into())),
         ..priced(second.addr, ProviderType::OpenAI)
     };
-    fixture.tell(config(agent, &[("main", keyless), ("other", other.clone())])).await;
+    fixture
+        .tell(config(agent, &[("main", keyless), ("other", other.clone())]))
+        .await;
     assert_eq!(reasons(&mut client, 1).await, ["unusable"]);
     // A fallback of another protocol is none; the first's own error is told.
     let claude = priced(second.addr, ProviderType::Anthropic);
-    fixture.tell(config(agent, &[("main", unreachable), ("other", claude)])).await;
+    fixture
+        .tell(config(agent, &[("main", unreachable), ("other", claude)]))
+        .await;
     let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
     assert_eq!(answer.code(), "ProviderUnreachable");
 }
@@ -477,29 +659,54 @@ async fn a_provider_that_breaks_off_before_its_answer_is_passed_over_and_one_tha
         }
     });
     let other = priced(second.addr, ProviderType::OpenAI);
-    let (fixture, mut client) = gateway(agent, &[("main", priced(address, ProviderType::OpenAI)), ("other", other.clone())]).await;
+    let (fixture, mut client) = gateway(
+        agent,
+        &[
+            ("main", priced(address, ProviderType::OpenAI)),
+            ("other", other.clone()),
+        ],
+    )
+    .await;
     let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-    assert_eq!((answer.status, header(&answer, "x-flotilla-fallback")), (StatusCode::OK, Some("no_answer")));
+    assert_eq!(
+        (answer.status, header(&answer, "x-flotilla-fallback")),
+        (StatusCode::OK, Some("no_answer"))
+    );
 
     let first = simulator(&[]).await;
-    fixture.tell(config(agent, &[("main", priced(first.addr, ProviderType::OpenAI)), ("other", other)])).await;
+    fixture
+        .tell(config(
+            agent,
+            &[
+                ("main", priced(first.addr, ProviderType::OpenAI)),
+                ("other", other),
+            ],
+        ))
+        .await;
     let mut body = chat("sim-cut-100-tokens-10");
     body["stream"] = json!(true);
     let path = "/providers/main/for/sim-cut-100-tokens-10/else/other/backup/v1/chat/completions";
     let asked = second.log().events.len();
-    assert!(client.send(ask(path, &body)).await.is_err(), "the agent learns that it broke off");
+    assert!(
+        client.send(ask(path, &body)).await.is_err(),
+        "the agent learns that it broke off"
+    );
     assert_eq!(second.log().events.len(), asked);
 }
 
 #[tokio::test]
 async fn a_long_body_is_asked_for_its_usage_too() {
     let (simulator, agent) = (simulator(&[]).await, fresh_ip());
-    let (fixture, mut client) = gateway(agent, &[("main", priced(simulator.addr, ProviderType::OpenAI))]).await;
+    let (fixture, mut client) =
+        gateway(agent, &[("main", priced(simulator.addr, ProviderType::OpenAI))]).await;
     let mut body = chat("sim-tokens-10");
     // Held, and asked for usage.
     body["messages"][0]["content"] = json!("x".repeat(1 << 20));
     body["stream"] = json!(true);
-    let answer = client.send(ask("/providers/main/v1/chat/completions", &body)).await.unwrap();
+    let answer = client
+        .send(ask("/providers/main/v1/chat/completions", &body))
+        .await
+        .unwrap();
     assert_eq!(answer.status, StatusCode::OK);
     let (requests, _, input, output) = used(&idle(&fixture).await, "main", "sim-tokens-10");
     assert_eq!((requests, output), (1, 10));

@@ -158,7 +158,11 @@ pub fn price(pool: &AgentPool, providers: &[Arc<ModelProvider>], now: Timestamp)
     let provider = providers
         .iter()
         .find(|provider| provider.name_any() == main.provider_ref.name)?;
-    let offered = provider.spec.models.iter().find(|offered| offered.name == main.model);
+    let offered = provider
+        .spec
+        .models
+        .iter()
+        .find(|offered| offered.name == main.model);
     match offered.and_then(|offered| offered.price.as_ref()) {
         Some(price) => Price::parse(
             &price.currency,
@@ -277,8 +281,13 @@ mod tests {
         }))
         .unwrap();
         let providers = [Arc::new(provider)];
-        let price_of =
-            |models: Value| price(&pool(json!({"image": "a", "models": models}), "True"), &providers, Timestamp::UNIX_EPOCH);
+        let price_of = |models: Value| {
+            price(
+                &pool(json!({"image": "a", "models": models}), "True"),
+                &providers,
+                Timestamp::UNIX_EPOCH,
+            )
+        };
         let model = |name: &str, provider: &str, model: &str| json!({"name": name, "providerRef": {"name": provider}, "model": model});
         assert_eq!(
             price_of(json!([

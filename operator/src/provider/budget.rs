@@ -53,7 +53,12 @@ pub fn set_condition(conditions: &mut Conditions, spec: &ModelProviderSpec, look
         80.. => "Spent80Percent",
         _ => return conditions.set(condition::BUDGET_ALERT, false, "WithinBudget", ""),
     };
-    conditions.set(condition::BUDGET_ALERT, true, reason, sentence(spec, &look.status, percent));
+    conditions.set(
+        condition::BUDGET_ALERT,
+        true,
+        reason,
+        sentence(spec, &look.status, percent),
+    );
 }
 
 /// What is announced of a threshold.
@@ -67,13 +72,15 @@ pub fn note(spec: &ModelProviderSpec, status: &BudgetStatus, threshold: Threshol
 }
 
 fn sentence(spec: &ModelProviderSpec, status: &BudgetStatus, percent: i32) -> String {
-    let (limit, currency, end) = (&status.limit, &status.currency, status.window_end.0);
+    let (limit, currency, end) = (&status.limit, &status.currency, status.end_time.0);
     let blocks = spec
         .budget
         .as_ref()
         .is_some_and(|budget| budget.on_exhausted == OnExhausted::Block);
     let then = match (percent >= 100, blocks) {
-        (true, true) => "; requests are refused or go to their fallbacks until then, or until budget.limit is raised",
+        (true, true) => {
+            "; requests are refused or go to their fallbacks until then, or until budget.limit is raised"
+        }
         (true, false) => "; requests still pass, because budget.onExhausted is Allow",
         (false, true) => "; when all of it is spent, requests are refused or go to their fallbacks",
         (false, false) => "",
@@ -94,7 +101,13 @@ struct Pace {
 
 impl Paces {
     /// Whether a budget that blocks is so near to its end that every second counts.
-    pub fn is_close(&self, provider: &Key, spec: &ModelProviderSpec, look: Option<&Look>, now: Timestamp) -> bool {
+    pub fn is_close(
+        &self,
+        provider: &Key,
+        spec: &ModelProviderSpec,
+        look: Option<&Look>,
+        now: Timestamp,
+    ) -> bool {
         let budget = spec.budget.as_ref().zip(look);
         let Some((_, look)) = budget.filter(|(budget, _)| budget.on_exhausted == OnExhausted::Block) else {
             self.forget(provider);
@@ -163,16 +176,36 @@ mod tests {
     fn alerts_say_what_is_so_and_what_to_do() {
         for (on_exhausted, amount, status, reason, part) in [
             ("Block", "79.99", "False", "WithinBudget", ""),
-            ("Block", "80", "True", "Spent80Percent", "80 % of the budget of 100 USD are spent; it begins anew at 1970-02-01T00:00:00Z"),
+            (
+                "Block",
+                "80",
+                "True",
+                "Spent80Percent",
+                "80 % of the budget of 100 USD are spent; it begins anew at 1970-02-01T00:00:00Z",
+            ),
             ("Allow", "95", "True", "Spent90Percent", "90 %"),
-            ("Block", "100", "True", "Exhausted", "refused or go to their fallbacks until then"),
+            (
+                "Block",
+                "100",
+                "True",
+                "Exhausted",
+                "refused or go to their fallbacks until then",
+            ),
             ("Allow", "170", "True", "Exhausted", "requests still pass"),
         ] {
             let mut conditions = Conditions::new(&[], Some(1), at(0));
-            set_condition(&mut conditions, &spec(on_exhausted), Some(&looked(on_exhausted, amount)));
+            set_condition(
+                &mut conditions,
+                &spec(on_exhausted),
+                Some(&looked(on_exhausted, amount)),
+            );
             let conditions = conditions.into_vec();
             let alert = find(&conditions, "BudgetAlert").unwrap();
-            assert_eq!((alert.status.as_str(), alert.reason.as_str()), (status, reason), "{amount}");
+            assert_eq!(
+                (alert.status.as_str(), alert.reason.as_str()),
+                (status, reason),
+                "{amount}"
+            );
             assert!(alert.message.contains(part), "{}", alert.message);
         }
     }

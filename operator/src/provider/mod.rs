@@ -31,9 +31,8 @@ use kube::{Resource as _, ResourceExt as _};
 use crate::caches::Caches;
 use crate::gateway::{GatewayHealth, build};
 use crate::runtime::{
-    Conditions, Controller, Error, EventKind, Key, Manager, Next, Note, Reconciler, StatusOutcome, StatusWrite,
-    Trigger,
-    Visit, key_of,
+    Conditions, Controller, Error, EventKind, Key, Manager, Next, Note, Reconciler, StatusOutcome,
+    StatusWrite, Trigger, Visit, key_of,
 };
 use crate::waiting::{self, Wait};
 use assess::{Assessment, Gateways, State};
@@ -179,7 +178,13 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
         let used = self.ledger.take_in(key, &reports, &pods, status.usage.as_ref());
         let before = status.usage.as_ref();
         let usage = accumulate(before, &used, &pods, now);
-        let look = budget::look(&provider.spec, status.budget.as_ref(), before, usage.as_ref(), now);
+        let look = budget::look(
+            &provider.spec,
+            status.budget.as_ref(),
+            before,
+            usage.as_ref(),
+            now,
+        );
         let is_close = self.paces.is_close(key, &provider.spec, look.as_ref(), now);
         self.reports.set_eager(key, is_close);
         let (conditions, wait) = conditions(&provider, &status, &assessment, look.as_ref(), now);
@@ -224,7 +229,7 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
 
 /// How long it is until the next window of a budget begins; none without one.
 fn look_again(status: &ModelProviderStatus, now: jiff::Timestamp) -> Option<Duration> {
-    let end = status.budget.as_ref()?.window_end.0;
+    let end = status.budget.as_ref()?.end_time.0;
     let left = Duration::try_from(end.duration_since(now)).unwrap_or_default();
     Some(left.clamp(READY_PAUSE, LONGEST_PAUSE))
 }
@@ -341,7 +346,13 @@ mod condition_tests {
     #[test]
     fn an_impossible_spec_is_stalled_at_once() {
         let invalid = Assessment::new(State::Invalid, "InvalidSpec", "endpoint: …");
-        let (conditions, _) = conditions(&provider(), &ModelProviderStatus::default(), &invalid, None, at(0));
+        let (conditions, _) = conditions(
+            &provider(),
+            &ModelProviderStatus::default(),
+            &invalid,
+            None,
+            at(0),
+        );
         assert!(is_true(&conditions, "Stalled"));
         let ready = find(&conditions, "Ready").unwrap();
         assert_eq!(

@@ -45,7 +45,11 @@ impl Written {
             in_flight: 0,
             models: [("mini".to_owned(), used)].into(),
             // A cent for each request.
-            spend: [(Currency::USD, Money::of_tokens(requests * 10_000, "1".parse().unwrap()))].into(),
+            spend: [(
+                Currency::USD,
+                Money::of_tokens(requests * 10_000, "1".parse().unwrap()),
+            )]
+            .into(),
             unpriced: 0,
         };
         *self.0.lock() = vec![Arc::new(Stats {
@@ -256,9 +260,15 @@ async fn a_budget_is_counted_announced_once_and_outlives_everybody() {
         let status = status(cluster);
         let alert = status["conditions"].as_array().into_iter().flatten();
         let alert = alert.filter(|condition| condition["type"] == "BudgetAlert");
-        let reason = alert.map(|condition| condition["reason"].as_str().unwrap_or_default().to_owned()).next();
+        let reason = alert
+            .map(|condition| condition["reason"].as_str().unwrap_or_default().to_owned())
+            .next();
         let spent = status["budget"]["spent"].as_str().unwrap_or_default().to_owned();
-        (spent, status["budget"]["percent"].as_i64(), reason.unwrap_or_default())
+        (
+            spent,
+            status["budget"]["percent"].as_i64(),
+            reason.unwrap_or_default(),
+        )
     };
     let becomes = async |cluster: &FakeCluster, spent: &str, percent: i64, reason: &str| {
         eventually(&format!("{spent} {reason}"), 2 * MINUTE, || {
@@ -289,10 +299,20 @@ async fn a_budget_is_counted_announced_once_and_outlives_everybody() {
     becomes(&cluster, "1", 100, "Exhausted").await;
     tokio::time::sleep(MINUTE).await;
     let events = cluster.events("main");
-    for (reason, count) in [("BudgetSpent80Percent", 1), ("BudgetSpent90Percent", 1), ("BudgetExhausted", 1)] {
-        assert_eq!(events.iter().filter(|event| *event == reason).count(), count, "{events:?}");
+    for (reason, count) in [
+        ("BudgetSpent80Percent", 1),
+        ("BudgetSpent90Percent", 1),
+        ("BudgetExhausted", 1),
+    ] {
+        assert_eq!(
+            events.iter().filter(|event| *event == reason).count(),
+            count,
+            "{events:?}"
+        );
     }
     // A larger limit takes the alert back; the spend stays.
-    cluster.update(PROVIDER, |provider| provider["spec"]["budget"]["limit"] = json!("2"));
+    cluster.update(PROVIDER, |provider| {
+        provider["spec"]["budget"]["limit"] = json!("2")
+    });
     becomes(&cluster, "1", 50, "WithinBudget").await;
 }

@@ -196,10 +196,7 @@ fn environment(pool: &AgentPool, revision: &str, agent: &Agent) -> Vec<EnvVar> {
         plain("FLOTILLA_PUBLIC_URL", format!("http://{front}.{namespace}.svc")),
     ];
     if let Some(model) = main_model(agent) {
-        ours.push(plain(
-            "OPENAI_BASE_URL",
-            names::egress_url(&namespace, model),
-        ));
+        ours.push(plain("OPENAI_BASE_URL", names::egress_url(&namespace, model)));
         ours.push(plain("OPENAI_API_KEY", names::MANAGER.to_owned()));
     }
     for model in &agent.models {
