@@ -21,6 +21,7 @@ pub mod model;
 pub mod plan;
 pub mod quota;
 pub mod random;
+mod refusal;
 pub mod reply;
 pub mod script;
 mod server;

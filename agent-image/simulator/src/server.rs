@@ -25,7 +25,8 @@ use crate::exchange::{Admission, Streaming, Subject, cut, unix_milliseconds};
 use crate::log::{EventKind, Log, LogEvent, LogPage};
 use crate::model::{Behaviour, Failure, behaviour_of};
 use crate::plan::Plan;
-use crate::quota::{Cost, Quota, Refusal, duration_text, retry_after_seconds};
+use crate::quota::Quota;
+use crate::refusal::too_many_requests;
 use crate::script::{Script, Step};
 use crate::wire::{Envelope, Usage};
 
@@ -472,41 +473,4 @@ impl State {
 
 fn gaps(tokens: usize) -> u32 {
     u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX)
-}
-
-fn too_many_requests(protocol: Protocol, model: &str, cost: Cost, refusal: &Refusal) -> Response<Body> {
-    let tokens = cost.input_tokens + cost.output_tokens;
-    let (message, wait) = match refusal.retry_after {
-        Some(wait) => {
-            let text = duration_text(wait);
-            (
-                format!(
-                    "Rate limit '{}' reached for {model}. Please try again in {text}.",
-                    refusal.limit
-                ),
-                Some(wait),
-            )
-        }
-        None => (
-            format!(
-                "Request of {tokens} tokens is larger than the limit '{}' of {model}.",
-                refusal.limit
-            ),
-            None,
-        ),
-    };
-    let kind = if refusal.unit == crate::quota::LimitUnit::Requests {
-        "requests"
-    } else {
-        "tokens"
-    };
-    let body = protocol.error(&message, kind, Some("rate_limit_exceeded"));
-    let mut response = json_response(StatusCode::TOO_MANY_REQUESTS, &body);
-    if let Some(wait) = wait {
-        let headers = response.headers_mut();
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait)));
-        let milliseconds = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
-    }
-    response
 }

@@ -3,6 +3,7 @@
 
 mod choice;
 mod egress;
+mod fallback;
 mod leaving;
 mod models;
 mod ports;

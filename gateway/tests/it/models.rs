@@ -1,4 +1,4 @@
-//! Models and money: every protocol's usage, streams, budgets, fallbacks and breakers.
+//! Models and money: every protocol's usage, streams, budgets.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use flotilla_core::price::ledger::Policy;
 use flotilla_core::price::{Currency, Money, Price};
 use flotilla_core::stats::Stats;
 use flotilla_gateway::config::{Config, ProviderConfig, ProviderType, SpendConfig};
-use flotilla_simulator::script::Step;
 use flotilla_simulator::{Config as Simulated, Simulator};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -18,11 +17,11 @@ use hyper::body::{Frame, Incoming};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::support::{Agent, Answer, Body, Client, Fixture, fresh_ip, get, provider, request, settings};
+use crate::support::{Agent, Body, Client, Fixture, fresh_ip, get, provider, request, settings};
 
 const KEY: &str = "sk-of-the-provider";
 
-async fn simulator(keys: &[&str]) -> Simulator {
+pub async fn simulator(keys: &[&str]) -> Simulator {
     let config = Simulated {
         listen: SocketAddr::new(fresh_ip(), 0),
         api_keys: keys.iter().map(|key| (*key).to_owned()).collect(),
@@ -32,7 +31,7 @@ async fn simulator(keys: &[&str]) -> Simulator {
 }
 
 /// A provider at `to` whose models cost a dollar for a thousand tokens, in and out.
-fn priced(to: SocketAddr, type_: ProviderType) -> ProviderConfig {
+pub fn priced(to: SocketAddr, type_: ProviderType) -> ProviderConfig {
     let price = Price::parse("USD", "1000", "1000").unwrap();
     let models = [
         "sim",
@@ -49,7 +48,7 @@ fn priced(to: SocketAddr, type_: ProviderType) -> ProviderConfig {
     }
 }
 
-fn with_budget(config: ProviderConfig, limit: &str) -> ProviderConfig {
+pub fn with_budget(config: ProviderConfig, limit: &str) -> ProviderConfig {
     ProviderConfig {
         budget: Some(Policy {
             limit: limit.parse().unwrap(),
@@ -61,7 +60,7 @@ fn with_budget(config: ProviderConfig, limit: &str) -> ProviderConfig {
     }
 }
 
-fn config(agent: IpAddr, providers: &[(&str, ProviderConfig)]) -> Config {
+pub fn config(agent: IpAddr, providers: &[(&str, ProviderConfig)]) -> Config {
     Config {
         agents: [agent].into(),
         providers: providers
@@ -73,13 +72,13 @@ fn config(agent: IpAddr, providers: &[(&str, ProviderConfig)]) -> Config {
     }
 }
 
-async fn gateway(agent: IpAddr, providers: &[(&str, ProviderConfig)]) -> (Fixture, Client) {
+pub async fn gateway(agent: IpAddr, providers: &[(&str, ProviderConfig)]) -> (Fixture, Client) {
     let fixture = Fixture::with(config(agent, providers)).await;
     let client = Client::connect_from(agent, fixture.gateway.egress).await;
     (fixture, client)
 }
 
-fn ask(path: &str, body: &Value) -> Request<Body> {
+pub fn ask(path: &str, body: &Value) -> Request<Body> {
     let mut request = request(Method::POST, path, body.to_string());
     let headers = request.headers_mut();
     headers.insert("content-type", HeaderValue::from_static("application/json"));
@@ -88,7 +87,7 @@ fn ask(path: &str, body: &Value) -> Request<Body> {
     request
 }
 
-fn chat(model: &str) -> Value {
+pub fn chat(model: &str) -> Value {
     json!({"model": model, "messages": [{"role": "user", "content": "My parcel is late"}]})
 }
 
@@ -102,12 +101,12 @@ fn used(stats: &Stats, provider: &str, model: &str) -> (u64, u64, u64, u64) {
     (used.requests, used.failed, used.input_tokens, used.output_tokens)
 }
 
-fn spent(stats: &Stats, provider: &str) -> String {
+pub fn spent(stats: &Stats, provider: &str) -> String {
     let spend = &stats.providers[provider].spend;
     spend.get(&Currency::USD).copied().unwrap_or_default().to_string()
 }
 
-async fn idle(fixture: &Fixture) -> Stats {
+pub async fn idle(fixture: &Fixture) -> Stats {
     fixture
         .wait("all is counted", |stats| {
             stats.providers.values().all(|provider| provider.in_flight == 0)
@@ -479,219 +478,6 @@ async fn what_the_operator_has_written_is_spent_after_a_restart_too() {
         );
         idle(&fixture).await;
     }
-}
-
-/// The path of `sim-fast` at `main` with `backup` as its fallback.
-const CHAIN: &str = "/providers/main/for/sim-fast/else/other/backup/v1/chat/completions";
-
-fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
-    answer.headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-#[tokio::test]
-async fn a_fallback_answers_when_the_first_does_not() {
-    let (first, second, agent) = (simulator(&[]).await, simulator(&[]).await, fresh_ip());
-    let providers = [
-        ("main", priced(first.addr, ProviderType::OpenAI)),
-        ("other", priced(second.addr, ProviderType::OpenAI)),
-    ];
-    let (fixture, mut client) = gateway(agent, &providers).await;
-    let step = |status, retry_after_seconds| Step {
-        status,
-        count: 1,
-        model: None,
-        retry_after_seconds,
-    };
-    let mut body = chat("sim-fast");
-    for stream in [false, true] {
-        body["stream"] = json!(stream);
-        let answer = client.send(ask(CHAIN, &body)).await.unwrap();
-        assert_eq!(
-            (
-                header(&answer, "x-flotilla-provider"),
-                header(&answer, "x-flotilla-model"),
-                header(&answer, "x-flotilla-fallback")
-            ),
-            (Some("main"), Some("sim-fast"), None)
-        );
-        first.script(vec![step(503, None)]).unwrap();
-        let answer = client.send(ask(CHAIN, &body)).await.unwrap();
-        assert_eq!(answer.status, StatusCode::OK);
-        assert_eq!(
-            (
-                header(&answer, "x-flotilla-provider"),
-                header(&answer, "x-flotilla-model"),
-                header(&answer, "x-flotilla-fallback")
-            ),
-            (Some("other"), Some("backup"), Some("server_error"))
-        );
-        assert!(
-            answer.text().contains("\"model\":\"backup\""),
-            "{}",
-            answer.text()
-        );
-        assert_eq!(stream, answer.text().contains("[DONE]"));
-    }
-    // Who is at fault himself is told so, and another model has no fallback.
-    let mut wrong = chat("sim-fast");
-    wrong["messages"] = json!([]);
-    assert_eq!(
-        client.send(ask(CHAIN, &wrong)).await.unwrap().status,
-        StatusCode::BAD_REQUEST
-    );
-    let other_model = client.send(ask(CHAIN, &chat("sim-error-100"))).await.unwrap();
-    assert_eq!(
-        (
-            other_model.status.as_u16(),
-            header(&other_model, "x-flotilla-provider")
-        ),
-        (500, None)
-    );
-
-    // A 429 with a wish to be left alone: the next request does not ask there.
-    first.script(vec![step(429, Some(30))]).unwrap();
-    let events = |simulator: &Simulator| simulator.log().events.len();
-    for _ in 0..2 {
-        let before = events(&first);
-        let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-        assert_eq!(header(&answer, "x-flotilla-fallback"), Some("quota"));
-        assert!(events(&first) <= before + 1);
-    }
-    let asked = events(&first);
-    client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-    assert_eq!(events(&first), asked);
-    // Without a fallback it is asked all the same.
-    assert_eq!(
-        client
-            .send(ask("/providers/main/v1/chat/completions", &chat("sim-fast")))
-            .await
-            .unwrap()
-            .status,
-        StatusCode::OK
-    );
-
-    // Both fail: the last answer is passed on.
-    second.script(vec![step(500, None)]).unwrap();
-    let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-    assert_eq!(
-        (answer.status.as_u16(), header(&answer, "x-flotilla-provider")),
-        (500, Some("other"))
-    );
-    let metrics = get(fixture.gateway.admin, "/metrics").await.text();
-    let line =
-        r#"flotilla_gateway_fallbacks_total{provider="main",fallback="other",reason="server_error"} 2"#;
-    assert!(metrics.contains(line), "{metrics}");
-}
-
-#[tokio::test]
-async fn a_provider_that_cannot_be_reached_or_paid_is_passed_over() {
-    let (second, agent) = (simulator(&[]).await, fresh_ip());
-    let gone = Agent::named("gone").await;
-    let address = gone.address;
-    drop(gone);
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let other = priced(second.addr, ProviderType::OpenAI);
-    let unreachable = priced(address, ProviderType::OpenAI);
-    let (fixture, mut client) =
-        gateway(agent, &[("main", unreachable.clone()), ("other", other.clone())]).await;
-    let reasons = async |client: &mut Client, count: usize| {
-        let mut reasons = Vec::new();
-        for _ in 0..count {
-            let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-            assert_eq!(answer.status, StatusCode::OK);
-            reasons.push(
-                header(&answer, "x-flotilla-fallback")
-                    .unwrap_or_default()
-                    .to_owned(),
-            );
-        }
-        reasons
-    };
-    let mut expected = vec!["unreachable"; 5];
-    expected.push("breaker_open");
-    assert_eq!(reasons(&mut client, 6).await, expected);
-    let metrics = get(fixture.gateway.admin, "/metrics").await.text();
-    assert!(
-        metrics.contains(r#"flotilla_gateway_egress_breaker_state{provider="main"} 2"#),
-        "{metrics}"
-    );
-    assert_eq!(
-        spent(&idle(&fixture).await, "main"),
-        "0",
-        "what was not sent costs nothing"
-    );
-
-    // Without money.
-    let broke = with_budget(priced(second.addr, ProviderType::OpenAI), "0");
-    fixture
-        .tell(config(agent, &[("main", broke), ("other", other.clone())]))
-        .await;
-    assert_eq!(reasons(&mut client, 1).await, ["budget"]);
-    // Without a key.
-    let keyless = ProviderConfig {
-        secret: Some(("s".into(), "k".into())),
-        ..priced(second.addr, ProviderType::OpenAI)
-    };
-    fixture
-        .tell(config(agent, &[("main", keyless), ("other", other.clone())]))
-        .await;
-    assert_eq!(reasons(&mut client, 1).await, ["unusable"]);
-    // A fallback of another protocol is none; the first's own error is told.
-    let claude = priced(second.addr, ProviderType::Anthropic);
-    fixture
-        .tell(config(agent, &[("main", unreachable), ("other", claude)]))
-        .await;
-    let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-    assert_eq!(answer.code(), "ProviderUnreachable");
-}
-
-#[tokio::test]
-async fn a_provider_that_breaks_off_before_its_answer_is_passed_over_and_one_that_has_begun_is_not() {
-    let (second, agent) = (simulator(&[]).await, fresh_ip());
-    let closing = tokio::net::TcpListener::bind((fresh_ip(), 0)).await.unwrap();
-    let address = closing.local_addr().unwrap();
-    tokio::spawn(async move {
-        use tokio::io::AsyncReadExt as _;
-        loop {
-            let (mut stream, _) = closing.accept().await.unwrap();
-            let mut read = [0; 4096];
-            let _ = stream.read(&mut read).await;
-        }
-    });
-    let other = priced(second.addr, ProviderType::OpenAI);
-    let (fixture, mut client) = gateway(
-        agent,
-        &[
-            ("main", priced(address, ProviderType::OpenAI)),
-            ("other", other.clone()),
-        ],
-    )
-    .await;
-    let answer = client.send(ask(CHAIN, &chat("sim-fast"))).await.unwrap();
-    assert_eq!(
-        (answer.status, header(&answer, "x-flotilla-fallback")),
-        (StatusCode::OK, Some("no_answer"))
-    );
-
-    let first = simulator(&[]).await;
-    fixture
-        .tell(config(
-            agent,
-            &[
-                ("main", priced(first.addr, ProviderType::OpenAI)),
-                ("other", other),
-            ],
-        ))
-        .await;
-    let mut body = chat("sim-cut-100-tokens-10");
-    body["stream"] = json!(true);
-    let path = "/providers/main/for/sim-cut-100-tokens-10/else/other/backup/v1/chat/completions";
-    let asked = second.log().events.len();
-    assert!(
-        client.send(ask(path, &body)).await.is_err(),
-        "the agent learns that it broke off"
-    );
-    assert_eq!(second.log().events.len(), asked);
 }
 
 #[tokio::test]
