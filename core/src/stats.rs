@@ -8,6 +8,7 @@
 //! Fields are only ever added. A reader refuses a `version` it does not know.
 
 use crate::histogram::Histogram;
+use crate::price::{Currency, Money};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -147,6 +148,12 @@ pub struct ProviderStats {
     /// Use by model name, counted since the start of this instance. At most 128 names; further ones under `other`.
     #[serde(default)]
     pub models: BTreeMap<String, ModelUse>,
+    /// Spend since the start of this instance, by currency.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub spend: BTreeMap<Currency, Money>,
+    /// Answers with tokens of models without a known price; they are in no spend.
+    #[serde(default)]
+    pub unpriced: u64,
 }
 
 /// Whether a provider's key is there.

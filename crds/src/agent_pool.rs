@@ -212,6 +212,10 @@ pub enum Protocol {
 
 /// A model the agent uses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.fallbacks) || self.fallbacks.all(f, (f.providerRef.name != self.providerRef.name || f.model != self.model) && self.fallbacks.exists_one(g, g.providerRef.name == f.providerRef.name && g.model == f.model))")
+        .message("fallbacks: an entry is the model itself or stands there twice; name each provider and model once")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Model {
     /// name by which the agent knows this entry, for example `default`; it becomes part of a variable's name.
@@ -232,6 +236,36 @@ pub struct Model {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "crate::schema::string_map")]
     pub parameters: BTreeMap<String, String>,
+    /// fallbacks are tried in this order when the model's provider has used up its budget or its quota, answers 429 or
+    /// 5xx, cannot be reached, or has failed so often that its circuit breaker is open; never after a byte of an answer
+    /// has come. Their providers must be of the same type. Default: none. The answer's headers `x-flotilla-provider`,
+    /// `x-flotilla-model` and `x-flotilla-fallback` tell who has answered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub fallbacks: Vec<Fallback>,
+}
+
+/// A model that is used instead of another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Fallback {
+    /// providerRef names the ModelProvider in this namespace.
+    pub provider_ref: LocalRef,
+    /// model is that provider's own name of the model, for example `gpt-5-nano`; it is put into the request in place of
+    /// the other.
+    #[schemars(length(min = 1, max = 253))]
+    pub model: String,
+}
+
+impl Model {
+    /// Providers and their models that this entry may use: its own, then the fallbacks in order.
+    pub fn choices(&self) -> impl Iterator<Item = (&str, &str)> {
+        let own = (self.provider_ref.name.as_str(), self.model.as_str());
+        let fallbacks = self.fallbacks.iter();
+        std::iter::once(own)
+            .chain(fallbacks.map(|other| (other.provider_ref.name.as_str(), other.model.as_str())))
+    }
 }
 
 /// The agent's prompt: exactly one of `text` and `configMapKeyRef`.

@@ -16,6 +16,8 @@ pub mod condition {
     pub const STALLED: &str = "Stalled";
     /// A new revision has all the traffic and is still judged.
     pub const BAKING: &str = "Baking";
+    /// 80, 90 or 100 % of a provider's budget are spent.
+    pub const BUDGET_ALERT: &str = "BudgetAlert";
     /// A LoadTest has ended, whatever its verdict.
     pub const COMPLETE: &str = "Complete";
     /// A LoadTest's verdict as a gate.

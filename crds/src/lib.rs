@@ -13,6 +13,7 @@ pub mod names;
 pub mod reference;
 pub mod rollout;
 pub mod rollout_action;
+pub mod route;
 mod rules;
 pub mod schema;
 pub mod yaml;

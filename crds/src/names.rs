@@ -1,5 +1,8 @@
 //! Names that more than one part must agree on: labels, annotations, ports, paths and environment variables.
 
+use crate::agent_pool::Model;
+use crate::route;
+
 /// `app.kubernetes.io/managed-by` label; on every object the operator makes its value is [`MANAGER`].
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`], prefix of every field manager (`flotilla/<kind>`), and the category of the kinds.
@@ -69,9 +72,10 @@ pub const USAGE_METADATA: &str = "flotilla.dev/usage";
 /// Longest name of a pool: `<pool>-<10 characters>` stays a DNS-1035 label with room for a pod's suffix.
 pub const POOL_NAME_MAX: usize = 45;
 
-/// Base URL, without a trailing slash, that agents of `namespace` use for `provider`.
-pub fn egress_url(namespace: &str, provider: &str) -> String {
-    format!("http://{GATEWAY}.{namespace}.svc:{GATEWAY_EGRESS_PORT}/providers/{provider}/v1")
+/// Base URL, without a trailing slash, that agents of `namespace` use for a model.
+pub fn egress_url(namespace: &str, model: &Model) -> String {
+    let path = route::path_of(model);
+    format!("http://{GATEWAY}.{namespace}.svc:{GATEWAY_EGRESS_PORT}{path}")
 }
 
 /// The suffix of an agent's environment variables for the model entry `name`: upper case, `-` as `_`.

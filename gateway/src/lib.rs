@@ -139,16 +139,18 @@ impl Gateway {
             settings.agents,
         ));
         ingress.sessions().set_source(settings.listen);
+        let instance = ingress.sessions().instance().to_owned();
         let egress = Arc::new(Egress::new(
             settings.credentials.clone(),
             egress::tls::client_config(),
             settings.providers,
             settings.provider_timeout,
+            &instance,
         ));
         let listeners = Listeners::new(settings.listen, shared.clone());
         let admin = Arc::new(Admin {
             identity: report::Identity {
-                instance: ingress.sessions().instance().to_owned(),
+                instance,
                 pod: settings.pod.clone(),
             },
             ingress: ingress.clone(),

@@ -125,7 +125,8 @@ impl Collector for Scrape {
         of_pools(&mut encoder, &pools)?;
         session::metrics::encode(&mut encoder, self.0.ingress.sessions(), &pools)?;
         of_revisions(&mut encoder, &revisions)?;
-        of_providers(&mut encoder, &self.0.egress)
+        of_providers(&mut encoder, &self.0.egress)?;
+        crate::egress::export::encode(&mut encoder, &self.0.egress)
     }
 }
 

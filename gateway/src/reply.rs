@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -39,6 +39,19 @@ pub enum End {
 pub trait Observer {
     /// Body bytes, in order.
     fn data(&mut self, bytes: &Bytes);
+    /// Body bytes, in order, before they are passed on; gives what is, which may be nothing for now.
+    fn pass(&mut self, bytes: Bytes) -> Bytes {
+        self.data(&bytes);
+        bytes
+    }
+    /// What was kept back so far; asked after the last byte.
+    fn rest(&mut self) -> Bytes {
+        Bytes::new()
+    }
+    /// What is passed on may be shorter than what comes.
+    fn changes_length(&self) -> bool {
+        false
+    }
     /// After the last byte, or instead of it.
     fn end(&mut self, end: End);
 }
@@ -122,28 +135,52 @@ impl<O: Observer> Passing<O> {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.observer.changes_length() {
+            return SizeHint::default();
+        }
         let read = self.first.iter().filter_map(Frame::data_ref).map(Bytes::len);
         longer(self.incoming.size_hint(), read.sum())
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        if let Some(frame) = self.first.pop_front() {
-            if let Some(data) = frame.data_ref() {
-                self.observer.data(data);
+    /// The next frame as the observer passes it on; frames of which it passes nothing are left out.
+    fn poll_observed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        loop {
+            let next = match self.first.pop_front() {
+                Some(frame) => Some(Ok(frame)),
+                None => ready!(Pin::new(&mut self.incoming).poll_frame(cx)),
+            };
+            let frame = match next {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    let rest = self.observer.rest();
+                    return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+                }
+            };
+            // With a known length nobody asks for what comes after the last byte.
+            let last = self.is_end_stream();
+            let frame = match frame.into_data() {
+                Ok(data) => {
+                    let mut passed = self.observer.pass(data);
+                    if last {
+                        passed = joined(passed, self.observer.rest());
+                    } else if passed.is_empty() {
+                        continue;
+                    }
+                    Frame::data(passed)
+                }
+                Err(other) => other,
+            };
+            if last {
+                self.end(End::Complete);
             }
             return Poll::Ready(Some(Ok(frame)));
         }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    self.observer.data(data);
-                }
-                // With a known length nobody asks for what comes after the last byte.
-                if self.incoming.is_end_stream() {
-                    self.end(End::Complete);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self.poll_observed(cx) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
             Poll::Ready(Some(Err(error))) => {
                 self.end(End::Cut);
                 Poll::Ready(Some(Err(error.into())))
@@ -161,6 +198,15 @@ impl<O: Observer> Passing<O> {
                 }
             },
         }
+    }
+}
+
+/// One after the other; copies only if there are two.
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => first,
+        (true, false) => second,
+        (false, false) => [first, second].concat().into(),
     }
 }
 

@@ -107,10 +107,13 @@ fn revision_stats(
 }
 
 fn provider_stats(provider: &Provider) -> ProviderStats {
+    let (spend, unpriced) = provider.usage.spend();
     ProviderStats {
         generation: provider.config.generation,
         credential: provider.credential(),
         in_flight: provider.usage.in_flight(),
         models: provider.usage.models(),
+        spend,
+        unpriced,
     }
 }

@@ -17,6 +17,12 @@ use flotilla_core::balance::{BudgetPolicy, EjectionPolicy, RetryPolicy};
 use http::HeaderName;
 
 pub use flotilla_crds::agent_pool::Balancing;
+pub use flotilla_crds::model_provider::ProviderType;
+
+use flotilla_core::price::gate::Written;
+use flotilla_core::price::ledger::Policy;
+use flotilla_core::price::{Money, Price};
+use jiff::Timestamp;
 
 pub use crate::session::config::{KeySource, SessionsConfig};
 
@@ -30,6 +36,10 @@ pub struct Config {
     pub pools: BTreeMap<String, PoolConfig>,
     /// By ModelProvider name.
     pub providers: BTreeMap<String, ProviderConfig>,
+    /// What is spent at providers with a budget, by name; apart from their specs, because it changes often.
+    pub spends: BTreeMap<String, SpendConfig>,
+    /// Ready gateways of the namespace, at least 1.
+    pub ready_gateways: u32,
     /// Addresses of all agent pods of the namespace, ready or not: who may use the egress.
     pub agents: HashSet<IpAddr>,
     /// Admin ports of the namespace's other gateways, ready or not.
@@ -122,7 +132,7 @@ pub struct EndpointConfig {
 }
 
 /// One ModelProvider.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProviderConfig {
     /// `metadata.generation`.
     pub generation: i64,
@@ -130,4 +140,32 @@ pub struct ProviderConfig {
     pub endpoint: String,
     /// The Secret's name and key where the provider wants a key, for messages.
     pub secret: Option<(String, String)>,
+    /// The protocol it speaks.
+    pub type_: ProviderType,
+    /// Prices by model, before the built-in ones.
+    pub prices: BTreeMap<String, Price>,
+    /// What may be spent.
+    pub budget: Option<Policy>,
+}
+
+/// What the operator has written of a provider's budget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpendConfig {
+    /// Start of the window that `spent` is about.
+    pub window_start: Timestamp,
+    /// Spend of all gateways in that window.
+    pub spent: Money,
+    /// As much of each process's spend is in that, by instance.
+    pub counted: BTreeMap<String, Money>,
+}
+
+impl SpendConfig {
+    /// As the process `instance` reads it.
+    pub fn of(&self, instance: &str) -> Written {
+        Written {
+            window_start: self.window_start,
+            spent: self.spent,
+            counted: self.counted.get(instance).copied().unwrap_or_default(),
+        }
+    }
 }

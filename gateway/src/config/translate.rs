@@ -14,13 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::balance::hash_bytes;
+use flotilla_core::price::Price;
+use flotilla_core::price::ledger::Policy;
+use flotilla_core::usage::spent;
 use flotilla_crds::agent_pool::AgentPool;
 use flotilla_crds::model_provider::{AuthType, ModelProvider};
 use flotilla_crds::names;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::issuer::Issuer;
-use super::{AgentPods, Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig, resilience};
+use super::{
+    AgentPods, Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig, SpendConfig, resilience,
+};
 
 pub use flotilla_crds::names::CONCURRENCY;
 /// Label of the EndpointSlice controller: the Service's name.
@@ -62,6 +67,12 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
             .iter()
             .map(|(name, provider)| (name.clone(), provider_config(provider)))
             .collect(),
+        spends: objects
+            .providers
+            .iter()
+            .filter_map(|(name, provider)| Some((name.clone(), spend_config(provider)?)))
+            .collect(),
+        ready_gateways: u32::try_from(gateways.ready.len()).unwrap_or(u32::MAX).max(1),
         agents: agents(objects),
         gateways: other_gateways(objects, pod_uid),
         pods: agent_pods(objects),
@@ -314,12 +325,54 @@ fn provider_config(provider: &ModelProvider) -> ProviderConfig {
         generation: provider.metadata.generation.unwrap_or(0),
         endpoint: provider.spec.endpoint.clone(),
         secret,
+        type_: provider.spec.type_,
+        // What cannot be read is refused by the operator; here it is as if it were not there.
+        prices: provider
+            .spec
+            .models
+            .iter()
+            .filter_map(|model| {
+                let price = model.price.as_ref()?;
+                let price = Price::parse(
+                    &price.currency,
+                    &price.input_per_million,
+                    &price.output_per_million,
+                );
+                Some((model.name.clone(), price.ok()?))
+            })
+            .collect(),
+        budget: provider
+            .spec
+            .budget
+            .as_ref()
+            .and_then(|budget| Policy::parse(budget).ok()),
     }
+}
+
+/// What the operator has written of a budget, if it is about the currency that the spec names.
+fn spend_config(provider: &ModelProvider) -> Option<SpendConfig> {
+    let policy = Policy::parse(provider.spec.budget.as_ref()?).ok()?;
+    let status = provider.status.as_ref()?;
+    let budget = status
+        .budget
+        .as_ref()
+        .filter(|budget| budget.currency == policy.currency.to_string())?;
+    let counted = status.usage.as_ref().map(|usage| usage.counted.as_slice());
+    Some(SpendConfig {
+        window_start: budget.start_time.0,
+        spent: budget.spent.parse().ok()?,
+        counted: counted
+            .unwrap_or_default()
+            .iter()
+            .map(|source| (source.instance.clone(), spent(&source.spend, policy.currency)))
+            .collect(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ProviderType;
     use serde_json::json;
 
     fn slice(service: &str, revision: Option<&str>, endpoints: serde_json::Value) -> EndpointSlice {
@@ -502,6 +555,48 @@ mod tests {
         let others = config(&objects(), "uid-10.0.1.1").gateways;
         let others: Vec<String> = others.iter().map(ToString::to_string).collect();
         assert_eq!(others, ["10.0.1.2:9090", "10.0.1.3:9090"]);
+    }
+
+    #[test]
+    fn a_provider_has_its_prices_and_what_is_spent_of_its_budget() {
+        let mut objects = objects();
+        let provider = |currency: &str| {
+            serde_json::from_value(json!({
+                "metadata": {"name": "main", "generation": 3},
+                "spec": {
+                    "type": "Anthropic", "endpoint": "https://m/v1", "budget": {"limit": "500.00"},
+                    "models": [{"name": "m", "price": {"inputPerMillion": "1", "outputPerMillion": "2"}}, {"name": "n"}],
+                },
+                "status": {
+                    "budget": {
+                        "spent": "12.5", "percent": 2, "limit": "500", "currency": currency, "base": "3",
+                        "startTime": "2026-11-01T00:00:00Z", "endTime": "2026-12-01T00:00:00Z",
+                    },
+                    "usage": {"counted": [
+                        {"instance": "i", "pod": "g-1", "spend": [{"currency": "USD", "amount": "4.25"}]},
+                        {"instance": "j", "pod": "g-2"},
+                    ]},
+                },
+            }))
+            .expect("a provider")
+        };
+        objects.providers.insert("main".into(), provider("USD"));
+        let found = config(&objects, "");
+        let main = &found.providers["main"];
+        assert_eq!((main.type_, main.prices.len()), (ProviderType::Anthropic, 1));
+        assert_eq!(main.budget.expect("a budget").limit.to_string(), "500");
+        let spend = &found.spends["main"];
+        assert_eq!(
+            (
+                spend.spent.to_string(),
+                spend.of("i").counted.to_string(),
+                spend.of("j").counted.to_string()
+            ),
+            ("12.5".into(), "4.25".into(), "0".into())
+        );
+        assert_eq!(found.ready_gateways, 2);
+        objects.providers.insert("main".into(), provider("EUR"));
+        assert_eq!(config(&objects, "").spends.get("main"), None);
     }
 
     #[test]

@@ -182,6 +182,7 @@ pub fn provider(endpoint: String, secret: Option<(&str, &str)>) -> ProviderConfi
         generation: 1,
         endpoint,
         secret: secret.map(|(name, key)| (name.into(), key.into())),
+        ..ProviderConfig::default()
     }
 }
 

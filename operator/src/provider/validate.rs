@@ -1,6 +1,7 @@
 //! What the CRD's own rules cannot say about a ModelProvider.
 
 use flotilla_core::load::result::Price;
+use flotilla_core::price::ledger::Policy;
 use flotilla_crds::{ModelProviderSpec, names};
 
 /// Checks a spec.
@@ -29,6 +30,9 @@ pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
             &price.output_per_million,
         )
         .map_err(|error| format!("models[{}].price: {error}", model.name))?;
+    }
+    if let Some(budget) = &spec.budget {
+        Policy::parse(budget).map_err(|error| format!("budget: {error}"))?;
     }
     Ok(())
 }

@@ -199,10 +199,7 @@ fn environment(pool: &AgentPool, revision: &str, agent: &Agent) -> Vec<EnvVar> {
         plain("FLOTILLA_PUBLIC_URL", format!("http://{front}.{namespace}.svc")),
     ];
     if let Some(model) = main_model(agent) {
-        ours.push(plain(
-            "OPENAI_BASE_URL",
-            names::egress_url(&namespace, &model.provider_ref.name),
-        ));
+        ours.push(plain("OPENAI_BASE_URL", names::egress_url(&namespace, model)));
         ours.push(plain("OPENAI_API_KEY", names::MANAGER.to_owned()));
     }
     for model in &agent.models {
@@ -211,7 +208,7 @@ fn environment(pool: &AgentPool, revision: &str, agent: &Agent) -> Vec<EnvVar> {
         ours.push(plain(&variable, model.model.clone()));
         ours.push(plain(
             &format!("{variable}_BASE_URL"),
-            names::egress_url(&namespace, &model.provider_ref.name),
+            names::egress_url(&namespace, model),
         ));
         ours.push(plain(&format!("{variable}_PARAMETERS"), parameters));
     }
@@ -453,7 +450,8 @@ mod tests {
             json!({"agent": {
                 "models": [
                     {"name": "fast-one", "providerRef": {"name": "other"}, "model": "m-1", "parameters": {"t": "0.2"}},
-                    {"name": "default", "providerRef": {"name": "main"}, "model": "m-2"},
+                    {"name": "default", "providerRef": {"name": "main"}, "model": "m-2",
+                     "fallbacks": [{"providerRef": {"name": "other"}, "model": "m/3"}]},
                 ],
                 "env": [{"name": "PORT", "value": "9"}, {"name": "MINE", "value": "x"}],
                 "prompt": {"text": "hi"},
@@ -468,7 +466,7 @@ mod tests {
             ("FLOTILLA_PUBLIC_URL", "http://support.shop.svc"),
             (
                 "OPENAI_BASE_URL",
-                "http://flotilla-gateway.shop.svc:8081/providers/main/v1",
+                "http://flotilla-gateway.shop.svc:8081/providers/main/for/m-2/else/other/m%2F3/v1",
             ),
             ("OPENAI_API_KEY", "flotilla"),
             ("FLOTILLA_MODEL_FAST_ONE", "m-1"),
