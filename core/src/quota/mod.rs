@@ -49,6 +49,7 @@ pub mod clock;
 pub mod estimate;
 pub mod hint;
 pub mod holder;
+pub mod record;
 mod share;
 mod slope;
 pub mod window;
@@ -64,11 +65,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use allocator::{Action, Allocator, Checkpoint, CheckpointError};
+pub use allocator::{Action, Allocator, Checkpoint, CheckpointError, Usage};
 pub use clock::WallClock;
 pub use estimate::{Estimator, OutputCharge, Price};
 pub use hint::{Hint, parse};
 pub use holder::{Admission, Class, Holder, Ticket, Waiting};
+pub use record::{Found, Record};
 pub use slope::Slope;
 pub use window::{Calendar, Window};
 
