@@ -38,7 +38,7 @@ pub fn report(identity: &Identity, draining: bool, ingress: &Ingress, egress: &E
         providers: egress
             .providers()
             .iter()
-            .map(|(name, provider)| (name.clone(), provider_stats(provider)))
+            .map(|(name, provider)| (name.clone(), provider_stats(provider, egress)))
             .collect(),
     }
 }
@@ -86,8 +86,11 @@ fn revision_stats(revision: &Revision, weight: i32, unix_seconds: i64, keep_seco
     }
 }
 
-fn provider_stats(provider: &Provider) -> ProviderStats {
+fn provider_stats(provider: &Provider, egress: &Egress) -> ProviderStats {
+    let (quotas, quota_pools) = egress.quotas().stats(&provider.name);
     ProviderStats {
+        quotas,
+        quota_pools,
         generation: provider.config.generation,
         credential: provider.credential(),
         in_flight: provider.usage.in_flight(),

@@ -293,17 +293,26 @@ impl Allocator {
         self.must_write = true;
     }
 
-    /// This holder's process has ended (its container was replaced, its pod is gone): its lease ends now, and its floors.
+    /// This holder's process has ended, surely (its container was replaced): its lease ends now, and its floors.
     pub fn gone(&mut self, holder: &str, now: Now) {
-        if let Some(entry) = self.entries.get_mut(holder) {
-            entry.floored = false;
-            entry.released = true;
-            if now.nanos < entry.expires {
-                entry.expires = now.nanos;
-                entry.expires_unix_ms = now.unix_ms;
-            }
-            self.due.remove(holder);
-            self.must_write = true;
+        let Some(entry) = self.entries.get_mut(holder) else { return };
+        if !entry.floored && now.nanos >= entry.expires {
+            return;
+        }
+        entry.floored = false;
+        entry.released = true;
+        if now.nanos < entry.expires {
+            entry.expires = now.nanos;
+            entry.expires_unix_ms = now.unix_ms;
+        }
+        self.due.remove(holder);
+        self.must_write = true;
+    }
+
+    /// This holder's pod is gone, as far as can be seen: if it is silent as well, its floors end.
+    pub fn lost(&mut self, holder: &str, now: Now) {
+        if self.entries.get(holder).is_some_and(|entry| now.nanos >= entry.expires) {
+            self.gone(holder, now);
         }
     }
 

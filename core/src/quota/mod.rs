@@ -52,6 +52,7 @@ pub mod holder;
 pub mod record;
 mod share;
 mod slope;
+pub mod spec;
 pub mod window;
 
 #[cfg(test)]
@@ -72,7 +73,7 @@ pub use hint::{Hint, parse};
 pub use holder::{Admission, Class, Holder, Ticket, Waiting};
 pub use record::{Found, Record};
 pub use slope::Slope;
-pub use window::{Calendar, Window};
+pub use window::{Calendar, CalendarUnit, Window};
 
 /// An instant or a length in nanoseconds; instants count from the origin of one process's monotonic clock.
 pub type Nanos = u64;

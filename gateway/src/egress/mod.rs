@@ -8,10 +8,12 @@
 //! names are the request's, because pools and prices name the provider's model as requests do (responses name dated
 //! snapshots); the response's is taken where the request has none.
 //!
-//! A request is sent once more only by the rules of [`crate::upstream`].
+//! A request is sent once more only by the rules of [`crate::upstream`]. Where the provider has quotas it is sent when it has
+//! reserved what it will use ([`quota`]), and settled by what it has used.
 
 pub mod keys;
 pub mod provider;
+pub mod quota;
 pub mod tls;
 pub mod usage;
 
@@ -38,6 +40,7 @@ use crate::upstream::body::RequestBody;
 use crate::upstream::connection::Connection;
 use crate::upstream::{Answer, FailureKind, Limits, forward};
 use provider::{Place, Provider};
+use quota::{Ask, Permit, Quotas, Used};
 use usage::{EventReader, Found, JsonReader};
 
 /// How long an unknown address may wait for the watch to tell of it.
@@ -46,12 +49,16 @@ const IDENTITY_GRACE: Duration = Duration::from_secs(2);
 const MAX_STRANGERS: usize = 64;
 /// Sends of one request at most.
 const MAX_SENDS: u32 = 3;
+/// The code of a request of which nothing was sent.
+const UNREACHABLE: &str = "ProviderUnreachable";
 
 /// All providers of the namespace, and who may use them.
 pub struct Egress {
     providers: ArcSwap<HashMap<String, Arc<Provider>>>,
     agents: watch::Sender<Arc<HashSet<IpAddr>>>,
     strangers: Semaphore,
+    pools: ArcSwap<HashMap<IpAddr, Arc<str>>>,
+    quotas: Arc<Quotas>,
     keys: PathBuf,
     tls: Arc<rustls::ClientConfig>,
     limits: Limits,
@@ -60,11 +67,19 @@ pub struct Egress {
 
 impl Egress {
     /// No providers yet. `keys` is the folder with one folder per provider, `timeout` that of a whole request.
-    pub fn new(keys: PathBuf, tls: Arc<rustls::ClientConfig>, limits: Limits, timeout: Duration) -> Self {
+    pub fn new(
+        keys: PathBuf,
+        tls: Arc<rustls::ClientConfig>,
+        limits: Limits,
+        timeout: Duration,
+        quotas: Arc<Quotas>,
+    ) -> Self {
         Self {
             providers: ArcSwap::default(),
             agents: watch::Sender::default(),
             strangers: Semaphore::new(MAX_STRANGERS),
+            pools: ArcSwap::default(),
+            quotas,
             keys,
             tls,
             limits,
@@ -75,6 +90,11 @@ impl Egress {
     /// The providers as they are now.
     pub fn providers(&self) -> Arc<HashMap<String, Arc<Provider>>> {
         self.providers.load_full()
+    }
+
+    /// The providers' quotas.
+    pub fn quotas(&self) -> &Arc<Quotas> {
+        &self.quotas
     }
 
     /// Puts `config` in force. One caller at a time.
@@ -96,7 +116,11 @@ impl Egress {
             };
             after.insert(name.clone(), provider);
         }
+        self.quotas.apply(config);
         self.providers.store(Arc::new(after));
+        if **self.pools.load() != config.agent_pools {
+            self.pools.store(Arc::new(config.agent_pools.clone()));
+        }
         self.agents.send_if_modified(|agents| {
             let changed = **agents != config.agents;
             if changed {
@@ -176,9 +200,11 @@ impl Egress {
             body = hold(body) => read_along(body?, reader.as_ref()),
             () = timer.as_mut() => return Err(self.timed_out()),
         };
+        let asked = quota::asked(&head.method, &head.headers, &body, reader.as_ref());
+        let permit = self.reserve(name, address, &asked, &timer).await?;
         let streamed = body.again().is_none();
         forward::to_provider(&mut head, target, place.host.clone(), proof, streamed);
-        let mut meter = Meter::new(provider.clone(), reader);
+        let mut meter = Meter::new(provider.clone(), reader, permit);
         let sent = tokio::select! {
             biased;
             sent = send(place, Request::from_parts(head, body)) => sent,
@@ -187,10 +213,32 @@ impl Egress {
         match sent {
             Ok(answer) => Ok(passed_on(answer, meter, timer)),
             Err(refusal) => {
+                if refusal.code == UNREACHABLE {
+                    meter.not_sent();
+                }
                 meter.count(true);
                 Err(refusal)
             }
         }
+    }
+
+    /// Reserves what the request will use; waits for it where there is too little.
+    async fn reserve(
+        &self,
+        provider: &str,
+        address: IpAddr,
+        asked: &quota::Asked,
+        timer: &Sleep,
+    ) -> Result<Option<Permit>, Refusal> {
+        let pool = self.pools.load().get(&address).cloned();
+        let ask = Ask {
+            pool: pool.as_deref().unwrap_or_default(),
+            model: asked.model.as_deref(),
+            bytes: asked.bytes,
+            max_tokens: asked.max_tokens,
+            deadline: asked.deadline(timer.deadline()),
+        };
+        self.quotas.reserve(provider, ask).await.map_err(|why| why.into_refusal(provider))
     }
 
     fn timed_out(&self) -> Refusal {
@@ -305,7 +353,7 @@ fn no_response(kind: &FailureKind) -> Refusal {
     match kind {
         FailureKind::NotSent(error) => {
             let message = format!("the provider could not be reached: {error}");
-            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ProviderUnreachable", message).retry_after(1)
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, UNREACHABLE, message).retry_after(1)
         }
         FailureKind::Closed { .. } => Refusal::new(
             StatusCode::BAD_GATEWAY,
@@ -335,6 +383,7 @@ pub struct Meter {
     connection: Option<Connection>,
     status: Option<StatusCode>,
     counted: bool,
+    permit: Option<Permit>,
 }
 
 /// How the response is read.
@@ -345,7 +394,11 @@ enum Reader {
 }
 
 impl Meter {
-    fn new(provider: Arc<Provider>, request: Option<Arc<Mutex<JsonReader>>>) -> Self {
+    fn new(
+        provider: Arc<Provider>,
+        request: Option<Arc<Mutex<JsonReader>>>,
+        permit: Option<Permit>,
+    ) -> Self {
         provider.usage.begin();
         Self {
             provider,
@@ -354,10 +407,21 @@ impl Meter {
             connection: None,
             status: None,
             counted: false,
+            permit,
+        }
+    }
+
+    /// Nothing was written to the provider.
+    fn not_sent(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            permit.cancel();
         }
     }
 
     fn answered(&mut self, headers: &HeaderMap, status: StatusCode, connection: Connection) {
+        if let Some(permit) = &mut self.permit {
+            permit.answered(status, headers);
+        }
         self.status = Some(status);
         self.connection = Some(connection);
         self.response = match media_type(headers).as_deref() {
@@ -384,6 +448,12 @@ impl Meter {
             .and_then(|reader| reader.lock().found().model.clone());
         let model = asked.or_else(|| found.model.clone());
         self.provider.usage.end(model.as_deref(), failed, &found);
+        if let Some(permit) = self.permit.take() {
+            permit.settle(Used {
+                input: found.input_tokens,
+                output: found.output_tokens,
+            });
+        }
     }
 }
 

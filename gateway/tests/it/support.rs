@@ -168,6 +168,7 @@ pub fn provider(endpoint: String, secret: Option<(&str, &str)>) -> ProviderConfi
         generation: 1,
         endpoint,
         secret: secret.map(|(name, key)| (name.into(), key.into())),
+        quotas: Vec::new(),
     }
 }
 
