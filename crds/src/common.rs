@@ -14,6 +14,8 @@ pub mod condition {
     pub const RECONCILING: &str = "Reconciling";
     /// Work towards the spec has stopped and needs somebody.
     pub const STALLED: &str = "Stalled";
+    /// Requests to a ModelProvider wait for one of its quotas.
+    pub const QUOTA_EXHAUSTED: &str = "QuotaExhausted";
     /// A LoadTest has ended, whatever its verdict.
     pub const COMPLETE: &str = "Complete";
     /// A LoadTest's verdict as a gate.

@@ -466,7 +466,7 @@ fn silent_holders_are_bounded() {
     assert!(checkpoint.to_json().len() < 16_384);
     let (held_or_granted, day) = (office.allocator.usage(at(6_000)), "rpd/Requests/Day@UTC");
     assert!(
-        held_or_granted[day].1 >= 1_500,
+        held_or_granted[day].outstanding >= 1_500,
         "what they used still counts: {held_or_granted:?}"
     );
 }

@@ -6,6 +6,7 @@ mod egress;
 mod leaving;
 mod ports;
 mod protocol;
+mod quota;
 mod retries;
 mod slots;
 mod support;

@@ -10,10 +10,12 @@
 //! | is the spec possible | [`validate`] | no: pure |
 //! | what do the gateways say | [`assess`] | no: pure |
 //! | what was used | [`flotilla_core::usage`], [`ledger`] | no: pure |
+//! | how much of its quotas is used | [`quota`] | no: pure |
 //! | status | [`Visit::write_status`](crate::runtime::Visit::write_status) | yes, on change; counters every 30 s |
 
 pub mod assess;
 pub mod ledger;
+pub mod quota;
 pub mod validate;
 
 use std::collections::BTreeSet;
@@ -165,15 +167,18 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
         };
 
         let used = self.ledger.take_in(key, &reports, &pods, status.usage.as_ref());
-        let (conditions, wait) = conditions(&provider, &status, &assessment, now);
+        let quotas = quota::quotas(name, &provider.spec, &reports);
+        let (mut conditions, wait) = conditions(&provider, &status, &assessment, now);
+        note_quotas(visit, &provider, &mut conditions, &quotas, now);
         let desired = ModelProviderStatus {
             conditions,
             observed_generation: provider.metadata.generation.unwrap_or_default(),
             usage: accumulate(status.usage.as_ref(), &used, &pods, now),
+            quotas: quotas.list,
         };
         note_transition(visit, &status, &assessment, wait);
         let how = StatusWrite {
-            lazy: &["/usage"],
+            lazy: &["/usage", "/quotas"],
             ..StatusWrite::default()
         };
         visit.write_status(&*provider, &desired, how).await?;
@@ -227,6 +232,26 @@ fn conditions(
         if stalled { message } else { "" },
     );
     (conditions.into_vec(), wait)
+}
+
+/// Sets the condition of the quotas, and says on the object when one begins to hold requests back.
+fn note_quotas(
+    visit: &Visit,
+    provider: &ModelProvider,
+    conditions: &mut Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+    quotas: &quota::Quotas,
+    now: jiff::Timestamp,
+) {
+    let (exhausted, reason, message) = quotas.condition(&provider.spec);
+    let before = conditions
+        .iter()
+        .any(|condition| condition.type_ == condition::QUOTA_EXHAUSTED && condition.status == "True");
+    if exhausted && !before {
+        visit.note(Note::warning(reason, message.clone()));
+    }
+    let mut list = Conditions::new(conditions, provider.metadata.generation, now);
+    list.set(condition::QUOTA_EXHAUSTED, exhausted, reason, message);
+    *conditions = list.into_vec();
 }
 
 /// Says on the object what has changed, once.

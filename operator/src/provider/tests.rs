@@ -40,6 +40,7 @@ impl Written {
             credential,
             in_flight: 0,
             models: [("mini".to_owned(), used)].into(),
+            ..ProviderStats::default()
         };
         *self.0.lock() = vec![Arc::new(Stats {
             instance: "i-1".into(),

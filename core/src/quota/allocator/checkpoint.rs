@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Allocator, Entry, Part, Rule};
-use crate::quota::{MILLISECOND, Nanos, Now, Terms};
+use super::{Allocator, Entry};
+use crate::quota::{MILLISECOND, Nanos, Now};
 
 /// The version of [`Checkpoint`].
 const VERSION: u32 = 1;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Allocator, Rule};
+use super::Allocator;
 use crate::quota::share::{Demand, split};
 use crate::quota::slope::Ramp;
 use crate::quota::{Epoch, Grant, MILLISECOND, Nanos, Now, Seen, Share, Window};

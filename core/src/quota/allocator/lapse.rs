@@ -1,6 +1,6 @@
 //! What time does to an allocator's records: silent holders lose what they had, calendar windows begin.
 
-use super::{Allocator, Entry, MAX_HOLDERS, OTHERS, Rule};
+use super::{Allocator, Entry, MAX_HOLDERS, OTHERS};
 use crate::quota::{MILLISECOND, Now, Window};
 
 impl Allocator {

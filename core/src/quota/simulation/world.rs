@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use super::plan::{Dice, Plan};
-use super::{Fault, MIDNIGHT_MS, MS, ORIGIN};
+use super::{MIDNIGHT_MS, MS, ORIGIN};
 use crate::quota::provider_model::{Counted as Counts, over_concurrency};
 use crate::quota::*;
 

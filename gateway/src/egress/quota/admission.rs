@@ -445,6 +445,12 @@ impl Permit {
         self.waited
     }
 
+    /// Input and output tokens that are reserved for it.
+    pub fn reserved_tokens(&self) -> u64 {
+        let reserved = self.ticket.as_ref().map(Holder::reserved).unwrap_or_default();
+        reserved.input.saturating_add(reserved.output)
+    }
+
     /// The answer's head has come: from now on what was reserved grows old, and the provider's headers are heeded.
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = Some(status);

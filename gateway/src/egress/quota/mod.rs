@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use flotilla_core::quota::{Limit, Report, Terms, spec};
+use flotilla_core::quota::{Limit, Reply, Report, Terms, spec};
 use flotilla_core::stats::{QuotaPoolStats, QuotaStats};
 use flotilla_crds::quota::Quota;
 use http::{Method, Request, Response, StatusCode};
@@ -362,20 +362,28 @@ impl Quotas {
             Ok(body) => body.to_bytes(),
             Err(_) => return refused(StatusCode::PAYLOAD_TOO_LARGE, "the report is too long or was cut off"),
         };
-        let Message { provider, report } = match serde_json::from_slice(&body) {
+        let message: Message = match serde_json::from_slice(&body) {
             Ok(message) => message,
             Err(error) => return refused(StatusCode::BAD_REQUEST, &format!("this is no report: {error}")),
         };
-        if !self.is_elected() {
-            return refused(StatusCode::MISDIRECTED_REQUEST, "this gateway does not deal out quotas");
-        }
-        match tokio::time::timeout(ANSWER_LIMIT, self.link.here(provider, report)).await {
-            Ok(Some(reply)) => match serde_json::to_vec(&reply) {
+        match self.answer(message).await {
+            Some(Some(reply)) => match serde_json::to_vec(&reply) {
                 Ok(json) => held(StatusCode::OK, "application/json", json),
                 Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
             },
-            Ok(None) | Err(_) => held(StatusCode::NO_CONTENT, TEXT, ""),
+            Some(None) => held(StatusCode::NO_CONTENT, TEXT, ""),
+            None => refused(StatusCode::MISDIRECTED_REQUEST, "this gateway does not deal out quotas"),
         }
+    }
+
+    /// The answer to another gateway's report, if there is one; none at all where this gateway is not elected.
+    pub async fn answer(&self, message: Message) -> Option<Option<Reply>> {
+        if !self.is_elected() {
+            return None;
+        }
+        let Message { provider, report } = message;
+        let answer = tokio::time::timeout(ANSWER_LIMIT, self.link.here(provider, report)).await;
+        Some(answer.ok().flatten())
     }
 }
 
