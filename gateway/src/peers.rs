@@ -69,7 +69,10 @@ mod tests {
         assert!(peers.is_gateway(address) && peers.has("g-1"));
         assert!(peers.is_gateway("::ffff:10.0.0.7".parse().expect("an address")));
         assert!(!peers.is_gateway("10.0.0.8".parse().expect("an address")));
-        assert_eq!(peers.admin("g-1"), Some("10.0.0.7:9090".parse().expect("an address")));
+        assert_eq!(
+            peers.admin("g-1"),
+            Some("10.0.0.7:9090".parse().expect("an address"))
+        );
         assert_eq!(peers.admin("g-2"), None);
     }
 }

@@ -150,6 +150,10 @@ pub struct Limit {
     /// The longest time between a request's admission and that instant: the timeout for the headers or for the whole
     /// request. A provider known to count on arrival may have less, which raises utilisation when answers are slow.
     pub within: Nanos,
+    /// The same for the last requests of a replica that is not heard of any more: so long its share is set aside before
+    /// the window. None: [`Limit::within`]. Less raises utilisation after a replica is lost, where a provider is known to
+    /// count a request soon after it was sent or not at all.
+    pub within_lost: Option<Nanos>,
     /// False: only counted (a budget with `onExhausted: Allow`).
     pub enforced: bool,
     /// Units a replica may go on using when it has lost the allocator; 0: it stops. A replica gets this right only while
@@ -174,10 +178,16 @@ impl Limit {
                 _ => Counted::ByHeaders,
             },
             within: 600 * SECOND,
+            within_lost: None,
             enforced: true,
             floor: 0,
             slope: None,
         }
+    }
+
+    /// The longest time between the last request of a lost replica and the instant at which it is counted.
+    pub(crate) fn within_lost(&self) -> Nanos {
+        self.within_lost.unwrap_or(self.within)
     }
 
     /// What its counts are filed under in messages and checkpoints: another window or resource is another limit, another

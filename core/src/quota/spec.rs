@@ -5,6 +5,9 @@ use flotilla_crds::quota::{Quota, QuotaResource, QuotaWindow};
 use super::window::CalendarUnit;
 use super::{Calendar, Counted, Limit, Nanos, Resource, SECOND, Slope, Window};
 
+/// Providers decide about a request when it arrives, and one whose connection has gone arrives soon or never.
+const LOST: Nanos = 30 * SECOND;
+
 /// The limits of `quotas`. `within` is the longest time in which a provider answers a request.
 ///
 /// Output tokens alone are counted until the end of an answer, because providers that limit them count them as they are
@@ -27,10 +30,12 @@ fn limit(quota: &Quota, within: Nanos) -> Result<Limit, String> {
     };
     let mut limit = Limit::new(name, resource, window(quota)?, units(quota.limit));
     limit.within = within;
+    limit.within_lost = Some(within.min(LOST));
     limit.floor = units(quota.floor).min(limit.limit);
     limit.models.clone_from(&quota.models);
     if resource == Resource::OutputTokens {
         limit.counted = Counted::ByEnd;
+        limit.within_lost = None;
     }
     if let (Some(slope), Window::Rolling(_)) = (&quota.slope, &limit.window) {
         limit.slope = Some(Slope {
@@ -47,7 +52,9 @@ fn window(quota: &Quota) -> Result<Window, String> {
     let unit = match (quota.resource, quota.window_seconds, quota.window) {
         (QuotaResource::Concurrency, None, None) => return Ok(Window::None),
         (QuotaResource::Concurrency, ..) => {
-            return Err(format!("quotas[{name}]: resource Concurrency has no window; leave it out"));
+            return Err(format!(
+                "quotas[{name}]: resource Concurrency has no window; leave it out"
+            ));
         }
         (_, Some(seconds), None) => return Ok(Window::Rolling(units(seconds.into()).max(1) * SECOND)),
         (_, None, Some(QuotaWindow::Minute)) => return Ok(Window::seconds(60)),
@@ -81,8 +88,17 @@ mod tests {
     fn read(quota: serde_json::Value) -> Result<String, String> {
         let quota: Quota = serde_json::from_value(quota).expect("a quota");
         let limits = limits(&[quota], 600 * SECOND)?;
-        let [limit] = limits.as_slice() else { panic!("one for one") };
-        Ok(format!("{} {} floor {} {:?} {:?}", limit.key(), limit.limit, limit.floor, limit.counted, limit.slope))
+        let [limit] = limits.as_slice() else {
+            panic!("one for one")
+        };
+        Ok(format!(
+            "{} {} floor {} {:?} {:?}",
+            limit.key(),
+            limit.limit,
+            limit.floor,
+            limit.counted,
+            limit.slope
+        ))
     }
 
     #[test]
@@ -108,8 +124,14 @@ mod tests {
             assert_eq!(read(quota).as_deref(), Ok(expected));
         }
         for (quota, part) in [
-            (json!({"name": "a", "resource": "Requests", "limit": 1}), "exactly one of"),
-            (json!({"name": "a", "resource": "Concurrency", "limit": 1, "window": "Day"}), "leave it out"),
+            (
+                json!({"name": "a", "resource": "Requests", "limit": 1}),
+                "exactly one of",
+            ),
+            (
+                json!({"name": "a", "resource": "Concurrency", "limit": 1, "window": "Day"}),
+                "leave it out",
+            ),
             (
                 json!({"name": "a", "resource": "Tokens", "limit": 1, "window": "Day", "timeZone": "Mars/North"}),
                 "Mars/North",

@@ -36,10 +36,16 @@ pub fn quotas(name: &str, spec: &ModelProviderSpec, reports: &[Arc<Stats>]) -> Q
         if reported.is_empty() {
             continue;
         }
-        let total = reported.iter().filter_map(|one| one.total).max_by_key(|total| total.term);
+        let total = reported
+            .iter()
+            .filter_map(|one| one.total)
+            .max_by_key(|total| total.term);
         let held = reported.iter().map(|one| one.held).fold(0, u64::saturating_add);
         let limit = u64::try_from(quota.limit).unwrap_or(0);
-        let throttled = reported.iter().map(|one| one.throttled).fold(0, u64::saturating_add);
+        let throttled = reported
+            .iter()
+            .map(|one| one.throttled)
+            .fold(0, u64::saturating_add);
         state.list.push(QuotaStatus {
             name: quota.name.clone(),
             used: number(total.map_or(held, |total| total.used)),
@@ -56,12 +62,20 @@ pub fn quotas(name: &str, spec: &ModelProviderSpec, reports: &[Arc<Stats>]) -> Q
 impl Quotas {
     /// Status, reason and message of the condition.
     pub fn condition(&self, spec: &ModelProviderSpec) -> (bool, &'static str, String) {
-        let quotas = spec.quotas.iter().filter(|quota| self.exhausted.contains(&quota.name));
-        let names: Vec<String> = quotas.map(|quota| format!("{} ({} {:?})", quota.name, quota.limit, quota.resource)).collect();
+        let quotas = spec
+            .quotas
+            .iter()
+            .filter(|quota| self.exhausted.contains(&quota.name));
+        let names: Vec<String> = quotas
+            .map(|quota| format!("{} ({} {:?})", quota.name, quota.limit, quota.resource))
+            .collect();
         if names.is_empty() {
             return (false, WITHIN_QUOTAS, String::new());
         }
-        let message = format!("requests wait for {}, or were refused, within the last minute", names.join(", "));
+        let message = format!(
+            "requests wait for {}, or were refused, within the last minute",
+            names.join(", ")
+        );
         (true, QUOTA_EXHAUSTED, message)
     }
 }
@@ -114,7 +128,11 @@ mod tests {
         assert_eq!(nobody.list, [status(7, 60, 0)]);
         assert_eq!(nobody.condition(&spec), (false, WITHIN_QUOTAS, String::new()));
         let total = |term, used, limit| Some(QuotaTotal { term, used, limit });
-        let known = quotas("main", &spec, &[report(3, 5, total(2, 50, 40)), report(4, 0, total(1, 9, 60))]);
+        let known = quotas(
+            "main",
+            &spec,
+            &[report(3, 5, total(2, 50, 40)), report(4, 0, total(1, 9, 60))],
+        );
         assert_eq!(known.list, [status(50, 40, 5)]);
         let (exhausted, reason, message) = known.condition(&spec);
         assert_eq!((exhausted, reason), (true, "QuotaExhausted"));

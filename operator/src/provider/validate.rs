@@ -115,7 +115,10 @@ mod tests {
                 quota(json!({"windowSeconds": 60, "models": ["maxi"]})),
                 Some("quotas[rpd].models: \"maxi\" is not in models"),
             ),
-            (quota(json!({"window": "Day", "timeZone": "Asia/Edo"})), Some("quotas[rpd].timeZone")),
+            (
+                quota(json!({"window": "Day", "timeZone": "Asia/Edo"})),
+                Some("quotas[rpd].timeZone"),
+            ),
         ] {
             let spec = serde_json::from_value(spec).unwrap();
             match (validate(&spec), expected) {

@@ -20,7 +20,7 @@ impl Allocator {
                     Window::None => 0,
                     Window::Calendar(_) => continue,
                 };
-                let after = self.terms.stretch(rule.limit.within.saturating_add(window));
+                let after = self.terms.stretch(rule.limit.within_lost().saturating_add(window));
                 if forgets || now.nanos >= entry.expires.saturating_add(after) {
                     part.granted = if entry.floored {
                         part.granted.min(rule.limit.floor)
@@ -60,7 +60,7 @@ impl Allocator {
             }
             rule.epoch = Some(start);
             self.must_write = true;
-            let within = self.terms.stretch(rule.limit.within).div_ceil(MILLISECOND);
+            let within = self.terms.stretch(rule.limit.within_lost()).div_ceil(MILLISECOND);
             let within = i64::try_from(within).unwrap_or(i64::MAX);
             for entry in self.entries.values_mut() {
                 // Those that live say themselves what they still hold in the new window.

@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use flotilla_core::queue::Limit as QueueLimit;
 use flotilla_core::quota::{
-    Admission as Decision, Amounts, Class, Estimator, Hint, Holder, Limit, Nanos, OutputCharge, Reply, Report,
-    Terms, Ticket, parse,
+    Admission as Decision, Amounts, Class, Estimator, Holder, Limit, Nanos, OutputCharge, Reply, Report, Terms,
 };
-use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -21,6 +19,10 @@ use super::clock::Clock;
 use super::counts::Counts;
 use super::line::{Full, Given, Joining, Lines, Spot};
 use super::refusal::{Refused, Why};
+
+mod permit;
+
+pub use permit::{Permit, Used};
 
 /// Models and pools whose sizes are learnt apart; an agent that makes up names must not fill the memory.
 const MAX_NAMES: usize = 256;
@@ -44,15 +46,6 @@ pub struct Ask<'a> {
     pub max_tokens: Option<u64>,
     /// Until when it may wait.
     pub deadline: Instant,
-}
-
-/// What a request has used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Used {
-    /// Input tokens, where the provider said.
-    pub input: Option<u64>,
-    /// Output tokens, where the provider said.
-    pub output: Option<u64>,
 }
 
 pub(super) struct State {
@@ -88,28 +81,8 @@ pub(super) struct Due {
     pub(super) at: Option<Nanos>,
 }
 
-/// A request that may be sent. Tell it how it went: what it reserved is kept as used otherwise.
-#[must_use = "what it holds is counted as used when it is dropped"]
-pub struct Permit {
-    admission: Arc<Admission>,
-    ticket: Option<Ticket>,
-    generation: u64,
-    class: Class,
-    pool: Arc<str>,
-    model: Arc<str>,
-    bytes: u64,
-    waited: Duration,
-    status: Option<StatusCode>,
-}
-
 impl Admission {
-    pub(super) fn new(
-        provider: &str,
-        identity: &str,
-        limits: &[Limit],
-        terms: Terms,
-        clock: Clock,
-    ) -> Self {
+    pub(super) fn new(provider: &str, identity: &str, limits: &[Limit], terms: Terms, clock: Clock) -> Self {
         let holder = Holder::new(format!("{identity}/0"), 1, limits, terms, clock.nanos());
         Self {
             provider: provider.to_owned(),
@@ -187,7 +160,10 @@ impl Admission {
             let State { holder, lines, .. } = &mut *state;
             holder.report(now.nanos, now.unix_ms, &lines.waiting(now.nanos))
         });
-        let next = state.holder.next_report().filter(|_| may_report && report.is_none());
+        let next = state
+            .holder
+            .next_report()
+            .filter(|_| may_report && report.is_none());
         let wake = if more { Some(now.nanos) } else { state.wake };
         let at = match (next, wake) {
             (Some(next), Some(wake)) => Some(next.min(wake)),
@@ -376,11 +352,16 @@ impl State {
         if generation == self.generation {
             return Some(&mut self.holder);
         }
-        self.old.iter_mut().find(|(old, _)| *old == generation).map(|(_, holder)| holder)
+        self.old
+            .iter_mut()
+            .find(|(old, _)| *old == generation)
+            .map(|(_, holder)| holder)
     }
 
     fn class(&mut self, model: Option<&str>) -> Class {
-        let Some(model) = model else { return self.holder.every_limit() };
+        let Some(model) = model else {
+            return self.holder.every_limit();
+        };
         if let Some(class) = self.classes.get(model) {
             return *class;
         }
@@ -424,131 +405,26 @@ impl State {
         now: Nanos,
     ) -> Refused {
         self.counts.refused(pool, limit, now);
-        Refused::new(provider, self.holder.limit(limit), why, after.unwrap_or(RETRY_AFTER))
+        Refused::new(
+            provider,
+            self.holder.limit(limit),
+            why,
+            after.unwrap_or(RETRY_AFTER),
+        )
     }
 }
 
 /// The entry of `name`, or of those whose name came too late to have one.
 fn entry<'a, V: Default>(map: &'a mut HashMap<Arc<str>, V>, name: &str) -> (Arc<str>, &'a mut V) {
-    let name = if map.len() < MAX_NAMES || map.contains_key(name) { name } else { OTHER };
+    let name = if map.len() < MAX_NAMES || map.contains_key(name) {
+        name
+    } else {
+        OTHER
+    };
     let key = match map.get_key_value(name) {
         Some((key, _)) => key.clone(),
         None => Arc::from(name),
     };
     let value = map.entry(key.clone()).or_default();
     (key, value)
-}
-
-impl Permit {
-    /// How long the request has waited for its quota.
-    pub fn waited(&self) -> Duration {
-        self.waited
-    }
-
-    /// Input and output tokens that are reserved for it.
-    pub fn reserved_tokens(&self) -> u64 {
-        let reserved = self.ticket.as_ref().map(Holder::reserved).unwrap_or_default();
-        reserved.input.saturating_add(reserved.output)
-    }
-
-    /// The answer's head has come: from now on what was reserved grows old, and the provider's headers are heeded.
-    pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.status = Some(status);
-        let clock = &self.admission.clock;
-        let read = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let hint = parse(read, clock.unix_ms());
-        let now = clock.nanos();
-        let mut state = self.admission.state.lock();
-        let (generation, class) = (self.generation, self.class);
-        let current = state.generation;
-        let Some(holder) = state.holder_of(generation) else { return };
-        if let Some(ticket) = &mut self.ticket {
-            holder.headers(ticket, now, now);
-        }
-        // An error that says when to come back is no word about the quota, unless it is about too many requests.
-        let stops = status == StatusCode::TOO_MANY_REQUESTS;
-        let hint = Hint {
-            retry_after: hint.retry_after.filter(|_| stops),
-            ..hint
-        };
-        if generation == current {
-            holder.apply(class, &hint, now);
-        }
-    }
-
-    /// The request has ended and used this much.
-    pub fn settle(mut self, used: Used) {
-        self.finish(Some(used));
-    }
-
-    /// The request was surely not sent: nothing was used.
-    pub fn cancel(mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let now = self.admission.clock.nanos();
-        let mut state = self.admission.state.lock();
-        if let Some(holder) = state.holder_of(self.generation) {
-            holder.cancel(ticket);
-        }
-        self.freed(&mut state, now);
-    }
-
-    fn finish(&mut self, used: Option<Used>) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let now = self.admission.clock.nanos();
-        let state = &mut *self.admission.state.lock();
-        let reserved = Holder::reserved(&ticket);
-        let used = used.unwrap_or_default();
-        let actual = self.actual(reserved, used);
-        if let (Some(input), output, true) = (used.input, used.output.unwrap_or(0), self.bytes > 0) {
-            let (_, models) = entry(&mut state.estimators, &self.pool);
-            let (_, estimator) = entry(models, &self.model);
-            estimator.learn(self.bytes, input, output);
-        }
-        if let Some(holder) = state.holder_of(self.generation) {
-            holder.settle(ticket, actual, now);
-        }
-        self.freed(state, now);
-    }
-
-    /// What counts as used: what the provider said, else what was reserved, less what a refused request cannot have used.
-    fn actual(&self, reserved: Amounts, used: Used) -> Amounts {
-        let refused = self
-            .status
-            .is_some_and(|status| status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS);
-        let said = used.input.is_some();
-        let output = match (used.output, self.status) {
-            (Some(output), _) => output,
-            // Embeddings have none.
-            (None, _) if said => 0,
-            (None, Some(StatusCode::TOO_MANY_REQUESTS)) => 0,
-            (None, _) if refused => 0,
-            (None, _) => reserved.output,
-        };
-        let input = match used.input {
-            Some(input) => input,
-            None if refused => 0,
-            None => reserved.input,
-        };
-        Amounts {
-            input,
-            output,
-            ..reserved
-        }
-    }
-
-    fn freed(&self, state: &mut State, now: Nanos) {
-        state.old.retain(|(_, holder)| !holder.is_idle());
-        let before = state.wake;
-        let more = state.serve(now);
-        let earlier = state.wake.is_some_and(|wake| before.is_none_or(|before| wake < before));
-        if more || earlier {
-            self.admission.changed.notify_one();
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.finish(None);
-    }
 }

@@ -62,13 +62,19 @@ pub fn asked(
             if reader.is_some()
                 && let Ok(bound) = serde_json::from_slice::<Bound>(bytes)
             {
-                let bounds = [bound.max_completion_tokens, bound.max_output_tokens, bound.max_tokens];
+                let bounds = [
+                    bound.max_completion_tokens,
+                    bound.max_output_tokens,
+                    bound.max_tokens,
+                ];
                 asked.max_tokens = bounds.into_iter().flatten().min();
             }
         }
         RequestBody::Held(None) => {}
         streamed => {
-            let told = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+            let told = headers
+                .get(header::CONTENT_LENGTH)
+                .and_then(|value| value.to_str().ok()?.parse().ok());
             // One of unknown length is at least as long as those that are held.
             asked.bytes = told.or(streamed.size_hint().upper()).unwrap_or(BUFFERED);
         }
@@ -79,7 +85,9 @@ pub fn asked(
 impl Asked {
     /// Until when it may wait: as long as its client, but no longer than the gateway.
     pub fn deadline(&self, latest: Instant) -> Instant {
-        let own = self.patience.and_then(|patience| Instant::now().checked_add(patience));
+        let own = self
+            .patience
+            .and_then(|patience| Instant::now().checked_add(patience));
         own.map_or(latest, |own| own.min(latest))
     }
 }
@@ -94,12 +102,18 @@ mod tests {
         headers.insert("x-stainless-read-timeout", patience.parse().expect("a value"));
         let reader = Arc::new(Mutex::new(JsonReader::default()));
         reader.lock().feed(body.as_bytes());
-        asked(&method, &headers, &RequestBody::held(Bytes::from(body)), Some(&reader))
+        asked(
+            &method,
+            &headers,
+            &RequestBody::held(Bytes::from(body)),
+            Some(&reader),
+        )
     }
 
     #[test]
     fn size_bound_and_patience() {
-        let body = r#"{"model":"m","messages":[{"max_tokens":1}],"max_tokens":300,"max_completion_tokens":200}"#;
+        let body =
+            r#"{"model":"m","messages":[{"max_tokens":1}],"max_tokens":300,"max_completion_tokens":200}"#;
         let expected = Asked {
             model: Some("m".into()),
             bytes: body.len() as u64,

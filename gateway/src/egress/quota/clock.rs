@@ -89,7 +89,11 @@ mod tests {
         system.store(9_000_000_000, Ordering::SeqCst);
         let after = clock.now();
         assert_eq!(after.nanos - before.nanos, 10_000_000_000);
-        assert_eq!(after.unix_ms - before.unix_ms, 10_010, "a thousandth of the time that has passed");
+        assert_eq!(
+            after.unix_ms - before.unix_ms,
+            10_010,
+            "a thousandth of the time that has passed"
+        );
         assert_eq!(clock.nanos_of(clock.instant(after.nanos)), after.nanos);
     }
 }

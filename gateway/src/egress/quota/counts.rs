@@ -97,7 +97,9 @@ impl Counts {
     /// Requests that a limit made wait, and whether it has held any back lately.
     pub(super) fn limit(&self, limit: usize, now: Nanos) -> (u64, bool) {
         let held = self.limits.get(limit).copied().unwrap_or_default();
-        let lately = held.last.is_some_and(|last| now.saturating_sub(last) < EXHAUSTED_FOR);
+        let lately = held
+            .last
+            .is_some_and(|last| now.saturating_sub(last) < EXHAUSTED_FOR);
         (held.throttled, lately)
     }
 }

@@ -68,11 +68,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn new(
-        store: Arc<dyn Store>,
-        pod: &str,
-        pace: Pace,
-    ) -> (Self, watch::Receiver<Leader>) {
+    pub(super) fn new(store: Arc<dyn Store>, pod: &str, pace: Pace) -> (Self, watch::Receiver<Leader>) {
         let (sender, receiver) = watch::channel(Leader::Nobody);
         let candidate = Self {
             store,
@@ -130,7 +126,9 @@ impl Candidate {
     }
 
     fn is_mine(&self) -> bool {
-        self.seen.as_ref().is_some_and(|seen| seen.claim.holder == self.pod)
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| seen.claim.holder == self.pod)
     }
 
     /// One look where another holds it, at most one write; gives the pause until the next.
@@ -162,7 +160,11 @@ impl Candidate {
 
     /// Takes the Lease, or renews it.
     async fn claim(&mut self) -> Result<(), StoreError> {
-        let before = self.seen.as_ref().map(|seen| seen.claim.clone()).unwrap_or_default();
+        let before = self
+            .seen
+            .as_ref()
+            .map(|seen| seen.claim.clone())
+            .unwrap_or_default();
         let changes_hands = !before.holder.is_empty() && before.holder != self.pod;
         let claim = Claim {
             holder: self.pod.clone(),
@@ -188,7 +190,10 @@ impl Candidate {
 
     /// While the store cannot be reached a claim ends by itself.
     fn expire(&self) {
-        let lasts = self.seen.as_ref().is_some_and(|seen| seen.since.elapsed() < self.pace.claim);
+        let lasts = self
+            .seen
+            .as_ref()
+            .is_some_and(|seen| seen.since.elapsed() < self.pace.claim);
         if !lasts {
             self.publish(Leader::Nobody);
         }

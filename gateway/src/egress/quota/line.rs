@@ -5,11 +5,11 @@
 
 use std::collections::hash_map::RandomState;
 
-use flotilla_core::quota::{Admission, Amounts, Class, Holder, Nanos, Ticket, Waiting};
 use flotilla_core::queue::{
     Arrival, Class as Urgency, Entry, FairQueue, Gone, Limit as QueueLimit, Next, Settings, Tenant,
     Ticket as Place,
 };
+use flotilla_core::quota::{Admission, Amounts, Class, Holder, Nanos, Ticket, Waiting};
 use tokio::sync::oneshot;
 
 /// Requests that may wait at one gateway for one line; each may hold a body of 64 KiB.
@@ -157,10 +157,14 @@ impl Lines {
             blocked,
         } = *joining;
         let tenant = Tenant::named(pool.as_bytes(), &self.hasher);
-        let index = self.lines.iter().position(|line| line.class == class).unwrap_or_else(|| {
-            self.lines.push(Line::new(class, weighs));
-            self.lines.len() - 1
-        });
+        let index = self
+            .lines
+            .iter()
+            .position(|line| line.class == class)
+            .unwrap_or_else(|| {
+                self.lines.push(Line::new(class, weighs));
+                self.lines.len() - 1
+            });
         let line = &mut self.lines[index];
         if line.queue.is_empty() {
             line.since = now;
@@ -288,7 +292,8 @@ impl Lines {
         if count > 0 {
             self.turn = (self.turn + 1) % count;
         }
-        self.lines.retain(|line| !line.queue.is_empty() || line.queue.rate_per_second(now).is_some());
+        self.lines
+            .retain(|line| !line.queue.is_empty() || line.queue.rate_per_second(now).is_some());
         (wake, left == 0)
     }
 }

@@ -80,7 +80,11 @@ impl Http {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| error.to_string())?;
-        let response = self.client.request(request).await.map_err(|error| error.to_string())?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|error| error.to_string())?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BYTES)
             .collect()
@@ -88,7 +92,9 @@ impl Http {
             .map_err(|error| error.to_string())?
             .to_bytes();
         match status {
-            StatusCode::OK => serde_json::from_slice(&body).map(Some).map_err(|error| error.to_string()),
+            StatusCode::OK => serde_json::from_slice(&body)
+                .map(Some)
+                .map_err(|error| error.to_string()),
             StatusCode::NO_CONTENT => Ok(None),
             status => Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim())),
         }

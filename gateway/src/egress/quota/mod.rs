@@ -176,7 +176,10 @@ impl Quotas {
 
     /// Puts the quotas of `config` in force. One caller at a time.
     pub fn apply(&self, config: &Config) {
-        let quotas = config.providers.iter().map(|(name, provider)| (name.as_str(), provider.quotas.as_slice()));
+        let quotas = config
+            .providers
+            .iter()
+            .map(|(name, provider)| (name.as_str(), provider.quotas.as_slice()));
         self.set(quotas);
     }
 
@@ -206,7 +209,8 @@ impl Quotas {
             }
             stays
         });
-        self.wanted.send_if_modified(|known| std::mem::replace(known, !wanted.is_empty()) == wanted.is_empty());
+        self.wanted
+            .send_if_modified(|known| std::mem::replace(known, !wanted.is_empty()) == wanted.is_empty());
         self.limits.send_if_modified(|known| {
             let changed = *known != wanted;
             *known = wanted;
@@ -231,8 +235,13 @@ impl Quotas {
                 known.admission.clone()
             }
             None => {
-                let admission =
-                    Arc::new(Admission::new(name, &self.identity, limits, self.terms, self.clock.clone()));
+                let admission = Arc::new(Admission::new(
+                    name,
+                    &self.identity,
+                    limits,
+                    self.terms,
+                    self.clock.clone(),
+                ));
                 let stop = self.stop.child_token();
                 tokio::spawn(reporter::run(admission.clone(), self.link.clone(), stop.clone()));
                 let provider = Provider {
@@ -261,7 +270,11 @@ impl Quotas {
             Some(Ok(admission)) => admission.clone(),
             Some(Err(sentence)) => return Err(NotAdmitted::Impossible(sentence.clone())),
         };
-        admission.reserve(ask).await.map(Some).map_err(NotAdmitted::Refused)
+        admission
+            .reserve(ask)
+            .await
+            .map(Some)
+            .map_err(NotAdmitted::Refused)
     }
 
     /// The quotas of a provider and what they did to each pool, for `/stats`.
@@ -274,10 +287,14 @@ impl Quotas {
         admission.with(|state, now| {
             let mut quotas = Vec::new();
             for position in 0.. {
-                let Some(limit) = state.holder.limit(position).cloned() else { break };
+                let Some(limit) = state.holder.limit(position).cloned() else {
+                    break;
+                };
                 let (held, share) = state.holder.usage(position, now).unwrap_or_default();
                 let (throttled, exhausted) = state.counts.limit(position, now);
-                let known = total.as_ref().and_then(|(term, usage)| Some((*term, *usage.get(&limit.key())?)));
+                let known = total
+                    .as_ref()
+                    .and_then(|(term, usage)| Some((*term, *usage.get(&limit.key())?)));
                 quotas.push(QuotaStats {
                     name: limit.name.clone(),
                     held,
@@ -314,7 +331,9 @@ impl Quotas {
         };
         let mut pools: Vec<_> = admission.with(|state, _| {
             let pools = state.counts.pools();
-            pools.map(|(name, pool)| (name.to_owned(), pool.clone())).collect()
+            pools
+                .map(|(name, pool)| (name.to_owned(), pool.clone()))
+                .collect()
         });
         pools.sort_by(|(a, _), (b, _)| a.cmp(b));
         pools
@@ -356,11 +375,19 @@ impl Quotas {
             return refused(StatusCode::METHOD_NOT_ALLOWED, "use POST");
         }
         if !self.peers.is_gateway(client.ip()) {
-            return refused(StatusCode::FORBIDDEN, "only gateways of this namespace report here");
+            return refused(
+                StatusCode::FORBIDDEN,
+                "only gateways of this namespace report here",
+            );
         }
         let body = match Limited::new(request.into_body(), MAX_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
-            Err(_) => return refused(StatusCode::PAYLOAD_TOO_LARGE, "the report is too long or was cut off"),
+            Err(_) => {
+                return refused(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "the report is too long or was cut off",
+                );
+            }
         };
         let message: Message = match serde_json::from_slice(&body) {
             Ok(message) => message,
@@ -372,7 +399,10 @@ impl Quotas {
                 Err(error) => refused(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
             },
             Some(None) => held(StatusCode::NO_CONTENT, TEXT, ""),
-            None => refused(StatusCode::MISDIRECTED_REQUEST, "this gateway does not deal out quotas"),
+            None => refused(
+                StatusCode::MISDIRECTED_REQUEST,
+                "this gateway does not deal out quotas",
+            ),
         }
     }
 

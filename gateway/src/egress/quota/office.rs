@@ -190,7 +190,12 @@ impl Session<'_> {
                 // Dropped: there is nothing to answer.
                 self.leaving.clear();
             }
-            let Office { leader, asked, limits, .. } = &mut *self.office;
+            let Office {
+                leader,
+                asked,
+                limits,
+                ..
+            } = &mut *self.office;
             let under_way = async {
                 match &mut write {
                     Some(write) => write.await,
@@ -222,7 +227,8 @@ impl Session<'_> {
     /// Makes desks for the limits as they are now.
     fn follow_limits(&mut self) {
         let limits = self.office.limits.borrow_and_update().clone();
-        self.desks.retain(|provider, desk| limits.get(provider) == Some(&desk.limits));
+        self.desks
+            .retain(|provider, desk| limits.get(provider) == Some(&desk.limits));
         self.dirty.retain(|provider, _| self.desks.contains_key(provider));
         for (provider, limits) in limits {
             if !self.desks.contains_key(&provider) {
@@ -232,7 +238,11 @@ impl Session<'_> {
     }
 
     fn make_desk(&mut self, provider: String, limits: Vec<Limit>) {
-        let text = self.record.content().get(&provider).filter(|text| !text.is_empty());
+        let text = self
+            .record
+            .content()
+            .get(&provider)
+            .filter(|text| !text.is_empty());
         let checkpoint = match text.map(|text| Checkpoint::from_json(text)) {
             None => None,
             Some(Ok(checkpoint)) => Some(checkpoint),
@@ -322,14 +332,19 @@ impl Session<'_> {
 
     fn tick(&mut self) {
         let now = self.office.clock.now();
-        let broken = self.closed_until.iter().any(|(_, until)| Instant::now() >= *until);
+        let broken = self
+            .closed_until
+            .iter()
+            .any(|(_, until)| Instant::now() >= *until);
         if broken {
             self.follow_limits();
             self.closed_until.retain(|_, until| Instant::now() < *until);
         }
         let providers: Vec<String> = self.desks.keys().cloned().collect();
         for provider in providers {
-            let Some(desk) = self.desks.get_mut(&provider) else { continue };
+            let Some(desk) = self.desks.get_mut(&provider) else {
+                continue;
+            };
             desk.waiting.retain(|_, answer| !answer.is_closed());
             let lost: Vec<String> = desk
                 .allocator
@@ -346,7 +361,11 @@ impl Session<'_> {
             self.act(&provider, actions);
         }
         let desks = &self.desks;
-        self.office.known.0.lock().retain(|provider, _| desks.contains_key(provider));
+        self.office
+            .known
+            .0
+            .lock()
+            .retain(|provider, _| desks.contains_key(provider));
     }
 
     /// Writes what is to be written.
@@ -403,7 +422,11 @@ impl Session<'_> {
             }
             Outcome::Unclear(version, contents) => {
                 // Nobody of us deletes the record. Whoever did wants it to begin anew, and what we know stays right.
-                let contents = if version.is_none() { self.record.content().clone() } else { contents };
+                let contents = if version.is_none() {
+                    self.record.content().clone()
+                } else {
+                    contents
+                };
                 match self.record.found(version, contents) {
                     Found::Ours => {
                         for provider in &batch {

@@ -67,7 +67,12 @@ impl Refused {
 
 /// For example `60 Requests in 60 s`.
 pub(super) fn in_words(limit: &Limit) -> String {
-    let Limit { limit: units, resource, window, .. } = limit;
+    let Limit {
+        limit: units,
+        resource,
+        window,
+        ..
+    } = limit;
     match window {
         Window::None => format!("{units} requests at once"),
         Window::Rolling(length) => format!("{units} {} in {} s", of(*resource), length / 1_000_000_000),
@@ -87,8 +92,16 @@ fn of(resource: Resource) -> &'static str {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { provider, quota, limit, .. } = self;
-        write!(f, "quota \"{quota}\" of ModelProvider \"{provider}\" ({limit}) is used up: ")?;
+        let Self {
+            provider,
+            quota,
+            limit,
+            ..
+        } = self;
+        write!(
+            f,
+            "quota \"{quota}\" of ModelProvider \"{provider}\" ({limit}) is used up: "
+        )?;
         match self.why {
             Why::TimedOut => f.write_str("the request waited for its turn until its time was over"),
             Why::WouldTimeOut => f.write_str("the request would wait longer than its time"),
@@ -113,9 +126,18 @@ mod tests {
         let refusal = refused.into_refusal();
         assert_eq!((refusal.status.as_u16(), refusal.code), (429, "QuotaExceeded"));
         assert_eq!(refusal.retry_after, Some(2));
-        assert!(refusal.message.contains("quota \"rpm\" of ModelProvider \"main\" (5 requests in 60 s)"));
-        let amounts = Amounts { input: 9, output: 8, nano_dollars: 0 };
-        let refusal = Refused::new("main", Some(&limit), Why::TooLarge(amounts), Duration::ZERO).into_refusal();
+        assert!(
+            refusal
+                .message
+                .contains("quota \"rpm\" of ModelProvider \"main\" (5 requests in 60 s)")
+        );
+        let amounts = Amounts {
+            input: 9,
+            output: 8,
+            nano_dollars: 0,
+        };
+        let refusal =
+            Refused::new("main", Some(&limit), Why::TooLarge(amounts), Duration::ZERO).into_refusal();
         assert_eq!((refusal.status.as_u16(), refusal.retry_after), (413, None));
         assert!(refusal.message.contains("9 input and up to 8 output"));
     }

@@ -77,16 +77,25 @@ async fn killing_whoever_deals_it_out_gives_nothing_out_twice() {
         let Some(elected) = world.elected() else { continue };
         world.kill(&elected);
         // The system's clocks jump as well; only windows of the calendar would care.
-        world.clock_error.store((round as i64 - 6) * 3_600_000, Ordering::SeqCst);
+        world
+            .clock_error
+            .store((round as i64 - 6) * 3_600_000, Ordering::SeqCst);
         tokio::time::sleep(SECOND).await;
         // A container is restarted under its pod's name; a pod that was deleted comes back under another.
-        let pod = if round % 2 == 0 { elected } else { format!("g-{}", 10 + round) };
+        let pod = if round % 2 == 0 {
+            elected
+        } else {
+            format!("g-{}", 10 + round)
+        };
         world.start(&pod, &[load("support", 15)]);
     }
     tokio::time::sleep(20 * SECOND).await;
     let most = world.provider.most(WINDOW);
     let used = utilisation(&world, 600, WINDOW, 260 * SECOND);
-    println!("killed 12 times: at most {most} of 600 in 60 s, {used:.1} % used, {} refused", world.refused());
+    println!(
+        "killed 12 times: at most {most} of 600 in 60 s, {used:.1} % used, {} refused",
+        world.refused()
+    );
     assert!(most <= 600, "{most}");
     assert_eq!(world.refused(), 0, "they wait");
 }
@@ -102,7 +111,12 @@ async fn a_partition_uses_its_share_up_and_falls_to_its_floor() {
         }
         tokio::time::sleep(2 * WINDOW).await;
         let elected = world.elected().expect("somebody deals out");
-        let other = world.processes.keys().find(|pod| **pod != elected).expect("three").clone();
+        let other = world
+            .processes
+            .keys()
+            .find(|pod| **pod != elected)
+            .expect("three")
+            .clone();
         // First one that only uses it, then the one that deals it out.
         world.cut(&other, true);
         tokio::time::sleep(2 * WINDOW).await;
@@ -135,16 +149,27 @@ async fn a_pool_that_sends_twenty_times_its_share_leaves_the_other_its_own() {
     }
     tokio::time::sleep(WINDOW).await;
     let admitted = |world: &World, pool: &str| -> u64 {
-        let all = world.processes.values().map(|process| process.quotas.stats("main").1);
-        all.filter_map(|pools| pools.get(pool).copied()).map(|pool| pool.admitted + pool.waited).sum()
+        let all = world
+            .processes
+            .values()
+            .map(|process| process.quotas.stats("main").1);
+        all.filter_map(|pools| pools.get(pool).copied())
+            .map(|pool| pool.admitted + pool.waited)
+            .sum()
     };
     let before = (admitted(&world, "modest"), admitted(&world, "greedy"));
     tokio::time::sleep(3 * WINDOW).await;
-    let (modest, greedy) = (admitted(&world, "modest") - before.0, admitted(&world, "greedy") - before.1);
+    let (modest, greedy) = (
+        admitted(&world, "modest") - before.0,
+        admitted(&world, "greedy") - before.1,
+    );
     println!("in three windows of 600: {modest} of the modest pool, {greedy} of the greedy one");
     assert!(world.provider.most(WINDOW) <= 600);
     assert!(modest >= 855, "95 % of its own: {modest}");
-    assert!(modest + greedy >= 1_710, "nothing is wasted on fairness: {modest} + {greedy}");
+    assert!(
+        modest + greedy >= 1_710,
+        "nothing is wasted on fairness: {modest} + {greedy}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

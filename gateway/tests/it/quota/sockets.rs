@@ -46,7 +46,10 @@ impl Namespace {
         let config = Arc::new(Config {
             agents: [agent].into(),
             agent_pools: [(agent, Arc::from("support"))].into(),
-            gateways: all.iter().map(|settings| (settings.pod.clone(), settings.listen)).collect(),
+            gateways: all
+                .iter()
+                .map(|settings| (settings.pod.clone(), settings.listen))
+                .collect(),
             providers: [("main".to_owned(), main)].into(),
             ..Config::default()
         });
@@ -54,7 +57,9 @@ impl Namespace {
         for settings in all {
             let (told, source) = watch::channel(Some(config.clone()));
             let freshness = Arc::new(Freshness::default());
-            let gateway = Gateway::start_with(settings, source, freshness, store.clone()).await.unwrap();
+            let gateway = Gateway::start_with(settings, source, freshness, store.clone())
+                .await
+                .unwrap();
             gateways.push((gateway, told));
         }
         let namespace = Self { gateways, agent };
@@ -99,7 +104,9 @@ async fn counting() -> (Agent, Arc<Mutex<Vec<Instant>>>) {
         noted.lock().push(Instant::now());
         async move {
             let _ = request.into_body().collect().await;
-            let mut response = Response::new(full(r#"{"model":"mini","usage":{"prompt_tokens":9,"completion_tokens":5}}"#));
+            let mut response = Response::new(full(
+                r#"{"model":"mini","usage":{"prompt_tokens":9,"completion_tokens":5}}"#,
+            ));
             let headers = response.headers_mut();
             headers.insert("content-type", HeaderValue::from_static("application/json"));
             headers.insert("x-ratelimit-remaining-requests", HeaderValue::from_static("1000"));
@@ -133,7 +140,10 @@ async fn three_gateways_hold_one_quota_and_agents_see_no_refusal() {
     assert_eq!(counted.len(), 120);
     // The provider's own clock, which is this one: any 31 in a row take longer than the window.
     let tightest = counted.windows(31).map(|part| part[30] - part[0]).min().unwrap();
-    assert!(tightest >= Duration::from_secs(2), "31 of 30 requests within {tightest:?}");
+    assert!(
+        tightest >= Duration::from_secs(2),
+        "31 of 30 requests within {tightest:?}"
+    );
 
     let mut total = 0;
     let mut pools = BTreeMap::new();
@@ -151,7 +161,10 @@ async fn three_gateways_hold_one_quota_and_agents_see_no_refusal() {
     assert_eq!(total, 1, "one of them knows the whole");
     let (admitted, waited) = pools["support"];
     assert_eq!(admitted, 120);
-    assert!(waited > 1_000_000, "some waited for seconds: {waited} us together");
+    assert!(
+        waited > 1_000_000,
+        "some waited for seconds: {waited} us together"
+    );
     let metrics = get(namespace.gateways[0].0.admin, "/metrics").await.text();
     for name in [
         "flotilla_gateway_quota_held{provider=\"main\",quota=\"rps\"}",
@@ -173,16 +186,36 @@ async fn one_whose_time_is_over_is_told_which_quota_and_when_to_come_back() {
     let mut client = Client::connect_from(namespace.agent, namespace.egress(0)).await;
     assert_eq!(client.send(chat(None)).await.unwrap().status, StatusCode::OK);
     let answer = client.send(chat(Some("0.3"))).await.unwrap();
-    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "QuotaExceeded"));
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (StatusCode::TOO_MANY_REQUESTS, "QuotaExceeded")
+    );
     let seconds: u64 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((3_500..=3_700).contains(&seconds), "{seconds}");
-    assert!(answer.text().contains("quota \\\"rph\\\" of ModelProvider \\\"main\\\" (1 requests in 3600 s)"));
+    assert!(
+        answer
+            .text()
+            .contains("quota \\\"rph\\\" of ModelProvider \\\"main\\\" (1 requests in 3600 s)")
+    );
     assert_eq!(counted.lock().len(), 1, "the provider has not seen it");
     let stats = namespace.stats(0).await;
     let main = &stats.providers["main"];
-    assert_eq!((main.quotas[0].held, main.quotas[0].throttled, main.quotas[0].exhausted), (1, 1, true));
+    assert_eq!(
+        (
+            main.quotas[0].held,
+            main.quotas[0].throttled,
+            main.quotas[0].exhausted
+        ),
+        (1, 1, true)
+    );
     assert_eq!(main.quotas[1].held, 14, "settled by usage");
-    assert_eq!((main.quota_pools["support"].refused, main.quota_pools["support"].waiting), (1, 0));
+    assert_eq!(
+        (
+            main.quota_pools["support"].refused,
+            main.quota_pools["support"].waiting
+        ),
+        (1, 0)
+    );
     // A client that gives up gives its place up.
     let patient = tokio::spawn(async move { client.send(chat(None)).await });
     for attempt in 0.. {

@@ -126,7 +126,12 @@ impl Provider {
     /// Units counted from one instant to another.
     pub fn between(&self, from: Duration, to: Duration) -> u64 {
         let span = from.as_millis() as u64..to.as_millis() as u64;
-        self.counted.lock().iter().filter(|(at, _)| span.contains(at)).map(|(_, units)| units).sum()
+        self.counted
+            .lock()
+            .iter()
+            .filter(|(at, _)| span.contains(at))
+            .map(|(_, units)| units)
+            .sum()
     }
 }
 
@@ -211,7 +216,10 @@ impl World {
             stop.clone(),
         );
         quotas.set([("main", self.quotas.as_slice())].into_iter());
-        self.network.gateways.lock().insert(pod.to_owned(), quotas.clone());
+        self.network
+            .gateways
+            .lock()
+            .insert(pod.to_owned(), quotas.clone());
         let mut agents = Vec::new();
         for (index, load) in load.iter().enumerate() {
             for agent in 0..load.agents {
@@ -272,7 +280,10 @@ impl World {
                     let error = (input + output).saturating_sub(permit.reserved_tokens());
                     provider.largest_error.fetch_max(error, Ordering::SeqCst);
                 }
-                provider.counted.lock().push((started.elapsed().as_millis() as u64, units));
+                provider
+                    .counted
+                    .lock()
+                    .push((started.elapsed().as_millis() as u64, units));
                 tokio::time::sleep(Duration::from_millis(head - counted_after)).await;
                 permit.answered(StatusCode::OK, &HeaderMap::new());
                 tokio::time::sleep(Duration::from_millis(draw(300))).await;
@@ -288,12 +299,15 @@ impl World {
     /// The pod that deals out the quotas.
     pub fn elected(&self) -> Option<String> {
         let mut all = self.processes.iter();
-        all.find(|(_, process)| process.quotas.is_elected()).map(|(pod, _)| pod.clone())
+        all.find(|(_, process)| process.quotas.is_elected())
+            .map(|(pod, _)| pod.clone())
     }
 
     /// Ends a process without a word. What it has sent is still counted by the provider.
     pub fn kill(&mut self, pod: &str) {
-        let Some(process) = self.processes.remove(pod) else { return };
+        let Some(process) = self.processes.remove(pod) else {
+            return;
+        };
         process.store_cut.store(true, Ordering::SeqCst);
         process.stop.cancel();
         process.agents.iter().for_each(JoinHandle::abort);
@@ -303,7 +317,9 @@ impl World {
 
     /// Ends a process as a drain does.
     pub async fn leave(&mut self, pod: &str) {
-        let Some(process) = self.processes.remove(pod) else { return };
+        let Some(process) = self.processes.remove(pod) else {
+            return;
+        };
         process.agents.iter().for_each(JoinHandle::abort);
         process.quotas.leave().await;
         process.stop.cancel();

@@ -51,7 +51,8 @@ impl Kube {
     {
         match version {
             None => {
-                body["metadata"] = json!({"name": names::QUOTA, "labels": {names::MANAGED_BY: names::MANAGER}});
+                body["metadata"] =
+                    json!({"name": names::QUOTA, "labels": {names::MANAGED_BY: names::MANAGER}});
                 let object = serde_json::from_value(body).map_err(unclear)?;
                 let params = PostParams {
                     field_manager: Some(FIELD_MANAGER.into()),
@@ -185,13 +186,18 @@ mod tests {
                 let text = if code < 300 {
                     let mut object = object;
                     if body != Value::Null {
-                        let next = version(&object).as_str().and_then(|text| text.parse().ok()).unwrap_or(6u64) + 1;
+                        let next = version(&object)
+                            .as_str()
+                            .and_then(|text| text.parse().ok())
+                            .unwrap_or(6u64)
+                            + 1;
                         object["metadata"]["resourceVersion"] = next.to_string().into();
                         objects.insert(path, object.clone());
                     }
                     object.to_string()
                 } else {
-                    json!({"kind": "Status", "status": "Failure", "code": code, "message": "", "reason": ""}).to_string()
+                    json!({"kind": "Status", "status": "Failure", "code": code, "message": "", "reason": ""})
+                        .to_string()
                 };
                 let mut response = Response::new(Full::new(Bytes::from(text)));
                 *response.status_mut() = http::StatusCode::from_u16(code)?;
@@ -212,19 +218,37 @@ mod tests {
             ..Claim::default()
         };
         let held = one.put_claim(claim.clone()).await.expect("it is free");
-        assert_eq!((held.holder.as_str(), held.version.as_deref()), ("g-1", Some("7")));
+        assert_eq!(
+            (held.holder.as_str(), held.version.as_deref()),
+            ("g-1", Some("7"))
+        );
         assert!(!held.renewal.is_empty());
-        assert!(matches!(two.put_claim(claim).await, Err(StoreError::Conflict)), "it is there");
+        assert!(
+            matches!(two.put_claim(claim).await, Err(StoreError::Conflict)),
+            "it is there"
+        );
         let renewed = one.put_claim(held.clone()).await.expect("a renewal");
-        assert!(matches!(two.put_claim(held).await, Err(StoreError::Conflict)), "it has changed");
+        assert!(
+            matches!(two.put_claim(held).await, Err(StoreError::Conflict)),
+            "it has changed"
+        );
         assert_eq!(two.claim().await.expect("an answer"), Some(renewed));
 
         assert_eq!(one.read().await.expect("an answer"), (None, Contents::new()));
         let entry = |key: &str, text: &str| Contents::from([(key.to_owned(), text.to_owned())]);
         let first = one.write(None, entry("main", "a")).await.expect("the first");
-        assert!(matches!(two.write(None, entry("main", "b")).await, Err(StoreError::Conflict)));
-        let second = two.write(first.clone(), entry("spare", "c")).await.expect("a patch");
-        assert!(matches!(one.write(first, entry("main", "d")).await, Err(StoreError::Conflict)));
+        assert!(matches!(
+            two.write(None, entry("main", "b")).await,
+            Err(StoreError::Conflict)
+        ));
+        let second = two
+            .write(first.clone(), entry("spare", "c"))
+            .await
+            .expect("a patch");
+        assert!(matches!(
+            one.write(first, entry("main", "d")).await,
+            Err(StoreError::Conflict)
+        ));
         let both = Contents::from([("main".into(), "a".into()), ("spare".into(), "c".into())]);
         assert_eq!(one.read().await.expect("an answer"), (second, both));
     }
