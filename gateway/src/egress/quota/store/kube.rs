@@ -2,7 +2,7 @@
 //!
 //! Writes are merge patches that carry the resourceVersion they were decided on, which the API server refuses with 409
 //! when the object has changed. So a gateway needs no right but get, create and patch, and a patch of the ConfigMap
-//! sends only the entries that change.
+//! sends only the entries that change. Neither carries the operator's label: it does not watch them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -52,7 +52,7 @@ impl Kube {
         match version {
             None => {
                 body["metadata"] =
-                    json!({"name": names::QUOTA, "labels": {names::MANAGED_BY: names::MANAGER}});
+                    json!({"name": names::QUOTA, "labels": {names::MANAGED_BY: names::GATEWAY}});
                 let object = serde_json::from_value(body).map_err(unclear)?;
                 let params = PostParams {
                     field_manager: Some(FIELD_MANAGER.into()),
