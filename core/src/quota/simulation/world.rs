@@ -43,6 +43,8 @@ struct Process {
     system_ahead_ms: i64,
     holder: Holder,
     allocator: Option<Office>,
+    /// The latest term that a holder was heard to speak to.
+    heard: u64,
     /// The newest version of the store it has seen, and when.
     seen: (u64, u64),
     /// Which slot it takes for the allocator's.
@@ -109,6 +111,10 @@ enum Event {
         slot: usize,
     },
     Elect {
+        slot: usize,
+    },
+    /// The elected one starts again.
+    Reopen {
         slot: usize,
     },
     Learn {
@@ -436,6 +442,7 @@ impl World {
                 self.restart_if_left(slot);
             }
             Event::Elect { slot } => self.elect(slot),
+            Event::Reopen { slot } if self.leader == slot => self.elect(slot),
             Event::Learn { slot, leader } => self.processes[slot].leader = leader,
             Event::Cut { a, b, on: true } if a != b => self.cut.push((a, b)),
             Event::Cut { a, b, on: false } => self.cut.retain(|pair| *pair != (a, b)),
@@ -487,6 +494,7 @@ fn process(plan: &Plan, dice: &mut Dice, slot: usize, life: u64, now: u64) -> Pr
         system_ahead_ms,
         holder,
         allocator: None,
+        heard: 0,
         seen: (0, origin),
         leader: 0,
         queue: VecDeque::new(),

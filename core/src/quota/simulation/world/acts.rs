@@ -65,7 +65,11 @@ impl World {
         let life = self.lives[slot];
         for action in actions {
             match action {
-                Action::StepDown(_) => self.processes[slot].allocator = None,
+                Action::StepDown(term) => {
+                    let process = &mut self.processes[slot];
+                    process.heard = process.heard.max(term);
+                    self.step_down(slot);
+                }
                 Action::Send(id, reply) => {
                     // A holder's id begins with its slot.
                     let to = id
@@ -137,12 +141,15 @@ impl World {
         }
         match office.record.found(self.version, self.stored.clone()) {
             Found::Ours => office.allocator.not_written(),
-            Found::Anothers => {
-                self.processes[slot].allocator = None;
-                if self.leader == slot {
-                    self.after(10 * MS, Event::Elect { slot });
-                }
-            }
+            Found::Anothers => self.step_down(slot),
+        }
+    }
+
+    /// Drops an allocator; one that is still elected starts again from what is stored.
+    fn step_down(&mut self, slot: usize) {
+        self.processes[slot].allocator = None;
+        if self.leader == slot {
+            self.after(10 * MS, Event::Reopen { slot });
         }
     }
 
@@ -167,7 +174,8 @@ impl World {
             self.stored.as_ref(),
             seen_at,
             now,
-        );
+        )
+        .after(self.processes[slot].heard);
         allocator.fault = self.plan.fault;
         self.numbers += 1;
         self.processes[slot].allocator = Some(Office {
