@@ -164,7 +164,7 @@ impl Gateway {
                 pace: Default::default(),
                 store,
                 peers: peers.clone(),
-                transport: Arc::new(quota::Http::new(peers.clone())),
+                transport: Arc::new(quota::Http::new(peers.clone(), settings.listen)),
                 clock: quota::Clock::system(),
             },
             stop.clone(),

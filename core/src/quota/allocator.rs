@@ -295,7 +295,9 @@ impl Allocator {
 
     /// This holder's process has ended, surely (its container was replaced): its lease ends now, and its floors.
     pub fn gone(&mut self, holder: &str, now: Now) {
-        let Some(entry) = self.entries.get_mut(holder) else { return };
+        let Some(entry) = self.entries.get_mut(holder) else {
+            return;
+        };
         if !entry.floored && now.nanos >= entry.expires {
             return;
         }
@@ -311,7 +313,11 @@ impl Allocator {
 
     /// This holder's pod is gone, as far as can be seen: if it is silent as well, its floors end.
     pub fn lost(&mut self, holder: &str, now: Now) {
-        if self.entries.get(holder).is_some_and(|entry| now.nanos >= entry.expires) {
+        if self
+            .entries
+            .get(holder)
+            .is_some_and(|entry| now.nanos >= entry.expires)
+        {
             self.gone(holder, now);
         }
     }

@@ -60,7 +60,7 @@ fn violation(plan: &Plan, outcome: &Outcome) -> Option<String> {
 
 #[test]
 fn no_run_exceeds_a_limit() {
-    let runs = if is_full() { 100_000 } else { 300 };
+    let runs = if is_full() { 100_000 } else { 120 };
     let start = std::time::Instant::now();
     let (mut admitted, mut writes, mut worst_error) = (0, 0, 0.0f64);
     let mut failures = Vec::new();
@@ -98,30 +98,40 @@ fn no_run_exceeds_a_limit() {
     assert!(stuck.is_empty(), "(seed, slot): {stuck:?}");
 }
 
+/// Each with a run that shows it. In full all runs are searched.
 #[test]
 fn planted_bugs_are_found() {
-    for fault in [
-        Fault::LeaseFromReceipt,
-        Fault::SendBeforeWrite,
-        Fault::RefundTwice,
-        Fault::AnyGrant,
-        Fault::ForgetSilent,
-        Fault::IgnoreRecorded,
+    for (fault, seed) in [
+        (Fault::LeaseFromReceipt, 2_137),
+        (Fault::SendBeforeWrite, 99),
+        (Fault::RefundTwice, 4),
+        (Fault::AnyGrant, 17),
+        (Fault::ForgetSilent, 3),
+        (Fault::IgnoreRecorded, 0),
     ] {
-        let found = (0..20_000).find_map(|seed| {
+        let shows = |seed: u64| {
             let plan = rough_plan(seed, Some(fault));
             let outcome = World::new(plan.clone()).run();
             violation(&plan, &outcome)
-        });
+        };
+        let found = if is_full() {
+            (0..20_000).find_map(shows)
+        } else {
+            shows(seed)
+        };
         println!("{fault:?}: {found:?}");
-        assert!(found.is_some(), "{fault:?} was not found");
+        assert!(
+            found.is_some(),
+            "{fault:?} was not found; in full (FLOTILLA_FULL=1) the first run that shows it is printed"
+        );
     }
 }
 
 /// Saturated and without trouble: at least 95 % of every window's limit is used.
 #[test]
 fn nothing_is_wasted() {
-    for slots in [1usize, 2, 3, 5] {
+    let replicas: &[usize] = if is_full() { &[1, 2, 3, 4, 5] } else { &[2, 5] };
+    for &slots in replicas {
         for skew in [1, 20] {
             for (name, resource, units, window) in [
                 ("requests", Resource::Requests, 60, 60),

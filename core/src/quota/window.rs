@@ -365,8 +365,14 @@ mod tests {
         }
         let zone = Calendar::zone("europe/berlin").expect("a zone of the database");
         let calendar = Calendar::new(CalendarUnit::Day, zone);
-        assert_eq!(Window::Calendar(calendar.clone()).to_string(), "Day@Europe/Berlin");
-        assert_eq!(calendar.around(ms("2026-11-03T23:30:00Z")).0, ms("2026-11-03T23:00:00Z"));
+        assert_eq!(
+            Window::Calendar(calendar.clone()).to_string(),
+            "Day@Europe/Berlin"
+        );
+        assert_eq!(
+            calendar.around(ms("2026-11-03T23:30:00Z")).0,
+            ms("2026-11-03T23:00:00Z")
+        );
         assert!(Calendar::zone("Europe/Atlantis").is_none());
         let (start, end) = Calendar::new(CalendarUnit::Day, TimeZone::UTC).around(i64::MAX);
         assert!(start <= end);

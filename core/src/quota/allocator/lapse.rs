@@ -20,7 +20,9 @@ impl Allocator {
                     Window::None => 0,
                     Window::Calendar(_) => continue,
                 };
-                let after = self.terms.stretch(rule.limit.within_lost().saturating_add(window));
+                let after = self
+                    .terms
+                    .stretch(rule.limit.within_lost().saturating_add(window));
                 if forgets || now.nanos >= entry.expires.saturating_add(after) {
                     part.granted = if entry.floored {
                         part.granted.min(rule.limit.floor)

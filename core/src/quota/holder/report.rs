@@ -64,7 +64,13 @@ impl Holder {
             };
             if !released {
                 let pace = local.pace.max(local.admitted).saturating_mul(2);
-                claim.more = pace.min(used / 8).saturating_add(local.largest);
+                // What is lost with this process stays lost for long in a long window.
+                let most = if local.limit.window.is_long() {
+                    local.limit.limit / 128
+                } else {
+                    u64::MAX
+                };
+                claim.more = pace.min(used / 16).min(most).saturating_add(local.largest);
                 for waiting in waiting.iter().filter(|waiting| waiting.requests > 0) {
                     if waiting.class.0 & (1 << i) != 0 {
                         let (total, largest) = match local.limit.resource {

@@ -118,18 +118,25 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
     let length = dice.between(6, 14) * SECOND;
     let skewed = dice.percent(50);
     let gap = dice.between(5, 100) * MS;
+    let lease = dice.between(300, 2_000) * MS;
+    let windows = limits.iter().map(|limit| match limit.window {
+        Window::Rolling(window) => window,
+        _ => 0,
+    });
+    // Until what was recorded of those that are gone is over, and a little.
+    let calm = 2 * lease + within + windows.max().unwrap_or(0) + 2 * SECOND;
     Plan {
         seed,
         slots,
         limits,
         terms: Terms {
-            lease: dice.between(300, 2_000) * MS,
+            lease,
             report_every: dice.between(50, 250) * MS,
             drift_ppm: 4_000,
             calendar_margin_ms: 2_500,
         },
         calm: false,
-        length: length + 6 * SECOND,
+        length: length + calm,
         calm_from: length,
         gaps: (0..slots)
             .map(|slot| if skewed { gap * (1 + 10 * slot as u64) } else { gap })

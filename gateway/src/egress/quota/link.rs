@@ -1,5 +1,6 @@
 //! How a report reaches the gateway that is elected, and its answer comes back.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,9 +57,10 @@ pub struct Http {
 }
 
 impl Http {
-    /// To gateways that `peers` knows.
-    pub fn new(peers: Arc<Peers>) -> Self {
+    /// To gateways that `peers` knows, from the address that this one listens on: they know it by that.
+    pub fn new(peers: Arc<Peers>, listen: IpAddr) -> Self {
         let mut connector = HttpConnector::new();
+        connector.set_local_address(Some(listen).filter(|address| !address.is_unspecified()));
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
