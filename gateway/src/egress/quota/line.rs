@@ -123,11 +123,6 @@ impl Lines {
         self.waiting == 0
     }
 
-    /// How many wait for a limit that applies to `class` alone or not.
-    pub(super) fn len(&self) -> usize {
-        self.waiting
-    }
-
     /// Whether a request of this class would have to stand behind another.
     pub(super) fn has(&self, class: Class) -> bool {
         self.waiting > 0 && self.line(class).is_some_and(|line| !line.queue.is_empty())

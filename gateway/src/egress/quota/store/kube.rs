@@ -170,7 +170,7 @@ mod tests {
                 let (code, object) = match (head.method, known) {
                     (Method::GET, Some(object)) => (200, object),
                     (Method::GET, None) => (404, Value::Null),
-                    (Method::POST, None) => (201, body),
+                    (Method::POST, None) => (201, body.clone()),
                     (Method::POST, Some(_)) => (409, Value::Null),
                     (_, Some(object)) if version(&object) != version(&body) => (409, Value::Null),
                     (_, Some(mut object)) => {
