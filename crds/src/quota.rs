@@ -40,6 +40,7 @@ pub struct Quota {
     /// window is Minute or Hour (the same as 60 or 3600 windowSeconds), or Day or Month: of the calendar, from midnight in
     /// timeZone. Use windowSeconds: 86400 where a provider's day is the last 24 hours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "QuotaWindow")]
     pub window: Option<QuotaWindow>,
     /// timeZone in whose midnight a window of Day or Month begins, by its name in the time zone database, for example
     /// America/Los_Angeles. Default UTC.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use flotilla_core::queue::Limit as QueueLimit;
 use flotilla_core::quota::{
-    Admission as Decision, Amounts, Class, Estimator, Holder, Limit, Nanos, OutputCharge, Reply, Report, Terms,
+    Admission as Decision, Amounts, Class, Estimator, Holder, Limit, Nanos, OutputCharge, Reply, Report,
+    Terms,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -270,7 +271,8 @@ impl Admission {
                 }
             }
         };
-        if !waited_before {
+        // Waiting for a lease says nothing about the quota.
+        if !waited_before && state.holder.has_lease(now) {
             state.counts.throttled(blocked.0, now);
         }
         let joining = Joining {
@@ -311,6 +313,11 @@ impl Admission {
         self.with(|state, now| {
             let (limit, until) = state.lines.blocked(joined.class).unwrap_or((0, None));
             let after = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+            let why = if state.holder.has_lease(now) {
+                why
+            } else {
+                Why::NoShare
+            };
             state.refuse(&self.provider, &joined.pool, limit, why, after, now)
         })
     }

@@ -15,6 +15,8 @@ pub enum Why {
     TimedOut,
     /// It would wait longer than its time.
     WouldTimeOut,
+    /// It waited until its time was over, and nobody gave this gateway a share.
+    NoShare,
     /// Too many wait already.
     QueueFull,
     /// It is estimated to be larger than the whole limit.
@@ -54,6 +56,9 @@ impl Refused {
         let after = u16::try_from(seconds.max(1)).unwrap_or(u16::MAX);
         match self.why {
             Why::TooLarge(_) => Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "LargerThanQuota", message),
+            Why::NoShare => {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "QuotaUnavailable", message).retry_after(after)
+            }
             Why::QueueFull => {
                 Refusal::new(StatusCode::TOO_MANY_REQUESTS, "QuotaQueueFull", message).retry_after(after)
             }
@@ -98,12 +103,20 @@ impl fmt::Display for Refused {
             limit,
             ..
         } = self;
+        if self.why == Why::NoShare {
+            return write!(
+                f,
+                "quota \"{quota}\" of ModelProvider \"{provider}\" ({limit}): no gateway deals it out, or none that this one \
+                 can reach; see Lease flotilla-quota"
+            );
+        }
         write!(
             f,
             "quota \"{quota}\" of ModelProvider \"{provider}\" ({limit}) is used up: "
         )?;
         match self.why {
             Why::TimedOut => f.write_str("the request waited for its turn until its time was over"),
+            Why::NoShare => Ok(()),
             Why::WouldTimeOut => f.write_str("the request would wait longer than its time"),
             Why::QueueFull => f.write_str("too many requests wait for it already"),
             Why::TooLarge(amounts) => write!(

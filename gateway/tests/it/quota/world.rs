@@ -14,7 +14,7 @@ use flotilla_gateway::peers::Peers;
 use futures::future::BoxFuture;
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -158,13 +158,15 @@ pub struct World {
     weighs: bool,
 }
 
-/// Agents of one pool at one gateway, each with one request after the other.
+/// Agents of one pool at one gateway.
 #[derive(Clone, Copy)]
 pub struct Load {
     pub pool: &'static str,
     pub agents: usize,
-    /// Between one request's end and the next.
+    /// Between one request's end and the next one's start; if `open`, between their starts.
     pub pause: Duration,
+    /// Requests come whether earlier ones have ended or not.
+    pub open: bool,
 }
 
 impl World {
@@ -246,51 +248,27 @@ impl World {
     }
 
     fn agent(&self, quotas: Arc<Quotas>, load: Load, seed: u64) -> impl Future<Output = ()> + use<> {
-        let (provider, refused) = (self.provider.clone(), self.refused.clone());
-        let (started, weighs) = (self.started, self.weighs);
+        let agent = Agent {
+            quotas,
+            provider: self.provider.clone(),
+            refused: self.refused.clone(),
+            started: self.started,
+            weighs: self.weighs,
+            pool: load.pool,
+        };
         async move {
-            let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut draw = |bound: u64| {
-                dice ^= dice << 13;
-                dice ^= dice >> 7;
-                dice ^= dice << 17;
-                dice % bound
-            };
-            loop {
-                // English has about four bytes a token; the first few estimates know nothing.
-                let (input, output) = (100 + draw(100), 50 + draw(100));
-                let ask = Ask {
-                    pool: load.pool,
-                    model: Some("mini"),
-                    bytes: input * 4,
-                    max_tokens: Some(200),
-                    deadline: Instant::now() + Duration::from_secs(600),
-                };
-                let permit = quotas.reserve("main", ask).await;
-                let Ok(Some(mut permit)) = permit else {
-                    refused.fetch_add(1, Ordering::SeqCst);
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
-                };
-                let head = 20 + draw(180);
-                let counted_after = draw(head + 1);
-                tokio::time::sleep(Duration::from_millis(counted_after)).await;
-                let units = if weighs { input + output } else { 1 };
-                if weighs {
-                    let error = (input + output).saturating_sub(permit.reserved_tokens());
-                    provider.largest_error.fetch_max(error, Ordering::SeqCst);
+            // Ends with the agent.
+            let mut under_way = JoinSet::new();
+            for number in 0u64.. {
+                let request = agent
+                    .clone()
+                    .request(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number << 20);
+                if load.open {
+                    under_way.spawn(request);
+                    while under_way.try_join_next().is_some() {}
+                } else {
+                    request.await;
                 }
-                provider
-                    .counted
-                    .lock()
-                    .push((started.elapsed().as_millis() as u64, units));
-                tokio::time::sleep(Duration::from_millis(head - counted_after)).await;
-                permit.answered(StatusCode::OK, &HeaderMap::new());
-                tokio::time::sleep(Duration::from_millis(draw(300))).await;
-                permit.settle(Used {
-                    input: Some(input),
-                    output: Some(output),
-                });
                 tokio::time::sleep(load.pause).await;
             }
         }
@@ -342,5 +320,59 @@ impl World {
 
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::SeqCst)
+    }
+}
+
+#[derive(Clone)]
+struct Agent {
+    quotas: Arc<Quotas>,
+    provider: Arc<Provider>,
+    refused: Arc<AtomicU64>,
+    started: Instant,
+    weighs: bool,
+    pool: &'static str,
+}
+
+impl Agent {
+    async fn request(self, seed: u64) {
+        let mut dice = seed | 1;
+        let mut draw = |bound: u64| {
+            for _ in 0..3 {
+                dice ^= dice << 13;
+                dice ^= dice >> 7;
+                dice ^= dice << 17;
+            }
+            dice % bound
+        };
+        // English has about four bytes a token; the first few estimates know nothing.
+        let (input, output) = (100 + draw(100), 50 + draw(100));
+        let ask = Ask {
+            pool: self.pool,
+            model: Some("mini"),
+            bytes: input * 4,
+            max_tokens: Some(200),
+            deadline: Instant::now() + Duration::from_secs(600),
+        };
+        let Ok(Some(mut permit)) = self.quotas.reserve("main", ask).await else {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        let head = 20 + draw(180);
+        let counted_after = draw(head + 1);
+        tokio::time::sleep(Duration::from_millis(counted_after)).await;
+        let units = if self.weighs { input + output } else { 1 };
+        if self.weighs {
+            let error = units.saturating_sub(permit.reserved_tokens());
+            self.provider.largest_error.fetch_max(error, Ordering::SeqCst);
+        }
+        let at = self.started.elapsed().as_millis() as u64;
+        self.provider.counted.lock().push((at, units));
+        tokio::time::sleep(Duration::from_millis(head - counted_after)).await;
+        permit.answered(StatusCode::OK, &HeaderMap::new());
+        tokio::time::sleep(Duration::from_millis(draw(300))).await;
+        permit.settle(Used {
+            input: Some(input),
+            output: Some(output),
+        });
     }
 }

@@ -183,6 +183,7 @@ mod tests {
                     }
                     (_, None) => (404, Value::Null),
                 };
+                let reason = if code == 404 { "NotFound" } else { "Conflict" };
                 let text = if code < 300 {
                     let mut object = object;
                     if body != Value::Null {
@@ -196,7 +197,7 @@ mod tests {
                     }
                     object.to_string()
                 } else {
-                    json!({"kind": "Status", "status": "Failure", "code": code, "message": "", "reason": ""})
+                    json!({"kind": "Status", "status": "Failure", "code": code, "message": "", "reason": reason})
                         .to_string()
                 };
                 let mut response = Response::new(Full::new(Bytes::from(text)));
