@@ -296,7 +296,8 @@ impl Tally {
         if next > now {
             self.before = std::mem::take(&mut self.after);
         }
-        self.start = self.boundary.unwrap_or(0);
+        // Where the wall clock was steered faster than this one ran, the window is on before its predicted begin.
+        self.start = self.boundary.unwrap_or(0).min(now);
         self.boundary = Some(next);
         self.epoch = Some(epoch);
         true
@@ -397,6 +398,9 @@ mod tests {
         *tally.part(160).expect("open") += 8;
         assert!(tally.roll(300, 150, 400), "told too late to know");
         assert_eq!((tally.before, tally.after), (0, 8));
+        assert!(tally.roll(400, 600, 500));
+        assert!(tally.roll(500, 900, 550), "told before its predicted begin");
+        *tally.part(550).expect("what is admitted from now on counts") += 1;
     }
 
     proptest! {

@@ -443,7 +443,10 @@ impl World {
             }
             Event::Elect { slot } => self.elect(slot),
             Event::Reopen { slot } if self.leader == slot => self.elect(slot),
-            Event::Learn { slot, leader } => self.processes[slot].leader = leader,
+            Event::Learn { slot, leader } => {
+                // In the calm nobody goes on believing an old tale.
+                self.processes[slot].leader = if self.is_calm() { self.leader } else { leader };
+            }
             Event::Cut { a, b, on: true } if a != b => self.cut.push((a, b)),
             Event::Cut { a, b, on: false } => self.cut.retain(|pair| *pair != (a, b)),
             Event::Jump { slot } => {

@@ -208,6 +208,10 @@ impl World {
             self.lives[slot] += 1;
             let delay = self.dice.below(300 * MS);
             self.after(delay, Event::Start { slot });
+            if self.leader == slot && self.is_calm() {
+                // Somebody is elected again in the end.
+                self.after(delay, Event::Reopen { slot });
+            }
         }
     }
 
