@@ -60,7 +60,7 @@ fn violation(plan: &Plan, outcome: &Outcome) -> Option<String> {
 
 #[test]
 fn no_run_exceeds_a_limit() {
-    let runs = if is_full() { 100_000 } else { 120 };
+    let runs = if is_full() { 100_000 } else { 80 };
     let start = std::time::Instant::now();
     let (mut admitted, mut writes, mut worst_error) = (0, 0, 0.0f64);
     let mut failures = Vec::new();
@@ -98,32 +98,30 @@ fn no_run_exceeds_a_limit() {
     assert!(stuck.is_empty(), "(seed, slot): {stuck:?}");
 }
 
-/// Each with a run that shows it. In full all runs are searched.
 #[test]
 fn planted_bugs_are_found() {
-    for (fault, seed) in [
-        (Fault::LeaseFromReceipt, 2_137),
-        (Fault::SendBeforeWrite, 99),
-        (Fault::RefundTwice, 4),
-        (Fault::AnyGrant, 17),
-        (Fault::ForgetSilent, 3),
-        (Fault::IgnoreRecorded, 0),
-    ] {
-        let shows = |seed: u64| {
+    // The first shows only where a late answer meets a partition: about one run in thousands.
+    let rare = [Fault::LeaseFromReceipt];
+    let others = [
+        Fault::SendBeforeWrite,
+        Fault::RefundTwice,
+        Fault::AnyGrant,
+        Fault::ForgetSilent,
+        Fault::IgnoreRecorded,
+    ];
+    let (faults, most): (Vec<Fault>, u64) = if is_full() {
+        (rare.into_iter().chain(others).collect(), 20_000)
+    } else {
+        (others.to_vec(), 300)
+    };
+    for fault in faults {
+        let found = (0..most).find_map(|seed| {
             let plan = rough_plan(seed, Some(fault));
             let outcome = World::new(plan.clone()).run();
             violation(&plan, &outcome)
-        };
-        let found = if is_full() {
-            (0..20_000).find_map(shows)
-        } else {
-            shows(seed)
-        };
+        });
         println!("{fault:?}: {found:?}");
-        assert!(
-            found.is_some(),
-            "{fault:?} was not found; in full (FLOTILLA_FULL=1) the first run that shows it is printed"
-        );
+        assert!(found.is_some(), "{fault:?} was not found in {most} runs");
     }
 }
 
