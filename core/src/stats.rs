@@ -57,9 +57,27 @@ pub struct PoolStats {
     /// Requests that went to another revision than the weights named, because that one had no endpoint here.
     #[serde(default)]
     pub diverted: u64,
+    /// What became of conversations; absent for a pool that keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<SessionStats>,
     /// By revision name.
     #[serde(default)]
     pub revisions: BTreeMap<String, RevisionStats>,
+}
+
+/// What became of a pool's conversations, counted by the gateway that decided it: sums over gateways count each once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStats {
+    /// `trafficGeneration` with which the candidate's weight left zero: `epoch` in the windows is that of the conversation's
+    /// assignment, and all conversations from before have the epoch just below this one.
+    pub since_generation: i64,
+    /// Conversations and tasks that had to leave their revision, since the start of this instance.
+    #[serde(default)]
+    pub moved: u64,
+    /// Responses that began before another gateway had a copy of their conversation, since the start of this instance.
+    #[serde(default)]
+    pub unprotected: u64,
 }
 
 /// What a gateway knows of one revision.
@@ -77,6 +95,14 @@ pub struct RevisionStats {
     /// Requests in flight by address, also for endpoints that take no new ones; addresses with none are left out.
     #[serde(default)]
     pub in_flight_by_address: BTreeMap<String, u64>,
+    /// Conversations and tasks of this revision that the gateway knows; the same one may be known to several. 0 on all of
+    /// them means that nobody needs the revision's replicas for a conversation any more.
+    #[serde(default)]
+    pub sessions: u64,
+    /// Conversations that were given this revision by this instance since [`SessionStats::since_generation`]: evidence, on
+    /// both arms. Starts at zero again when that changes.
+    #[serde(default)]
+    pub sessions_assigned: u64,
     /// Counts by window of the request's start, oldest first.
     #[serde(default)]
     pub windows: Vec<WindowStats>,
@@ -88,7 +114,8 @@ pub struct RevisionStats {
 pub struct WindowStats {
     /// Start of the window in seconds since the Unix epoch, a multiple of [`WINDOW_SECONDS`].
     pub start: i64,
-    /// `trafficGeneration` under which the requests were assigned.
+    /// `trafficGeneration` under which the requests were assigned, or, of a conversation, under which that was (see
+    /// [`SessionStats::since_generation`]).
     pub epoch: i64,
     /// Requests that started.
     pub started: u64,

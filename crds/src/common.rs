@@ -16,6 +16,8 @@ pub mod condition {
     pub const STALLED: &str = "Stalled";
     /// Requests to a ModelProvider wait for one of its quotas.
     pub const QUOTA_EXHAUSTED: &str = "QuotaExhausted";
+    /// A new revision has all the traffic and is still judged.
+    pub const BAKING: &str = "Baking";
     /// A LoadTest has ended, whatever its verdict.
     pub const COMPLETE: &str = "Complete";
     /// A LoadTest's verdict as a gate.

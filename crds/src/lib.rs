@@ -12,6 +12,7 @@ pub mod model_provider;
 pub mod names;
 pub mod quota;
 pub mod reference;
+pub mod rollout;
 pub mod rollout_action;
 mod rules;
 pub mod schema;

@@ -6,4 +6,5 @@ pub mod pool;
 pub mod release;
 pub mod rest;
 pub mod scale;
+pub mod sessions;
 pub mod survive;

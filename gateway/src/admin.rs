@@ -1,5 +1,5 @@
-//! `/metrics`, `/stats`, `/healthz`, `/readyz`, and `POST /drain`: for the operator, kubelet and Prometheus; and
-//! `POST /quota/v1/report`, for the other gateways of the namespace.
+//! `/metrics`, `/stats`, `/healthz`, `/readyz`, and `POST /drain`: for the operator, kubelet and Prometheus; and what gateways say
+//! to each other ([`session::PATH`], [`quota::PATH`]).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -20,6 +20,7 @@ use crate::metrics::{self, Metrics};
 use crate::reply::{Outgoing, held};
 use crate::report::{self, Identity};
 use crate::server::Handler;
+use crate::session;
 
 /// For this long after the start a port that cannot be bound holds readiness back: its last holder may be about to go.
 /// After that it is reported and no reason to take all other pools of the namespace out of service.
@@ -56,6 +57,7 @@ impl Handler for Admin {
             (&Method::GET, "/stats") => self.stats(),
             (&Method::POST, "/drain") => self.drain(client),
             (_, quota::PATH) => self.egress.quotas().handle(request, client).await,
+            (_, session::PATH) => self.ingress.sessions().serve(request, client).await,
             (_, "/healthz" | "/readyz" | "/metrics" | "/stats" | "/drain") => {
                 let allowed = if request.uri().path() == "/drain" {
                     "POST"
@@ -125,6 +127,9 @@ impl Admin {
             pending.push(
                 "waiting for the first lists of AgentPools, ModelProviders and EndpointSlices".to_owned(),
             );
+        }
+        if !self.ingress.sessions().is_joined() {
+            pending.push("waiting for a first answer of the other gateways".to_owned());
         }
         let failures = self.failures.get();
         let early = self.started.elapsed() < BIND_GRACE;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!            config (watches, or a test)
-//!                     │ whole configurations
-//!                     ▼
+//!                     │ whole configurations      ┌─► session: conversation → revision ◄─► other gateways
+//!                     ▼                           ▼
 //!  client ─► server ─► ingress: pool → revision → slot ─► upstream ─► agent
 //!  agent  ─► server ─► egress: identity, key, usage    ─► upstream ─► provider
 //!                     ▲
@@ -11,12 +11,11 @@
 //! ```
 //!
 //! A request reads snapshots and atomics; locks are taken only where it waits, where connections are kept, and once in 15
-//! seconds. What is decided (weights, replicas) is in [`balance`], without I/O. The library runs in a process of its own
+//! seconds. What is decided (replicas, retries, the order of those who wait) is in [`flotilla_core`], without I/O. The library runs in a process of its own
 //! ([`run`]) and, fed by hand, inside tests ([`Gateway::start`]).
 
 pub mod admin;
 pub mod args;
-pub mod balance;
 pub mod config;
 pub mod drain;
 pub mod egress;
@@ -26,6 +25,7 @@ pub mod peers;
 pub mod reply;
 pub mod report;
 pub mod server;
+pub mod session;
 pub mod upstream;
 
 mod telemetry;
@@ -48,7 +48,7 @@ use admin::Admin;
 use args::Args;
 use config::Source;
 use config::watch::Freshness;
-use drain::Drain;
+use drain::{Drain, Phase};
 use egress::Egress;
 use egress::quota::{self, Quotas};
 use ingress::Ingress;
@@ -56,6 +56,7 @@ use ingress::listeners::{Listeners, RETRY, SharedPort};
 use metrics::{Metrics, Sources};
 use peers::Peers;
 use server::{ConnectionLimits, Serving};
+use session::Sessions;
 use upstream::Limits;
 
 /// How often idle connections are looked through and keys are read again.
@@ -115,6 +116,7 @@ pub struct Gateway {
     pub admin: SocketAddr,
     drain: Arc<Drain>,
     quotas: Arc<Quotas>,
+    sessions: Arc<Sessions>,
     settings: Settings,
     stop: CancellationToken,
 }
@@ -153,12 +155,11 @@ impl Gateway {
             &settings.cluster_domain,
             settings.agents,
         ));
-        let instance = uuid::Uuid::new_v4().to_string();
         let peers = Arc::new(Peers::new(settings.ports.admin));
         let quotas = Quotas::start(
             quota::Setup {
                 pod: settings.pod.clone(),
-                instance: instance.clone(),
+                instance: ingress.sessions().instance().to_owned(),
                 within: settings.provider_timeout,
                 terms: Default::default(),
                 pace: Default::default(),
@@ -169,6 +170,7 @@ impl Gateway {
             },
             stop.clone(),
         );
+        ingress.sessions().set_source(settings.listen);
         let egress = Arc::new(Egress::new(
             settings.credentials.clone(),
             egress::tls::client_config(),
@@ -179,7 +181,7 @@ impl Gateway {
         let listeners = Listeners::new(settings.listen, shared.clone());
         let admin = Arc::new(Admin {
             identity: report::Identity {
-                instance,
+                instance: ingress.sessions().instance().to_owned(),
                 pod: settings.pod.clone(),
             },
             ingress: ingress.clone(),
@@ -208,9 +210,11 @@ impl Gateway {
             admin: admin_port.local_addr()?,
             drain: drain.clone(),
             quotas,
+            sessions: ingress.sessions().clone(),
             settings,
             stop: stop.clone(),
         };
+        tokio::spawn(hand_over(drain.clone(), gateway.sessions.clone(), stop.clone()));
         let port = Arc::new(SharedPort(ingress.clone()));
         tokio::spawn(server::serve(ingress_port, port, shared.clone(), stop.clone()));
         tokio::spawn(server::serve(egress_port, egress.clone(), shared, stop.clone()));
@@ -247,6 +251,8 @@ impl Gateway {
             .finish(self.settings.drain_idle, self.settings.drain_deadline)
             .await;
         self.quotas.leave().await;
+        self.sessions.leave();
+        self.sessions.handed_over().await;
         self.stop.cancel();
         cut
     }
@@ -292,6 +298,15 @@ async fn follow(
     }
 }
 
+/// Gives up its conversations as soon as it is to leave: while it still serves there is time to hand them over.
+async fn hand_over(drain: Arc<Drain>, sessions: Arc<Sessions>, stop: CancellationToken) {
+    let mut phase = drain.watch();
+    tokio::select! {
+        begun = phase.wait_for(|phase| *phase >= Phase::Draining) => if begun.is_ok() { sessions.leave() },
+        () = stop.cancelled() => {}
+    }
+}
+
 async fn keep_house(ingress: Arc<Ingress>, egress: Arc<Egress>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -300,7 +315,7 @@ async fn keep_house(ingress: Arc<Ingress>, egress: Arc<Egress>, stop: Cancellati
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
         }
-        ingress.trim();
+        ingress.keep_house();
         egress.refresh().await;
     }
 }

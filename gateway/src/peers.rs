@@ -30,8 +30,8 @@ impl Peers {
 
     /// Takes over who is there.
     pub fn apply(&self, config: &Config) {
-        if **self.addresses.load() != config.gateways {
-            self.addresses.store(Arc::new(config.gateways.clone()));
+        if **self.addresses.load() != config.gateway_pods {
+            self.addresses.store(Arc::new(config.gateway_pods.clone()));
         }
     }
 
@@ -63,7 +63,7 @@ mod tests {
         let address: IpAddr = "10.0.0.7".parse().expect("an address");
         assert!(!peers.is_gateway(address));
         peers.apply(&Config {
-            gateways: [("g-1".to_owned(), address)].into(),
+            gateway_pods: [("g-1".to_owned(), address)].into(),
             ..Config::default()
         });
         assert!(peers.is_gateway(address) && peers.has("g-1"));

@@ -3,6 +3,7 @@
 //! The gateway's own errors have the shape that OpenAI's SDKs and most others read:
 //! `{"error": {"message": "a sentence", "type": "flotilla_gateway", "code": "QueueFull", "limit": "…"}}`.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tokio::time::Sleep;
 
 use crate::egress::Meter;
 use crate::ingress::proxy::Exchange;
+use crate::upstream::body::longer;
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub trait Observer {
 
 /// A peer's body, passed on frame by frame until the deadline.
 pub struct Passing<O: Observer> {
+    /// What was read of it before.
+    first: VecDeque<Frame<Bytes>>,
     incoming: Incoming,
     deadline: Pin<Box<Sleep>>,
     observer: O,
@@ -84,7 +88,18 @@ pub enum Broken {
 impl<O: Observer> Passing<O> {
     /// Passes `incoming` on until `deadline`.
     pub fn new(incoming: Incoming, deadline: Pin<Box<Sleep>>, observer: O) -> Self {
+        Self::resumed(VecDeque::new(), incoming, deadline, observer)
+    }
+
+    /// Passes `first`, which was read of it before, and then the rest of `incoming` on until `deadline`.
+    pub fn resumed(
+        first: VecDeque<Frame<Bytes>>,
+        incoming: Incoming,
+        deadline: Pin<Box<Sleep>>,
+        observer: O,
+    ) -> Self {
         let mut passing = Self {
+            first,
             incoming,
             deadline,
             observer,
@@ -102,7 +117,22 @@ impl<O: Observer> Passing<O> {
         }
     }
 
+    fn is_end_stream(&self) -> bool {
+        self.first.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let read = self.first.iter().filter_map(Frame::data_ref).map(Bytes::len);
+        longer(self.incoming.size_hint(), read.sum())
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Some(frame) = self.first.pop_front() {
+            if let Some(data) = frame.data_ref() {
+                self.observer.data(data);
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
@@ -214,8 +244,8 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Held(bytes) => bytes.is_none(),
-            Self::Agent(passing) => passing.incoming.is_end_stream(),
-            Self::Provider(passing) => passing.incoming.is_end_stream(),
+            Self::Agent(passing) => passing.is_end_stream(),
+            Self::Provider(passing) => passing.is_end_stream(),
             Self::Detached(_) => false,
         }
     }
@@ -223,8 +253,8 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Agent(passing) => passing.incoming.size_hint(),
-            Self::Provider(passing) => passing.incoming.size_hint(),
+            Self::Agent(passing) => passing.size_hint(),
+            Self::Provider(passing) => passing.size_hint(),
             Self::Detached(_) => SizeHint::default(),
         }
     }

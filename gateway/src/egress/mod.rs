@@ -1,7 +1,7 @@
 //! Agent → provider: `/providers/<name>/v1/<rest>` with the provider's key added, and what was used counted.
 //!
-//! Who may: pods of agents of this namespace, known by their address and by nothing a client can say. A pod that has just
-//! got its address may be faster than the watch that tells of it, so an unknown address waits a moment before it is
+//! Who may: pods of agents of this namespace, known by their address or by a token that only their pod has ([`identity`]),
+//! and by nothing else a client can say. A pod that has just got its address may be faster than the watch that tells of it, so an unknown address waits a moment before it is
 //! refused.
 //!
 //! The body passes unchanged, in both directions, and as it comes; token counts are read on the way ([`usage`]). Model
@@ -11,6 +11,7 @@
 //! A request is sent once more only by the rules of [`crate::upstream`]. Where the provider has quotas it is sent when it has
 //! reserved what it will use ([`quota`]), and settled by what it has used.
 
+pub mod identity;
 pub mod keys;
 pub mod provider;
 pub mod quota;
@@ -56,6 +57,7 @@ const UNREACHABLE: &str = "ProviderUnreachable";
 pub struct Egress {
     providers: ArcSwap<HashMap<String, Arc<Provider>>>,
     agents: watch::Sender<Arc<HashSet<IpAddr>>>,
+    identity: identity::Identity,
     strangers: Semaphore,
     pools: ArcSwap<HashMap<IpAddr, Arc<str>>>,
     quotas: Arc<Quotas>,
@@ -77,6 +79,7 @@ impl Egress {
         Self {
             providers: ArcSwap::default(),
             agents: watch::Sender::default(),
+            identity: identity::Identity::default(),
             strangers: Semaphore::new(MAX_STRANGERS),
             pools: ArcSwap::default(),
             quotas,
@@ -121,6 +124,8 @@ impl Egress {
         if **self.pools.load() != config.agent_pools {
             self.pools.store(Arc::new(config.agent_pools.clone()));
         }
+        // Before the addresses: who is an agent must be known with what is asked of it.
+        self.identity.apply(config);
         self.agents.send_if_modified(|agents| {
             let changed = **agents != config.agents;
             if changed {
@@ -161,13 +166,15 @@ impl Egress {
         request: Request<Incoming>,
         client: SocketAddr,
     ) -> Result<Response<Outgoing>, Refusal> {
-        let address = client.ip().to_canonical();
+        let headers = request.headers();
+        let address = self.identity.caller(headers, client.ip().to_canonical()).await?;
         if !self.is_agent(address).await {
             let message = format!(
                 "{address} is no agent pod of this namespace; only those may use its model providers"
             );
             return Err(Refusal::new(StatusCode::FORBIDDEN, "NotAnAgent", message));
         }
+        self.identity.admit(address, headers)?;
         let (mut head, body) = request.into_parts();
         let (name, rest) = split(head.uri.path()).ok_or_else(|| {
             Refusal::new(
@@ -256,7 +263,7 @@ impl Handler for Egress {
 }
 
 /// The provider's name and what follows `/v1`, with its slash.
-fn split(path: &str) -> Option<(&str, &str)> {
+pub fn split(path: &str) -> Option<(&str, &str)> {
     let (name, after) = path.strip_prefix("/providers/")?.split_once('/')?;
     let rest = after.strip_prefix("v1")?;
     (!name.is_empty() && (rest.is_empty() || rest.starts_with('/'))).then_some((name, rest))

@@ -46,7 +46,7 @@ impl Namespace {
         let config = Arc::new(Config {
             agents: [agent].into(),
             agent_pools: [(agent, Arc::from("support"))].into(),
-            gateways: all
+            gateway_pods: all
                 .iter()
                 .map(|settings| (settings.pod.clone(), settings.listen))
                 .collect(),

@@ -242,7 +242,7 @@ impl World {
     fn tell_who_is_there(&self) {
         let address = std::net::IpAddr::from([10, 0, 0, 1]);
         self.peers.apply(&Config {
-            gateways: self.processes.keys().map(|pod| (pod.clone(), address)).collect(),
+            gateway_pods: self.processes.keys().map(|pod| (pod.clone(), address)).collect(),
             ..Config::default()
         });
     }
