@@ -275,7 +275,11 @@ fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Re
             }
         }
     }
-    of_quotas(encoder, egress, &providers.iter().map(|(name, ..)| *name).collect::<Vec<_>>())?;
+    of_quotas(
+        encoder,
+        egress,
+        &providers.iter().map(|(name, ..)| *name).collect::<Vec<_>>(),
+    )?;
     let help = "Requests in flight at providers.";
     let mut in_flight = family(
         encoder,
@@ -299,20 +303,29 @@ fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[
     let mut held = family(encoder, "flotilla_gateway_quota_held", help, MetricType::Gauge)?;
     for (provider, quotas) in &quotas {
         for quota in quotas {
-            held.gauge([("provider", provider), ("quota", &quota.name)], gauge(quota.held))?;
+            held.gauge(
+                [("provider", provider), ("quota", &quota.name)],
+                gauge(quota.held),
+            )?;
         }
     }
     let help = "Units of a quota that this gateway may use while its lease lasts.";
     let mut share = family(encoder, "flotilla_gateway_quota_share", help, MetricType::Gauge)?;
     for (provider, quotas) in &quotas {
         for quota in quotas {
-            share.gauge([("provider", provider), ("quota", &quota.name)], gauge(quota.share))?;
+            share.gauge(
+                [("provider", provider), ("quota", &quota.name)],
+                gauge(quota.share),
+            )?;
         }
     }
     let help = "Units of a quota in use by all gateways together; from the one that deals it out.";
     let mut used = family(encoder, "flotilla_gateway_quota_used", help, MetricType::Gauge)?;
     for (provider, quotas) in &quotas {
-        for (name, total) in quotas.iter().filter_map(|quota| Some((&quota.name, quota.total?))) {
+        for (name, total) in quotas
+            .iter()
+            .filter_map(|quota| Some((&quota.name, quota.total?)))
+        {
             used.gauge([("provider", provider), ("quota", name)], gauge(total.used))?;
         }
     }
@@ -320,12 +333,20 @@ fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[
                 deals it out.";
     let mut limit = family(encoder, "flotilla_gateway_quota_limit", help, MetricType::Gauge)?;
     for (provider, quotas) in &quotas {
-        for (name, total) in quotas.iter().filter_map(|quota| Some((&quota.name, quota.total?))) {
+        for (name, total) in quotas
+            .iter()
+            .filter_map(|quota| Some((&quota.name, quota.total?)))
+        {
             limit.gauge([("provider", provider), ("quota", name)], gauge(total.limit))?;
         }
     }
     let help = "Requests that a quota made wait.";
-    let mut throttled = family(encoder, "flotilla_gateway_quota_throttled", help, MetricType::Counter)?;
+    let mut throttled = family(
+        encoder,
+        "flotilla_gateway_quota_throttled",
+        help,
+        MetricType::Counter,
+    )?;
     for (provider, quotas) in &quotas {
         for quota in quotas {
             throttled.counter([("provider", provider), ("quota", &quota.name)], quota.throttled)?;
@@ -336,7 +357,12 @@ fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[
         .map(|(provider, _)| (*provider, egress.quotas().pools(provider)))
         .collect();
     let help = "Requests that asked for a quota, by what became of them.";
-    let mut asked = family(encoder, "flotilla_gateway_quota_requests", help, MetricType::Counter)?;
+    let mut asked = family(
+        encoder,
+        "flotilla_gateway_quota_requests",
+        help,
+        MetricType::Counter,
+    )?;
     for (provider, pools) in &pools {
         for (pool, counts) in pools {
             for (result, count) in [
@@ -344,7 +370,10 @@ fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[
                 ("waited", counts.waited),
                 ("refused", counts.refused),
             ] {
-                asked.counter([("provider", provider), ("pool", pool), ("result", result)], count)?;
+                asked.counter(
+                    [("provider", provider), ("pool", pool), ("result", result)],
+                    count,
+                )?;
             }
         }
     }
@@ -355,8 +384,14 @@ fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[
             waiting.gauge([("provider", provider), ("pool", pool)], gauge(counts.waiting))?;
         }
     }
-    let help = "Time that requests waited for a quota before they were sent; without those that did not wait.";
-    let mut waits = family(encoder, "flotilla_gateway_quota_wait_seconds", help, MetricType::Histogram)?;
+    let help =
+        "Time that requests waited for a quota before they were sent; without those that did not wait.";
+    let mut waits = family(
+        encoder,
+        "flotilla_gateway_quota_wait_seconds",
+        help,
+        MetricType::Histogram,
+    )?;
     for (provider, pools) in &pools {
         for (pool, counts) in pools {
             let bounds = WAIT_BUCKETS.iter().copied().chain([f64::MAX]);

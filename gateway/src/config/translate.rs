@@ -447,7 +447,10 @@ mod tests {
         let pods: Vec<&str> = config.gateway_pods.keys().map(String::as_str).collect();
         assert_eq!(pods, ["pod-10.0.1.1", "pod-10.0.1.2", "pod-10.0.1.3"]);
         let agent: IpAddr = "10.0.0.2".parse().expect("an address");
-        assert_eq!(config.agent_pools.get(&agent).map(|pool| &**pool), Some("support"));
+        assert_eq!(
+            config.agent_pools.get(&agent).map(|pool| &**pool),
+            Some("support")
+        );
         assert_eq!(config.agent_pools.len(), config.agents.len());
         let agents = config.agents;
         let mut agents: Vec<String> = agents.iter().map(ToString::to_string).collect();

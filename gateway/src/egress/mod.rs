@@ -245,7 +245,10 @@ impl Egress {
             max_tokens: asked.max_tokens,
             deadline: asked.deadline(timer.deadline()),
         };
-        self.quotas.reserve(provider, ask).await.map_err(|why| why.into_refusal(provider))
+        self.quotas
+            .reserve(provider, ask)
+            .await
+            .map_err(|why| why.into_refusal(provider))
     }
 
     fn timed_out(&self) -> Refusal {
@@ -401,11 +404,7 @@ enum Reader {
 }
 
 impl Meter {
-    fn new(
-        provider: Arc<Provider>,
-        request: Option<Arc<Mutex<JsonReader>>>,
-        permit: Option<Permit>,
-    ) -> Self {
+    fn new(provider: Arc<Provider>, request: Option<Arc<Mutex<JsonReader>>>, permit: Option<Permit>) -> Self {
         provider.usage.begin();
         Self {
             provider,
