@@ -154,6 +154,62 @@ pub struct ProviderStats {
     /// Answers with tokens of models without a known price; they are in no spend.
     #[serde(default)]
     pub unpriced: u64,
+    /// Its quotas as this gateway holds them, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quotas: Vec<QuotaStats>,
+    /// What its quotas did to requests, by pool, counted since the start of this instance.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quota_pools: BTreeMap<String, QuotaPoolStats>,
+}
+
+/// One quota as one gateway holds it, in units of its resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaStats {
+    /// Its name.
+    pub name: String,
+    /// The limit as written.
+    pub limit: u64,
+    /// In use here: what requests under way have reserved, and what still counts in the window.
+    pub held: u64,
+    /// The most that this gateway may use while its lease lasts.
+    pub share: u64,
+    /// Requests that it made wait, since the limits were put in force.
+    pub throttled: u64,
+    /// Whether it has held a request back within the last minute.
+    pub exhausted: bool,
+    /// What is known of all gateways together; only from the one that deals out quotas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<QuotaTotal>,
+}
+
+/// One quota over all gateways, in units of its resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaTotal {
+    /// Counts those that deal it out; of two the higher one knows better.
+    pub term: u64,
+    /// In use, and what may be in use by gateways that do not answer.
+    pub used: u64,
+    /// What there is now: the limit, or less by the provider's headers or the slope.
+    pub limit: u64,
+}
+
+/// What a provider's quotas did to the requests of one pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaPoolStats {
+    /// Requests admitted without waiting.
+    pub admitted: u64,
+    /// Requests admitted after they had waited.
+    pub waited: u64,
+    /// Requests refused.
+    pub refused: u64,
+    /// Requests that wait now.
+    pub waiting: u64,
+    /// Time that those admitted had waited, together, in microseconds. It is part of what agents and their clients see as
+    /// latency, and no work of theirs.
+    pub wait_microseconds: u64,
 }
 
 /// Whether a provider's key is there.

@@ -10,6 +10,7 @@ pub mod files;
 pub mod load_test;
 pub mod model_provider;
 pub mod names;
+pub mod quota;
 pub mod reference;
 pub mod rollout;
 pub mod rollout_action;

@@ -1,6 +1,7 @@
 //! `ModelProvider`: where models are reached, with which credentials, and what was used.
 
 use crate::common::SecretKeyRef;
+use crate::quota::{Quota, QuotaStatus};
 use crate::rules;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Input", type_ = "integer", json_path = ".status.usage.inputTokens"),
     printcolumn(name = "Output", type_ = "integer", json_path = ".status.usage.outputTokens"),
     printcolumn(name = "Budget", type_ = "integer", json_path = ".status.budget.percent"),
+    printcolumn(name = "Exhausted", type_ = "string", json_path = ".status.conditions[?(@.type==\"QuotaExhausted\")].status"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Endpoint", type_ = "string", json_path = ".spec.endpoint", priority = 1),
     validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
@@ -56,6 +58,14 @@ pub struct ModelProviderSpec {
     /// `models[].price`, else by built-in list prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// quotas are the provider's limits for this key. All gateways of the namespace hold them together, exactly: a request
+    /// that would exceed one waits in the gateway for its turn, fairly between pools, and is answered with 429 only when its
+    /// time is over. Default: none. Other users of the same key are not known, but the provider's rate-limit headers are
+    /// heeded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub quotas: Vec<Quota>,
 }
 
 /// Wire protocol of a provider.
@@ -186,7 +196,8 @@ pub enum OnExhausted {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelProviderStatus {
-    /// conditions: Ready (the gateways can use it), Reconciling, Stalled, BudgetAlert (80, 90 or 100 % are spent).
+    /// conditions: Ready (the gateways can use it), Reconciling, Stalled, QuotaExhausted (requests wait for a quota),
+    /// BudgetAlert (80, 90 or 100 % are spent).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -197,6 +208,11 @@ pub struct ModelProviderStatus {
     /// usage counted by the gateways, refreshed at most every 30 seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// quotas lists how much of each is used, refreshed at most every 30 seconds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub quotas: Vec<QuotaStatus>,
     /// budget is how much of `spec.budget` is spent, refreshed at most every 30 seconds, every second near its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetStatus>,

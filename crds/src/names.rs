@@ -28,6 +28,8 @@ pub const CONTENT_HASH: &str = "flotilla.dev/content-hash";
 
 /// Name of the gateway's Deployment, Service, ServiceAccount, RoleBinding and PodDisruptionBudget in each namespace.
 pub const GATEWAY: &str = "flotilla-gateway";
+/// Name of the Lease that says which gateway replica deals out quotas, and of the ConfigMap with its records.
+pub const QUOTA: &str = "flotilla-quota";
 /// Name of the main container in agent pods.
 pub const AGENT_CONTAINER: &str = "agent";
 /// Name of the container in gateway pods.

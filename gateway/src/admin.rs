@@ -1,5 +1,5 @@
 //! `/metrics`, `/stats`, `/healthz`, `/readyz`, and `POST /drain`: for the operator, kubelet and Prometheus; and what gateways say
-//! to each other ([`session::PATH`]).
+//! to each other ([`session::PATH`], [`quota::PATH`]).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::config::Source;
 use crate::drain::Drain;
-use crate::egress::Egress;
+use crate::egress::{Egress, quota};
 use crate::ingress::Ingress;
 use crate::ingress::listeners::Failures;
 use crate::metrics::{self, Metrics};
@@ -56,6 +56,7 @@ impl Handler for Admin {
             (&Method::GET, "/metrics") => held(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.encode()),
             (&Method::GET, "/stats") => self.stats(),
             (&Method::POST, "/drain") => self.drain(client),
+            (_, quota::PATH) => self.egress.quotas().handle(request, client).await,
             (_, session::PATH) => self.ingress.sessions().serve(request, client).await,
             (_, "/healthz" | "/readyz" | "/metrics" | "/stats" | "/drain") => {
                 let allowed = if request.uri().path() == "/drain" {

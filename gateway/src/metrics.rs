@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use crate::config::watch::Freshness;
 use crate::drain::Drain;
 use crate::egress::Egress;
+use crate::egress::quota::WAIT_BUCKETS;
 use crate::ingress::Ingress;
 use crate::ingress::durations::Durations;
 use crate::ingress::pool::Pool;
@@ -275,6 +276,11 @@ fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Re
             }
         }
     }
+    of_quotas(
+        encoder,
+        egress,
+        &providers.iter().map(|(name, ..)| *name).collect::<Vec<_>>(),
+    )?;
     let help = "Requests in flight at providers.";
     let mut in_flight = family(
         encoder,
@@ -284,6 +290,121 @@ fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Re
     )?;
     for (provider, _, count) in &providers {
         in_flight.gauge([("provider", provider)], gauge(*count))?;
+    }
+    Ok(())
+}
+
+fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[&str]) -> fmt::Result {
+    let quotas: Vec<_> = providers
+        .iter()
+        .map(|provider| (*provider, egress.quotas().stats(provider).0))
+        .filter(|(_, quotas)| !quotas.is_empty())
+        .collect();
+    let help = "Units of a quota in use through this gateway: reserved, or still counting in the window.";
+    let mut held = family(encoder, "flotilla_gateway_quota_held", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for quota in quotas {
+            held.gauge(
+                [("provider", provider), ("quota", &quota.name)],
+                gauge(quota.held),
+            )?;
+        }
+    }
+    let help = "Units of a quota that this gateway may use while its lease lasts.";
+    let mut share = family(encoder, "flotilla_gateway_quota_share", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for quota in quotas {
+            share.gauge(
+                [("provider", provider), ("quota", &quota.name)],
+                gauge(quota.share),
+            )?;
+        }
+    }
+    let help = "Units of a quota in use by all gateways together; from the one that deals it out.";
+    let mut used = family(encoder, "flotilla_gateway_quota_used", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for (name, total) in quotas
+            .iter()
+            .filter_map(|quota| Some((&quota.name, quota.total?)))
+        {
+            used.gauge([("provider", provider), ("quota", name)], gauge(total.used))?;
+        }
+    }
+    let help = "Units of a quota that there are now, by its limit, its slope and the provider's headers; from the gateway that \
+                deals it out.";
+    let mut limit = family(encoder, "flotilla_gateway_quota_limit", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for (name, total) in quotas
+            .iter()
+            .filter_map(|quota| Some((&quota.name, quota.total?)))
+        {
+            limit.gauge([("provider", provider), ("quota", name)], gauge(total.limit))?;
+        }
+    }
+    let help = "Requests that a quota made wait.";
+    let mut throttled = family(
+        encoder,
+        "flotilla_gateway_quota_throttled",
+        help,
+        MetricType::Counter,
+    )?;
+    for (provider, quotas) in &quotas {
+        for quota in quotas {
+            throttled.counter([("provider", provider), ("quota", &quota.name)], quota.throttled)?;
+        }
+    }
+    let pools: Vec<_> = quotas
+        .iter()
+        .map(|(provider, _)| (*provider, egress.quotas().pools(provider)))
+        .collect();
+    let help = "Requests that asked for a quota, by what became of them.";
+    let mut asked = family(
+        encoder,
+        "flotilla_gateway_quota_requests",
+        help,
+        MetricType::Counter,
+    )?;
+    for (provider, pools) in &pools {
+        for (pool, counts) in pools {
+            for (result, count) in [
+                ("admitted", counts.admitted),
+                ("waited", counts.waited),
+                ("refused", counts.refused),
+            ] {
+                asked.counter(
+                    [("provider", provider), ("pool", pool), ("result", result)],
+                    count,
+                )?;
+            }
+        }
+    }
+    let help = "Requests that wait for a quota.";
+    let mut waiting = family(encoder, "flotilla_gateway_quota_waiting", help, MetricType::Gauge)?;
+    for (provider, pools) in &pools {
+        for (pool, counts) in pools {
+            waiting.gauge([("provider", provider), ("pool", pool)], gauge(counts.waiting))?;
+        }
+    }
+    let help =
+        "Time that requests waited for a quota before they were sent; without those that did not wait.";
+    let mut waits = family(
+        encoder,
+        "flotilla_gateway_quota_wait_seconds",
+        help,
+        MetricType::Histogram,
+    )?;
+    for (provider, pools) in &pools {
+        for (pool, counts) in pools {
+            let bounds = WAIT_BUCKETS.iter().copied().chain([f64::MAX]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(counts.buckets).collect();
+            let labels: Labels<'_, 2> = [("provider", provider), ("pool", pool)];
+            waits.0.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                counts.wait.as_secs_f64(),
+                counts.waited,
+                &buckets,
+                None,
+            )?;
+        }
     }
     Ok(())
 }

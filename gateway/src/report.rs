@@ -38,7 +38,7 @@ pub fn report(identity: &Identity, draining: bool, ingress: &Ingress, egress: &E
         providers: egress
             .providers()
             .iter()
-            .map(|(name, provider)| (name.clone(), provider_stats(provider)))
+            .map(|(name, provider)| (name.clone(), provider_stats(provider, egress)))
             .collect(),
     }
 }
@@ -106,9 +106,12 @@ fn revision_stats(
     }
 }
 
-fn provider_stats(provider: &Provider) -> ProviderStats {
+fn provider_stats(provider: &Provider, egress: &Egress) -> ProviderStats {
+    let (quotas, quota_pools) = egress.quotas().stats(&provider.name);
     let (spend, unpriced) = provider.usage.spend();
     ProviderStats {
+        quotas,
+        quota_pools,
         generation: provider.config.generation,
         credential: provider.credential(),
         in_flight: provider.usage.in_flight(),

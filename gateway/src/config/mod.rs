@@ -23,6 +23,7 @@ use flotilla_core::price::gate::Written;
 use flotilla_core::price::ledger::Policy;
 use flotilla_core::price::{Money, Price};
 use jiff::Timestamp;
+pub use flotilla_crds::quota::Quota;
 
 pub use crate::session::config::{KeySource, SessionsConfig};
 
@@ -42,6 +43,10 @@ pub struct Config {
     pub ready_gateways: u32,
     /// Addresses of all agent pods of the namespace, ready or not: who may use the egress.
     pub agents: HashSet<IpAddr>,
+    /// The pool of each of these.
+    pub agent_pools: HashMap<IpAddr, Arc<str>>,
+    /// Addresses of the gateway pods of the namespace by pod name, ready or not, this one among them.
+    pub gateway_pods: BTreeMap<String, IpAddr>,
     /// Admin ports of the namespace's other gateways, ready or not.
     pub gateways: BTreeSet<SocketAddr>,
     /// The same pods, as far as tokens are about them.
@@ -168,4 +173,6 @@ impl SpendConfig {
             counted: self.counted.get(instance).copied().unwrap_or_default(),
         }
     }
+    /// Limits that all gateways hold together.
+    pub quotas: Vec<Quota>,
 }

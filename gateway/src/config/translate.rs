@@ -74,6 +74,8 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
             .collect(),
         ready_gateways: u32::try_from(gateways.ready.len()).unwrap_or(u32::MAX).max(1),
         agents: agents(objects),
+        agent_pools: agent_pools(objects),
+        gateway_pods: gateway_pods(objects),
         gateways: other_gateways(objects, pod_uid),
         pods: agent_pods(objects),
         issuer: objects.issuer.clone(),
@@ -181,6 +183,29 @@ fn agents(objects: &Objects) -> HashSet<IpAddr> {
         .flat_map(endpoints)
         .flat_map(|endpoint| &endpoint.addresses)
         .filter_map(|address| address.parse().ok())
+        .collect()
+}
+
+fn agent_pools(objects: &Objects) -> HashMap<IpAddr, Arc<str>> {
+    let mut names: HashMap<&str, Arc<str>> = HashMap::new();
+    let mut pools = HashMap::new();
+    for slice in objects.slices.values() {
+        let Some((pool, _)) = owner(slice) else { continue };
+        let name = names.entry(pool).or_insert_with(|| Arc::from(pool));
+        let addresses = endpoints(slice).flat_map(|endpoint| &endpoint.addresses);
+        let addresses = addresses.filter_map(|address| address.parse().ok());
+        pools.extend(addresses.map(|address| (address, name.clone())));
+    }
+    pools
+}
+
+fn gateway_pods(objects: &Objects) -> BTreeMap<String, IpAddr> {
+    let endpoints = objects.gateways.values().flat_map(endpoints);
+    endpoints
+        .filter_map(|endpoint| {
+            let pod = endpoint.target_ref.as_ref()?.name.clone()?;
+            Some((pod, endpoint.addresses.first()?.parse().ok()?))
+        })
         .collect()
 }
 
@@ -346,6 +371,7 @@ fn provider_config(provider: &ModelProvider) -> ProviderConfig {
             .budget
             .as_ref()
             .and_then(|budget| Policy::parse(budget).ok()),
+        quotas: provider.spec.quotas.clone(),
     }
 }
 
@@ -394,7 +420,7 @@ mod tests {
         json!({
             "addresses": [address],
             "conditions": {"ready": ready, "serving": true, "terminating": terminating},
-            "targetRef": {"kind": "Pod", "uid": format!("uid-{address}")},
+            "targetRef": {"kind": "Pod", "uid": format!("uid-{address}"), "name": format!("pod-{address}")},
         })
     }
 
@@ -470,7 +496,16 @@ mod tests {
 
     #[test]
     fn agents_are_the_pods_of_revisions_ready_or_not_and_never_a_gateway() {
-        let agents = config(&objects(), "").agents;
+        let config = config(&objects(), "");
+        let pods: Vec<&str> = config.gateway_pods.keys().map(String::as_str).collect();
+        assert_eq!(pods, ["pod-10.0.1.1", "pod-10.0.1.2", "pod-10.0.1.3"]);
+        let agent: IpAddr = "10.0.0.2".parse().expect("an address");
+        assert_eq!(
+            config.agent_pools.get(&agent).map(|pool| &**pool),
+            Some("support")
+        );
+        assert_eq!(config.agent_pools.len(), config.agents.len());
+        let agents = config.agents;
         let mut agents: Vec<String> = agents.iter().map(ToString::to_string).collect();
         agents.sort();
         assert_eq!(agents, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]);

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::events::EventReader;
 use super::health::{self, Outcome};
 use super::provider::Provider;
+use super::quota::{Permit, Used};
 use super::request::{Content, Operation, media_type};
 use super::spend::{Ended, Reserved};
 use super::usage::{Found, JsonReader};
@@ -33,6 +34,7 @@ pub struct Meter {
     takes_usage_out: bool,
     reserved: Reserved,
     ticket: Option<Ticket>,
+    permit: Option<Permit>,
     response: Reader,
     connection: Option<Connection>,
     status: Option<StatusCode>,
@@ -65,6 +67,7 @@ impl Meter {
         model: Option<&str>,
         reserved: Reserved,
         ticket: Ticket,
+        permit: Option<Permit>,
     ) -> Self {
         provider.usage.begin();
         Self {
@@ -76,6 +79,7 @@ impl Meter {
             takes_usage_out: content.asked.adds_usage(),
             reserved,
             ticket: Some(ticket),
+            permit,
             response: Reader::Nothing,
             connection: None,
             status: None,
@@ -85,6 +89,9 @@ impl Meter {
 
     /// The head of the answer has come. Changes it where the body will be changed.
     pub(super) fn answered(&mut self, headers: &mut HeaderMap, status: StatusCode, connection: Connection) {
+        if let Some(permit) = &mut self.permit {
+            permit.answered(status, headers);
+        }
         self.status = Some(status);
         self.connection = Some(connection);
         let (outcome, rest) = health::judge(status, headers);
@@ -107,8 +114,11 @@ impl Meter {
         };
     }
 
-    /// There is no answer: nothing was sent, or the provider broke off before its head.
-    pub(super) fn unanswered(&mut self) {
+    /// There is no answer: nothing was sent (then no quota was used), or the provider broke off before its head.
+    pub(super) fn unanswered(&mut self, not_sent: bool) {
+        if let Some(permit) = self.permit.take_if(|_| not_sent) {
+            permit.cancel();
+        }
         self.judged(Outcome::Failed { retry_after: None });
         self.settle(true, Fate::Unanswered);
     }
@@ -141,6 +151,12 @@ impl Meter {
             Reader::Json(reader) => (reader.found(), 0),
             Reader::Events(reader) => (reader.found(), reader.events()),
         };
+        if let Some(permit) = self.permit.take() {
+            permit.settle(Used {
+                input: found.input_tokens,
+                output: found.output_tokens,
+            });
+        }
         let mut reported = found.usage();
         let refused = self.status.is_some_and(|status| !status.is_success());
         let mut assumed = None;

@@ -5,7 +5,7 @@
 //! refused.
 //!
 //! ```text
-//!  identity ─► route ─► content ─┬─► attempt: budget, breaker ─► send ─► meter: usage, settle
+//!  identity ─► route ─► content ─┬─► attempt: quota, budget, breaker ─► send ─► meter: usage, settle
 //!                                └─► the next of the path's fallbacks, while nothing has reached the agent
 //! ```
 //!
@@ -15,6 +15,9 @@
 //!
 //! To one provider a request is sent once more only by the rules of [`crate::upstream`]; to another one by those of
 //! [`fallback`].
+//!
+//! Where a provider has quotas a request is sent when it has reserved what it will use ([`quota`]), and settled by what it
+//! has used.
 
 pub mod events;
 pub mod export;
@@ -24,6 +27,7 @@ pub mod identity;
 pub mod keys;
 mod meter;
 pub mod provider;
+pub mod quota;
 mod refused;
 pub mod request;
 pub mod spend;
@@ -44,7 +48,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header, request as 
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
 use crate::config::{Config, ProviderType};
@@ -55,6 +59,7 @@ use crate::upstream::{Answer, FailureKind, Limits, forward};
 use fallback::{Choice, Fallbacks, Miss, Reason};
 pub use meter::Meter;
 use provider::{Place, Provider};
+use quota::{Ask, Permit, Quotas};
 use request::{Content, Operation, Room};
 use spend::{OverBudget, Reserved};
 
@@ -71,6 +76,8 @@ pub struct Egress {
     agents: watch::Sender<Arc<HashSet<IpAddr>>>,
     identity: identity::Identity,
     strangers: Semaphore,
+    pools: ArcSwap<HashMap<IpAddr, Arc<str>>>,
+    quotas: Arc<Quotas>,
     keys: PathBuf,
     tls: Arc<rustls::ClientConfig>,
     limits: Limits,
@@ -89,12 +96,15 @@ impl Egress {
         limits: Limits,
         timeout: Duration,
         instance: &str,
+        quotas: Arc<Quotas>,
     ) -> Self {
         Self {
             providers: ArcSwap::default(),
             agents: watch::Sender::default(),
             identity: identity::Identity::default(),
             strangers: Semaphore::new(MAX_STRANGERS),
+            pools: ArcSwap::default(),
+            quotas,
             keys,
             tls,
             limits,
@@ -120,6 +130,11 @@ impl Egress {
         self.providers.load_full()
     }
 
+    /// The providers' quotas.
+    pub fn quotas(&self) -> &Arc<Quotas> {
+        &self.quotas
+    }
+
     /// Puts `config` in force. One caller at a time.
     pub async fn apply(&self, config: &Config) {
         let before = self.providers.load_full();
@@ -143,7 +158,11 @@ impl Egress {
             after.insert(name.clone(), provider);
         }
         self.fallbacks.retain(|name| after.contains_key(name));
+        self.quotas.apply(config);
         self.providers.store(Arc::new(after));
+        if **self.pools.load() != config.agent_pools {
+            self.pools.store(Arc::new(config.agent_pools.clone()));
+        }
         // Before the addresses: who is an agent must be known with what is asked of it.
         self.identity.apply(config);
         self.agents.send_if_modified(|agents| {
@@ -230,6 +249,7 @@ impl Egress {
         let tells = chain.is_some();
         let others = chain.map_or_else(Vec::new, |chain| fallback::choices(&chain, &provider, &providers));
         let mut call = Call {
+            address,
             operation,
             content,
             rest: route.rest,
@@ -323,11 +343,19 @@ impl Egress {
             return Err(refused::left_alone(provider, Reason::Quota));
         }
 
-        let reserved = self
-            .reserve(call, provider, model)
-            .map_err(|over| refused::over_budget(provider, model, over))?;
+        let permit = self
+            .admit(call, provider, model, last, timer.deadline())
+            .await?;
+        let reserved = match self.reserve(call, provider, model) {
+            Ok(reserved) => reserved,
+            Err(over) => {
+                permit.into_iter().for_each(Permit::cancel);
+                return Err(refused::over_budget(provider, model, over));
+            }
+        };
         let Some(ticket) = provider.health.begin(last) else {
             provider.usage.cancel(reserved);
+            permit.into_iter().for_each(Permit::cancel);
             return Err(refused::left_alone(provider, Reason::BreakerOpen));
         };
         let mut meter = Meter::new(
@@ -337,6 +365,7 @@ impl Egress {
             model,
             reserved,
             ticket,
+            permit,
         );
 
         let body = call.take_body(model);
@@ -356,7 +385,7 @@ impl Egress {
             sent = send(place, Request::from_parts(head, body)) => match sent {
                 Ok(answer) => Ok((answer, meter)),
                 Err(kind) => {
-                    meter.unanswered();
+                    meter.unanswered(matches!(kind, FailureKind::NotSent(_)));
                     Err(refused::no_response(&kind))
                 }
             },
@@ -390,6 +419,33 @@ impl Egress {
         )
     }
 
+    /// Reserves what the request will use of the provider's quotas. The `last` choice waits for it; before, another one is
+    /// better than waiting.
+    async fn admit(
+        &self,
+        call: &Call<'_>,
+        provider: &Provider,
+        model: Option<&str>,
+        last: bool,
+        latest: Instant,
+    ) -> Result<Option<Permit>, Miss> {
+        let deadline = if last {
+            quota::asked::deadline(&call.headers, latest)
+        } else {
+            Instant::now()
+        };
+        let pool = self.pools.load().get(&call.address).cloned();
+        let ask = Ask {
+            pool: pool.as_deref().unwrap_or_default(),
+            model,
+            bytes: quota::asked::bytes(call.method, &call.headers, &call.content.body),
+            max_tokens: call.content.asked.max_tokens,
+            deadline,
+        };
+        let admitted = self.quotas.reserve(&provider.name, ask).await;
+        admitted.map_err(|why| Miss::new(Reason::Quota, why.into_refusal(&provider.name)))
+    }
+
     fn timed_out(&self) -> Refusal {
         let message = format!("the provider did not answer within {} s", self.timeout.as_secs());
         Refusal::new(StatusCode::GATEWAY_TIMEOUT, "ProviderTimeout", message)
@@ -398,6 +454,8 @@ impl Egress {
 
 /// What an agent asks for, as often as it has to be asked.
 struct Call<'a> {
+    /// Of the agent's pod.
+    address: IpAddr,
     operation: Operation,
     content: Content,
     /// What follows `/v1` in the path.

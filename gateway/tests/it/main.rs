@@ -11,6 +11,7 @@ mod leaving;
 mod models;
 mod ports;
 mod protocol;
+mod quota;
 mod resilience;
 mod retries;
 mod sessions;

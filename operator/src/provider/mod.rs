@@ -11,11 +11,13 @@
 //! | what do the gateways say | [`assess`] | no: pure |
 //! | what was used | [`flotilla_core::usage`], [`ledger`] | no: pure |
 //! | how much of the budget is spent | [`flotilla_core::price::ledger`], [`budget`] | no: pure |
+//! | how much of its quotas is used | [`quota`] | no: pure |
 //! | status | [`Visit::write_status`](crate::runtime::Visit::write_status) | yes, on change; counters every 30 s, every second near a budget's end |
 
 pub mod assess;
 pub mod budget;
 pub mod ledger;
+pub mod quota;
 pub mod validate;
 
 use std::collections::BTreeSet;
@@ -187,16 +189,19 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
         );
         let is_close = self.paces.is_close(key, &provider.spec, look.as_ref(), now);
         self.reports.set_eager(key, is_close);
-        let (conditions, wait) = conditions(&provider, &status, &assessment, look.as_ref(), now);
+        let quotas = quota::quotas(name, &provider.spec, &reports);
+        let (mut conditions, wait) = conditions(&provider, &status, &assessment, look.as_ref(), now);
+        note_quotas(visit, &provider, &mut conditions, &quotas, now);
         let desired = ModelProviderStatus {
             conditions,
             observed_generation: provider.metadata.generation.unwrap_or_default(),
             usage,
+            quotas: quotas.list,
             budget: look.as_ref().map(|look| look.status.clone()),
         };
         note_transition(visit, &status, &assessment, wait);
         let mut how = StatusWrite {
-            lazy: &["/usage", "/budget"],
+            lazy: &["/usage", "/budget", "/quotas"],
             ..StatusWrite::default()
         };
         if is_close {
@@ -272,6 +277,26 @@ fn conditions(
     );
     budget::set_condition(&mut conditions, &provider.spec, look);
     (conditions.into_vec(), wait)
+}
+
+/// Sets the condition of the quotas, and says on the object when one begins to hold requests back.
+fn note_quotas(
+    visit: &Visit,
+    provider: &ModelProvider,
+    conditions: &mut Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+    quotas: &quota::Quotas,
+    now: jiff::Timestamp,
+) {
+    let (exhausted, reason, message) = quotas.condition(&provider.spec);
+    let before = conditions
+        .iter()
+        .any(|condition| condition.type_ == condition::QUOTA_EXHAUSTED && condition.status == "True");
+    if exhausted && !before {
+        visit.note(Note::warning(reason, message.clone()));
+    }
+    let mut list = Conditions::new(conditions, provider.metadata.generation, now);
+    list.set(condition::QUOTA_EXHAUSTED, exhausted, reason, message);
+    *conditions = list.into_vec();
 }
 
 /// Says on the object what has changed, once.

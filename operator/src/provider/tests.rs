@@ -50,7 +50,7 @@ impl Written {
                 Money::of_tokens(requests * 10_000, "1".parse().unwrap()),
             )]
             .into(),
-            unpriced: 0,
+            ..ProviderStats::default()
         };
         *self.0.lock() = vec![Arc::new(Stats {
             instance: "i-1".into(),
