@@ -261,7 +261,8 @@ fn heads(input: &[u8]) -> u64 {
     let mut provider = request.into_parts().0;
     let ours = http::HeaderValue::from_static("Bearer ours");
     let host = http::HeaderValue::from_static("api.example.com");
-    forward::to_provider(&mut provider, Uri::from_static("/v1/x"), host, Some(ours), false);
+    let ours = Some((header::AUTHORIZATION, ours));
+    forward::to_provider(&mut provider, Uri::from_static("/v1/x"), host, ours, false);
     let proofs: Vec<_> = provider.headers.get_all(header::AUTHORIZATION).iter().collect();
     assert_eq!(proofs, ["Bearer ours"]);
     let hosts: Vec<_> = provider.headers.get_all(header::HOST).iter().collect();

@@ -318,6 +318,8 @@ fn stats(input: &[u8]) -> u64 {
             instance: stats.instance.clone(),
             pod: stats.pod.clone(),
             models: provider.models.clone(),
+            spend: provider.spend.clone(),
+            unpriced: provider.unpriced,
         })
         .collect();
     let pods = BTreeSet::from(["flotilla-gateway-0".to_owned()]);

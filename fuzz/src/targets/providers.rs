@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
+use bytes::Bytes;
 use flotilla_core::quota::hint;
+use flotilla_crds::route::Route;
+use flotilla_gateway::config::ProviderType;
 use flotilla_gateway::config::issuer::Issuer;
+use flotilla_gateway::egress::events::EventReader;
 use flotilla_gateway::egress::identity::{Keys, is_ours};
 use flotilla_gateway::egress::provider::Place;
-use flotilla_gateway::egress::usage::{EventReader, Found, JsonReader};
-use flotilla_gateway::egress::{keys, split, tls};
+use flotilla_gateway::egress::usage::{Found, JsonReader};
+use flotilla_gateway::egress::{keys, tls};
 use flotilla_gateway::upstream::Limits;
 use http::Uri;
 use serde_json::Value;
@@ -236,9 +240,12 @@ fn egress_path(input: &[u8]) -> u64 {
             .expect("a good endpoint")
     });
     let Ok(uri) = Uri::try_from(input) else { return 0 };
-    let Some((name, rest)) = split(uri.path()) else {
+    let Some(route) = Route::parse(uri.path()) else {
         return 1;
     };
+    let (name, rest) = (route.provider, route.rest);
+    let chain = route.chain();
+    assert!(chain.as_ref().is_none_or(|chain| !chain.fallbacks.is_empty()));
     assert!(!name.is_empty() && !name.contains('/'));
     let Some(target) = PLACE.target(rest, uri.query()) else {
         return 2;
@@ -255,7 +262,13 @@ fn egress_path(input: &[u8]) -> u64 {
         plain.split('/').all(|segment| segment != "." && segment != ".."),
         "{text} climbs"
     );
-    outcome([3, magnitude(rest.len() as u64), u64::from(uri.query().is_some())])
+    let fallbacks = chain.map_or(0, |chain| chain.fallbacks.len() as u64);
+    outcome([
+        3,
+        magnitude(rest.len() as u64),
+        u64::from(uri.query().is_some()),
+        magnitude(fallbacks),
+    ])
 }
 
 /// A token as an API server signed it, who that was, and the moment.
@@ -344,10 +357,31 @@ fn usage_json(input: &[u8]) -> u64 {
 }
 
 fn usage_events(input: &[u8]) -> u64 {
-    let (mut whole, mut parts) = (EventReader::default(), EventReader::default());
-    whole.feed(input);
-    pieces(input).for_each(|piece| parts.feed(piece));
-    assert_eq!(whole.found(), parts.found(), "pieces give something else");
+    let passed = |reader: &mut EventReader, pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let mut passed = Vec::new();
+        for piece in pieces {
+            passed.extend(reader.pass(Bytes::copy_from_slice(piece)));
+        }
+        passed.extend(reader.rest());
+        passed
+    };
+    for filters in [false, true] {
+        let new = || {
+            if filters {
+                EventReader::without_usage()
+            } else {
+                EventReader::default()
+            }
+        };
+        let (mut whole, mut parts) = (new(), new());
+        let at_once = passed(&mut whole, &mut std::iter::once(input));
+        let in_parts = passed(&mut parts, &mut pieces(input));
+        assert_eq!(whole.found(), parts.found(), "pieces give something else");
+        assert_eq!(at_once, in_parts, "pieces pass something else");
+        assert!(filters || at_once == input, "not passed on as it came");
+    }
+    let mut whole = EventReader::default();
+    passed(&mut whole, &mut std::iter::once(input));
     found(whole.found())
 }
 
@@ -404,7 +438,7 @@ fn retry_after(input: &[u8]) -> u64 {
 }
 
 fn key_file(input: &[u8]) -> u64 {
-    let header = keys::bearer(input);
+    let header = keys::value(ProviderType::OpenAI, input);
     if let Some(header) = &header {
         assert!(header.is_sensitive(), "a key that would be logged");
         assert!(header.as_bytes().starts_with(b"Bearer ") && header.len() <= 7 + input.len());

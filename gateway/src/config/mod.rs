@@ -22,8 +22,8 @@ pub use flotilla_crds::model_provider::ProviderType;
 use flotilla_core::price::gate::Written;
 use flotilla_core::price::ledger::Policy;
 use flotilla_core::price::{Money, Price};
-use jiff::Timestamp;
 pub use flotilla_crds::quota::Quota;
+use jiff::Timestamp;
 
 pub use crate::session::config::{KeySource, SessionsConfig};
 
@@ -151,6 +151,8 @@ pub struct ProviderConfig {
     pub prices: BTreeMap<String, Price>,
     /// What may be spent.
     pub budget: Option<Policy>,
+    /// Limits that all gateways hold together.
+    pub quotas: Vec<Quota>,
 }
 
 /// What the operator has written of a provider's budget.
@@ -173,6 +175,4 @@ impl SpendConfig {
             counted: self.counted.get(instance).copied().unwrap_or_default(),
         }
     }
-    /// Limits that all gateways hold together.
-    pub quotas: Vec<Quota>,
 }

@@ -343,9 +343,7 @@ impl Egress {
             return Err(refused::left_alone(provider, Reason::Quota));
         }
 
-        let permit = self
-            .admit(call, provider, model, last, timer.deadline())
-            .await?;
+        let permit = self.admit(call, provider, model, last, timer.deadline()).await?;
         let reserved = match self.reserve(call, provider, model) {
             Ok(reserved) => reserved,
             Err(over) => {

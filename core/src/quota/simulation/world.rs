@@ -382,13 +382,12 @@ impl World {
                 office,
                 landed,
             } if self.alive(slot, life) => self.written(slot, office, landed),
-            Event::See { slot, version } => {
+            Event::See { slot, version }
                 if self.processes[slot].up
                     && self.can_speak(slot, self.plan.slots)
-                    && self.processes[slot].seen.0 < version
-                {
-                    self.processes[slot].seen = (version, self.mono(slot));
-                }
+                    && self.processes[slot].seen.0 < version =>
+            {
+                self.processes[slot].seen = (version, self.mono(slot));
             }
             Event::Headers { slot, life, request } if self.alive(slot, life) => {
                 let now = self.mono(slot);

@@ -44,13 +44,16 @@ pub(super) struct Asked {
     pub(super) answer: oneshot::Sender<Reply>,
 }
 
+/// An allocator's term, and what it knows of each limit by its name.
+type Knowledge = (u64, BTreeMap<String, Usage>);
+
 /// What the allocators know, by provider; empty where this gateway is not elected.
 #[derive(Debug, Default)]
-pub(super) struct Known(Mutex<BTreeMap<String, (u64, BTreeMap<String, Usage>)>>);
+pub(super) struct Known(Mutex<BTreeMap<String, Knowledge>>);
 
 impl Known {
     /// The allocator's term and what it knows of each limit.
-    pub(super) fn of(&self, provider: &str) -> Option<(u64, BTreeMap<String, Usage>)> {
+    pub(super) fn of(&self, provider: &str) -> Option<Knowledge> {
         self.0.lock().get(provider).cloned()
     }
 }
