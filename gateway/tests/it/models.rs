@@ -67,7 +67,7 @@ pub fn config(agent: IpAddr, providers: &[(&str, ProviderConfig)]) -> Config {
             .iter()
             .map(|(name, provider)| ((*name).to_owned(), provider.clone()))
             .collect(),
-        gateways: 1,
+        ready_gateways: 1,
         ..Config::default()
     }
 }
@@ -454,7 +454,7 @@ async fn what_the_operator_has_written_is_spent_after_a_restart_too() {
             counted: [].into(),
         };
         config.spends = [("main".to_owned(), spend)].into();
-        config.gateways = gateways;
+        config.ready_gateways = gateways;
         config
     };
     let (fixture, mut client) = gateway(agent, &providers).await;

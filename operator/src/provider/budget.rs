@@ -214,7 +214,7 @@ mod tests {
     fn a_budget_is_close_to_its_end_by_its_pace() {
         let paces = Paces::default();
         let key = Key::new("shop", "main");
-        let mut close = |on_exhausted: &str, amount: &str, second: i64| {
+        let close = |on_exhausted: &str, amount: &str, second: i64| {
             let look = looked(on_exhausted, amount);
             paces.is_close(&key, &spec(on_exhausted), Some(&look), at(second))
         };
