@@ -14,6 +14,8 @@ pub mod condition {
     pub const RECONCILING: &str = "Reconciling";
     /// Work towards the spec has stopped and needs somebody.
     pub const STALLED: &str = "Stalled";
+    /// A new revision has all the traffic and is still judged.
+    pub const BAKING: &str = "Baking";
     /// A LoadTest has ended, whatever its verdict.
     pub const COMPLETE: &str = "Complete";
     /// A LoadTest's verdict as a gate.

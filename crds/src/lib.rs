@@ -11,6 +11,7 @@ pub mod load_test;
 pub mod model_provider;
 pub mod names;
 pub mod reference;
+pub mod rollout;
 pub mod rollout_action;
 mod rules;
 pub mod schema;

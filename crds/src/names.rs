@@ -12,6 +12,8 @@ pub const POOL: &str = "flotilla.dev/pool";
 pub const REVISION: &str = "flotilla.dev/revision";
 /// Label on a revision's Service, copied to its EndpointSlices: `agent.concurrency` of that revision.
 pub const CONCURRENCY: &str = "flotilla.dev/concurrency";
+/// Label on a revision's Service, copied to its EndpointSlices: `agent.egressIdentity` of that revision, when it is `Token`.
+pub const EGRESS_IDENTITY: &str = "flotilla.dev/egress-identity";
 /// Label with the LoadTest's name on its Job, pods, ConfigMaps and Service.
 pub const LOAD_TEST: &str = "flotilla.dev/loadtest";
 /// Label on a ControllerRevision: its standing, one of `candidate`, `stable`, `verified`, `rejected`.
@@ -47,6 +49,14 @@ pub const COORDINATOR_PORT: u16 = 9091;
 pub const CREDENTIALS_DIR: &str = "/etc/flotilla/credentials";
 /// File with a provider's key inside its folder of [`CREDENTIALS_DIR`].
 pub const API_KEY_FILE: &str = "api-key";
+/// Audience of the tokens by which agent pods prove themselves to the gateway's egress.
+pub const TOKEN_AUDIENCE: &str = GATEWAY;
+/// Folder in agent pods with [`TOKEN_FILE`], where `agent.egressIdentity` is `Token`.
+pub const TOKEN_DIR: &str = "/var/run/secrets/flotilla.dev/egress";
+/// File with the pod's token inside [`TOKEN_DIR`].
+pub const TOKEN_FILE: &str = "token";
+/// Variable in agent pods that holds the path of that file.
+pub const TOKEN_FILE_VARIABLE: &str = "FLOTILLA_EGRESS_TOKEN_FILE";
 /// Default mount path of an agent's prompt.
 pub const PROMPT_PATH: &str = "/etc/agent/prompt/prompt.md";
 /// Where a worker finds its plan.

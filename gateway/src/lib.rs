@@ -11,12 +11,11 @@
 //! ```
 //!
 //! A request reads snapshots and atomics; locks are taken only where it waits, where connections are kept, and once in 15
-//! seconds. What is decided (weights, replicas) is in [`balance`], without I/O. The library runs in a process of its own
+//! seconds. What is decided (replicas, retries, the order of those who wait) is in [`flotilla_core`], without I/O. The library runs in a process of its own
 //! ([`run`]) and, fed by hand, inside tests ([`Gateway::start`]).
 
 pub mod admin;
 pub mod args;
-pub mod balance;
 pub mod config;
 pub mod drain;
 pub mod egress;
@@ -278,7 +277,7 @@ async fn keep_house(ingress: Arc<Ingress>, egress: Arc<Egress>, stop: Cancellati
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
         }
-        ingress.trim();
+        ingress.keep_house();
         egress.refresh().await;
     }
 }

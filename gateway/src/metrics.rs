@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -16,9 +16,12 @@ use crate::config::watch::Freshness;
 use crate::drain::Drain;
 use crate::egress::Egress;
 use crate::ingress::Ingress;
+use crate::ingress::durations::Durations;
 use crate::ingress::pool::Pool;
-use crate::ingress::revision::{DURATION_BUCKETS, Revision};
+use crate::ingress::revision::Revision;
 use crate::session;
+
+mod resilience;
 
 /// Media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -82,6 +85,17 @@ impl Family<'_> {
 
     pub(crate) fn gauge<const N: usize>(&mut self, labels: Labels<'_, N>, value: i64) -> fmt::Result {
         self.0.encode_family(&labels)?.encode_gauge(&value)
+    }
+
+    fn histogram<const N: usize>(&mut self, labels: Labels<'_, N>, durations: &Durations) -> fmt::Result {
+        let buckets = durations.buckets();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        self.0.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+            durations.sum_seconds(),
+            count,
+            &buckets,
+            None,
+        )
     }
 }
 
@@ -147,23 +161,7 @@ fn process(encoder: &mut DescriptorEncoder<'_>, sources: &Sources) -> fmt::Resul
 }
 
 fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]) -> fmt::Result {
-    let help = "Requests that wait for a slot.";
-    let mut depth = family(encoder, "flotilla_gateway_queue_depth", help, MetricType::Gauge)?;
-    for pool in pools {
-        depth.gauge([("pool", pool.name())], gauge(pool.waiting() as u64))?;
-    }
-    let help = "Requests answered with 503 by the gateway, by reason.";
-    let mut refused = family(encoder, "flotilla_gateway_refused", help, MetricType::Counter)?;
-    for pool in pools {
-        let reasons: [(&str, &AtomicU64); 3] = [
-            ("queue_full", &pool.counts.queue_full),
-            ("waited_too_long", &pool.counts.waited_too_long),
-            ("stopped", &pool.counts.stopped),
-        ];
-        for (reason, count) in reasons {
-            refused.counter([("pool", pool.name()), ("reason", reason)], count.load(Relaxed))?;
-        }
-    }
+    resilience::of_pools(encoder, pools)?;
     let help = "Requests that went to another revision than the weights named, because that one had no endpoint here.";
     let mut diverted = family(encoder, "flotilla_gateway_diverted", help, MetricType::Counter)?;
     for pool in pools {
@@ -217,18 +215,8 @@ fn of_revisions(encoder: &mut DescriptorEncoder<'_>, revisions: &[(&str, Arc<Rev
         MetricType::Histogram,
     )?;
     for (pool, revision) in revisions {
-        let totals = &revision.totals;
-        let bounds = DURATION_BUCKETS.iter().copied().chain([f64::MAX]);
-        let buckets: Vec<(f64, u64)> = bounds
-            .zip(totals.duration.iter().map(|count| count.load(Relaxed)))
-            .collect();
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = totals.duration_sum.load(Relaxed) as f64 / 1e6;
-        let labels: Labels<'_, 2> = [("pool", pool), ("revision", &revision.name)];
-        durations
-            .0
-            .encode_family(&labels)?
-            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        let labels = [("pool", *pool), ("revision", &revision.name)];
+        durations.histogram(labels, &revision.totals.duration)?;
     }
     let help = "Requests in flight at replicas.";
     let mut in_flight = family(encoder, "flotilla_gateway_in_flight", help, MetricType::Gauge)?;
@@ -242,7 +230,7 @@ fn of_revisions(encoder: &mut DescriptorEncoder<'_>, revisions: &[(&str, Arc<Rev
         let count = revision.addresses().len() as u64;
         endpoints.gauge([("pool", pool), ("revision", &revision.name)], gauge(count))?;
     }
-    Ok(())
+    resilience::of_revisions(encoder, revisions)
 }
 
 fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Result {

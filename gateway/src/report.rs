@@ -70,7 +70,7 @@ fn pool_stats(pool: &Pool, unix_seconds: i64) -> PoolStats {
         traffic_generation: if port.is_some() { traffic.generation } else { -1 },
         port: port.map(i32::from),
         queued: pool.waiting() as u64,
-        refused: counts.queue_full.load(Relaxed) + counts.waited_too_long.load(Relaxed),
+        refused: counts.refused(),
         diverted: counts.diverted.load(Relaxed),
         sessions: sessions.map(|sessions| {
             let counts = sessions.totals().counts;

@@ -95,6 +95,11 @@ impl<T> FairQueue<T> {
         self.capacity = capacity.min(MAX_CAPACITY);
     }
 
+    /// From now on an entry rises by a level after so much time at its level; at least 1.
+    pub fn set_ageing(&mut self, nanoseconds: u64) {
+        self.ageing = nanoseconds.max(1);
+    }
+
     /// How long this arrival would wait; none while the service rate is not known.
     pub fn predict(&mut self, arrival: &Arrival, now_nanoseconds: u64) -> Option<u64> {
         let now = self.advance(now_nanoseconds);

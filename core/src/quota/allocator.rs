@@ -15,9 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::share::{Demand, split};
 use super::slope::Ramp;
-use super::{
-    Claim, Epoch, Grant, Limit, MILLISECOND, Nanos, Now, Reply, Report, Seen, Share, Terms, Window,
-};
+use super::{Claim, Epoch, Grant, Limit, MILLISECOND, Nanos, Now, Reply, Report, Seen, Share, Terms, Window};
 
 /// Holders recorded at once, the silent ones among them; more silent ones are added up under one name.
 pub const MAX_HOLDERS: usize = 64;
@@ -65,7 +63,9 @@ pub enum CheckpointError {
     #[error("failed to read the quota's checkpoint: {0}")]
     Malformed(#[from] serde_json::Error),
     /// A later release has written it.
-    #[error("failed to read the quota's checkpoint: it has version {0}, and this release knows version {VERSION}")]
+    #[error(
+        "failed to read the quota's checkpoint: it has version {0}, and this release knows version {VERSION}"
+    )]
     Version(u32),
 }
 
@@ -156,7 +156,13 @@ impl Allocator {
     /// Takes over from `checkpoint`, the newest version there is; none if there never was one. `seen` is when this process
     /// first saw that version, now if it has just read it: a standby that watches knows more about ages. It answers
     /// nobody before it has written.
-    pub fn new(limits: &[Limit], terms: Terms, checkpoint: Option<&Checkpoint>, seen: Nanos, now: Now) -> Self {
+    pub fn new(
+        limits: &[Limit],
+        terms: Terms,
+        checkpoint: Option<&Checkpoint>,
+        seen: Nanos,
+        now: Now,
+    ) -> Self {
         let nothing = Checkpoint::default();
         let before = checkpoint.unwrap_or(&nothing);
         let rule = |limit: &Limit| {
@@ -164,13 +170,19 @@ impl Allocator {
             let recent = before.recent.get(&key).copied().unwrap_or(0);
             Rule {
                 epoch: match &limit.window {
-                    Window::Calendar(calendar) => Some(before.epochs.get(&key).copied().unwrap_or_else(|| {
-                        calendar.around(now.unix_ms.saturating_sub(terms.calendar_margin_ms)).0
-                    })),
+                    Window::Calendar(calendar) => {
+                        Some(before.epochs.get(&key).copied().unwrap_or_else(|| {
+                            calendar
+                                .around(now.unix_ms.saturating_sub(terms.calendar_margin_ms))
+                                .0
+                        }))
+                    }
                     _ => None,
                 },
                 ramp: match (limit.slope, &limit.window) {
-                    (Some(slope), Window::Rolling(window)) => Some(Ramp::new(slope, *window, recent, now.nanos)),
+                    (Some(slope), Window::Rolling(window)) => {
+                        Some(Ramp::new(slope, *window, recent, now.nanos))
+                    }
                     _ => None,
                 },
                 correction: None,
@@ -184,11 +196,17 @@ impl Allocator {
             let expires = if recorded.expires_in_ms >= 0 {
                 seen.saturating_add(length)
             } else {
-                seen.saturating_sub(terms.shrink(recorded.expires_in_ms.unsigned_abs().saturating_mul(MILLISECOND)))
+                seen.saturating_sub(
+                    terms.shrink(recorded.expires_in_ms.unsigned_abs().saturating_mul(MILLISECOND)),
+                )
             };
             let part = |rule: &Rule| {
                 let granted = recorded.granted.get(&rule.key).copied().unwrap_or(0);
-                Part { granted, written: granted, claim: Claim::default() }
+                Part {
+                    granted,
+                    written: granted,
+                    claim: Claim::default(),
+                }
             };
             Entry {
                 seq: None,
@@ -251,18 +269,21 @@ impl Allocator {
             return Vec::new();
         }
         let count = self.rules.len();
-        let entry = self.entries.entry(report.holder.clone()).or_insert_with(|| Entry {
-            seq: None,
-            weight: 1,
-            clock_ahead_ms: 0,
-            expires: now.nanos,
-            expires_unix_ms: now.unix_ms,
-            expires_written: 0,
-            floored: false,
-            floored_written: false,
-            released: false,
-            parts: vec![Part::default(); count],
-        });
+        let entry = self
+            .entries
+            .entry(report.holder.clone())
+            .or_insert_with(|| Entry {
+                seq: None,
+                weight: 1,
+                clock_ahead_ms: 0,
+                expires: now.nanos,
+                expires_unix_ms: now.unix_ms,
+                expires_written: 0,
+                floored: false,
+                floored_written: false,
+                released: false,
+                parts: vec![Part::default(); count],
+            });
         if entry.seq.is_some_and(|seq| report.seq <= seq) {
             return Vec::new();
         }
@@ -273,7 +294,11 @@ impl Allocator {
         entry.floored = report.floored;
         let ahead = report.unix_ms.saturating_sub(now.unix_ms);
         // The report that was least delayed says most about its sender's clock.
-        entry.clock_ahead_ms = if is_first { ahead } else { ahead.max(entry.clock_ahead_ms.saturating_sub(1)) };
+        entry.clock_ahead_ms = if is_first {
+            ahead
+        } else {
+            ahead.max(entry.clock_ahead_ms.saturating_sub(1))
+        };
         for (rule, part) in self.rules.iter().zip(&mut entry.parts) {
             let claim = report.limits.get(&rule.key).copied().unwrap_or_default();
             // Earlier grants are dead: this is all it can have.
@@ -289,7 +314,10 @@ impl Allocator {
             self.due.insert(report.holder.clone());
         }
         for index in 0..self.rules.len() {
-            let seen = report.limits.get(&self.rules[index].key).and_then(|claim| claim.seen);
+            let seen = report
+                .limits
+                .get(&self.rules[index].key)
+                .and_then(|claim| claim.seen);
             if let Some(seen) = seen {
                 self.correct(index, seen, now.nanos);
             }
@@ -335,7 +363,14 @@ impl Allocator {
         let sums = |(index, rule): (usize, &Rule)| {
             let parts = || self.entries.values().map(|entry| entry.parts[index]);
             let held = parts().map(|part| part.claim.held).fold(0, u64::saturating_add);
-            (rule.key.clone(), (held, self.outstanding(index, None), self.capacity(index, now.nanos)))
+            (
+                rule.key.clone(),
+                (
+                    held,
+                    self.outstanding(index, None),
+                    self.capacity(index, now.nanos),
+                ),
+            )
         };
         self.rules.iter().enumerate().map(sums).collect()
     }
@@ -372,7 +407,11 @@ impl Allocator {
         let horizon = self.terms.stretch(self.terms.lease / 2);
         for entry in self.entries.values_mut() {
             let live = entry.seq.is_some() && !entry.released && now.nanos < entry.expires;
-            entry.expires_written = if live { entry.expires.saturating_add(horizon) } else { entry.expires };
+            entry.expires_written = if live {
+                entry.expires.saturating_add(horizon)
+            } else {
+                entry.expires
+            };
             entry.floored_written = entry.floored;
             for part in &mut entry.parts {
                 part.written = part.granted;
@@ -416,9 +455,17 @@ impl Allocator {
         Checkpoint {
             version: VERSION,
             term: self.term,
-            holders: self.entries.iter().map(|(id, entry)| (id.clone(), recorded(entry))).collect(),
-            epochs: rules().filter_map(|rule| Some((rule.key.clone(), rule.epoch?))).collect(),
-            recent: rules().filter_map(|rule| Some((rule.key.clone(), rule.ramp.as_ref()?.recent()))).collect(),
+            holders: self
+                .entries
+                .iter()
+                .map(|(id, entry)| (id.clone(), recorded(entry)))
+                .collect(),
+            epochs: rules()
+                .filter_map(|rule| Some((rule.key.clone(), rule.epoch?)))
+                .collect(),
+            recent: rules()
+                .filter_map(|rule| Some((rule.key.clone(), rule.ramp.as_ref()?.recent())))
+                .collect(),
         }
     }
 
@@ -440,7 +487,11 @@ impl Allocator {
                 };
                 let after = self.terms.stretch(rule.limit.within.saturating_add(window));
                 if forgets || now.nanos >= entry.expires.saturating_add(after) {
-                    part.granted = if entry.floored { part.granted.min(rule.limit.floor) } else { 0 };
+                    part.granted = if entry.floored {
+                        part.granted.min(rule.limit.floor)
+                    } else {
+                        0
+                    };
                     part.claim.held = part.claim.held.min(part.granted);
                 }
             }
@@ -455,7 +506,11 @@ impl Allocator {
     /// Begins calendar windows.
     fn roll(&mut self, now: Now) {
         // A clock that runs ahead must not be believed alone: wait for those that may still speak.
-        if self.entries.values().any(|entry| entry.seq.is_none() && now.nanos < entry.expires) {
+        if self
+            .entries
+            .values()
+            .any(|entry| entry.seq.is_none() && now.nanos < entry.expires)
+        {
             return;
         }
         let unix_ms = self.agreed(now);
@@ -474,7 +529,10 @@ impl Allocator {
             let within = i64::try_from(within).unwrap_or(i64::MAX);
             for entry in self.entries.values_mut() {
                 // Those that live say themselves what they still hold in the new window.
-                let last = entry.expires_unix_ms.saturating_add(within).saturating_add(margin);
+                let last = entry
+                    .expires_unix_ms
+                    .saturating_add(within)
+                    .saturating_add(margin);
                 if !entry.floored && now.nanos >= entry.expires && last < start {
                     entry.parts[index].granted = 0;
                 }
@@ -485,7 +543,10 @@ impl Allocator {
     /// The lower median of the clocks of those that report: a minority may be wrong, and of two the one that is behind is
     /// believed, because a window that begins late harms nobody.
     fn agreed(&self, now: Now) -> i64 {
-        let live = self.entries.values().filter(|entry| entry.seq.is_some() && now.nanos < entry.expires);
+        let live = self
+            .entries
+            .values()
+            .filter(|entry| entry.seq.is_some() && now.nanos < entry.expires);
         let mut ahead: Vec<i64> = live.map(|entry| entry.clock_ahead_ms).collect();
         ahead.sort_unstable();
         let median = ahead.get(ahead.len().saturating_sub(1) / 2).copied().unwrap_or(0);
@@ -499,7 +560,9 @@ impl Allocator {
         let others = others.filter(|(_, entry)| {
             self.fault != Some(super::simulation::Fault::IgnoreRecorded) || entry.seq.is_some()
         });
-        others.map(|(_, entry)| entry.parts[index].granted).fold(0, u64::saturating_add)
+        others
+            .map(|(_, entry)| entry.parts[index].granted)
+            .fold(0, u64::saturating_add)
     }
 
     /// The units there are now.
@@ -550,16 +613,27 @@ impl Allocator {
         }
         // A floor is given for all limits or for none, and only where it fits beside everybody's share.
         let wants_floor = self.rules.iter().any(|rule| rule.limit.floor > 0);
-        let fits = self.rules.iter().zip(&shares).all(|(rule, (_, free))| rule.limit.floor <= *free);
+        let fits = self
+            .rules
+            .iter()
+            .zip(&shares)
+            .all(|(rule, (_, free))| rule.limit.floor <= *free);
         let unix_ms = self.agreed(now);
         let entry = self.entries.get_mut(id)?;
         entry.floored |= wants_floor && fits;
         for ((rule, part), (share, _)) in self.rules.iter().zip(&mut entry.parts).zip(shares) {
-            let share = if entry.floored { share.max(rule.limit.floor) } else { share };
+            let share = if entry.floored {
+                share.max(rule.limit.floor)
+            } else {
+                share
+            };
             part.granted = part.granted.max(share);
             let epoch = match (&rule.limit.window, rule.epoch) {
                 (Window::Calendar(calendar), Some(start)) => {
-                    let next = calendar.around(start).1.saturating_sub(self.terms.calendar_margin_ms);
+                    let next = calendar
+                        .around(start)
+                        .1
+                        .saturating_sub(self.terms.calendar_margin_ms);
                     let next_in_ms = u64::try_from(next.saturating_sub(unix_ms)).unwrap_or(0);
                     Some(Epoch { start, next_in_ms })
                 }
@@ -572,7 +646,16 @@ impl Allocator {
         let stretched_ms = self.terms.stretch(self.terms.lease).div_ceil(MILLISECOND);
         entry.expires_unix_ms = unix_ms.saturating_add(i64::try_from(stretched_ms).unwrap_or(i64::MAX));
         let (seq, floored) = (entry.seq?, entry.floored);
-        Some((seq, Grant { term: self.term, seq, lease_ms, floored, limits }))
+        Some((
+            seq,
+            Grant {
+                term: self.term,
+                seq,
+                lease_ms,
+                floored,
+                limits,
+            },
+        ))
     }
 
     /// What `id` should have of a limit, by everybody's demand.
@@ -592,7 +675,11 @@ impl Allocator {
                 mine = demands.len();
             }
             // What was used in an earlier calendar window says nothing of this one.
-            let held = if part.claim.epoch == rule.epoch { part.claim.held } else { 0 };
+            let held = if part.claim.epoch == rule.epoch {
+                part.claim.held
+            } else {
+                0
+            };
             let floor = if entry.floored { rule.limit.floor } else { 0 };
             let more = part.claim.more.div_ceil(step).saturating_mul(step);
             demands.push(Demand {
@@ -603,7 +690,11 @@ impl Allocator {
                 claim: part.claim.share,
             });
         }
-        let slack = if rule.limit.window.is_long() { rule.limit.limit / 128 } else { u64::MAX };
+        let slack = if rule.limit.window.is_long() {
+            rule.limit.limit / 128
+        } else {
+            u64::MAX
+        };
         let shares = split(capacity.saturating_sub(fixed), &demands, slack);
         shares.get(mine).copied().unwrap_or(0)
     }
@@ -612,16 +703,32 @@ impl Allocator {
     fn make_room(&mut self, now: Now) -> bool {
         while self.entries.len() >= MAX_HOLDERS {
             let silent = |(id, entry): &(&String, &Entry)| {
-                id.as_str() != OTHERS && now.nanos >= entry.expires && !self.due.contains(*id) && !entry.floored
+                id.as_str() != OTHERS
+                    && now.nanos >= entry.expires
+                    && !self.due.contains(*id)
+                    && !entry.floored
             };
-            let Some(id) = self.entries.iter().filter(silent).min_by_key(|(_, entry)| entry.expires).map(|(id, _)| id.clone())
+            let Some(id) = self
+                .entries
+                .iter()
+                .filter(silent)
+                .min_by_key(|(_, entry)| entry.expires)
+                .map(|(id, _)| id.clone())
             else {
                 return false;
             };
-            let Some(gone) = self.entries.remove(&id) else { return false };
+            let Some(gone) = self.entries.remove(&id) else {
+                return false;
+            };
             match self.entries.get_mut(OTHERS) {
                 None => {
-                    self.entries.insert(OTHERS.to_owned(), Entry { released: true, ..gone });
+                    self.entries.insert(
+                        OTHERS.to_owned(),
+                        Entry {
+                            released: true,
+                            ..gone
+                        },
+                    );
                 }
                 Some(others) => {
                     others.expires = others.expires.max(gone.expires);

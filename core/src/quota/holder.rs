@@ -222,7 +222,11 @@ impl Holder {
             if units > local.limit.limit {
                 return Admission::Never { limit: i };
             }
-            let share = if leased { local.share } else { local.fallback(self.floored) };
+            let share = if leased {
+                local.share
+            } else {
+                local.fallback(self.floored)
+            };
             let used = local.in_use();
             let until = if now < local.frozen_until {
                 Some(local.frozen_until)
@@ -373,9 +377,10 @@ impl Holder {
 
     /// The report that is due, with the requests that wait. Sent after it was made, and to the allocator.
     pub fn report(&mut self, now: Nanos, unix_ms: i64, waiting: &[Waiting]) -> Report {
-        let idle = self.leaving || waiting.iter().all(|waiting| waiting.requests == 0)
-            && self.limits.iter().all(|local| local.in_flight == 0)
-            && now.saturating_sub(self.asked_at) > self.terms.lease;
+        let idle = self.leaving
+            || waiting.iter().all(|waiting| waiting.requests == 0)
+                && self.limits.iter().all(|local| local.in_flight == 0)
+                && now.saturating_sub(self.asked_at) > self.terms.lease;
         self.make_report(now, unix_ms, waiting, idle)
     }
 
@@ -468,7 +473,11 @@ impl Holder {
         if self.leaving {
             return;
         }
-        let at = if self.resting { now } else { self.sent_at.saturating_add(self.terms.report_every / 4) };
+        let at = if self.resting {
+            now
+        } else {
+            self.sent_at.saturating_add(self.terms.report_every / 4)
+        };
         self.resting = false;
         self.next_report = Some(self.next_report.map_or(at, |known| known.min(at)));
     }

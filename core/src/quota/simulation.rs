@@ -42,7 +42,10 @@ struct Dice {
 
 impl Dice {
     fn new(seed: u64) -> Self {
-        Self { stream: Stream::new(seed, 0x51), drawn: 0 }
+        Self {
+            stream: Stream::new(seed, 0x51),
+            drawn: 0,
+        }
     }
     fn below(&mut self, bound: u64) -> u64 {
         self.drawn += 1;
@@ -122,23 +125,77 @@ struct Process {
 }
 
 enum Event {
-    Tick { slot: usize, life: u64 },
-    Arrive { slot: usize },
-    Report { to: usize, from: usize, report: Report },
-    Reply { to: usize, id: String, reply: Reply },
-    Land { slot: usize, life: u64, term: u64, over: u64, checkpoint: Checkpoint },
-    Written { slot: usize, life: u64, term: u64, version: Option<u64> },
-    See { slot: usize, version: u64 },
-    Headers { slot: usize, life: u64, request: u64 },
-    End { slot: usize, life: u64, request: u64 },
-    Crash { slot: usize },
-    Start { slot: usize },
-    Leave { slot: usize },
-    Elect { slot: usize },
-    Learn { slot: usize, leader: usize },
-    Cut { a: usize, b: usize, on: bool },
-    Jump { slot: usize },
-    Gone { id: String },
+    Tick {
+        slot: usize,
+        life: u64,
+    },
+    Arrive {
+        slot: usize,
+    },
+    Report {
+        to: usize,
+        from: usize,
+        report: Report,
+    },
+    Reply {
+        to: usize,
+        id: String,
+        reply: Reply,
+    },
+    Land {
+        slot: usize,
+        life: u64,
+        term: u64,
+        over: u64,
+        checkpoint: Checkpoint,
+    },
+    Written {
+        slot: usize,
+        life: u64,
+        term: u64,
+        version: Option<u64>,
+    },
+    See {
+        slot: usize,
+        version: u64,
+    },
+    Headers {
+        slot: usize,
+        life: u64,
+        request: u64,
+    },
+    End {
+        slot: usize,
+        life: u64,
+        request: u64,
+    },
+    Crash {
+        slot: usize,
+    },
+    Start {
+        slot: usize,
+    },
+    Leave {
+        slot: usize,
+    },
+    Elect {
+        slot: usize,
+    },
+    Learn {
+        slot: usize,
+        leader: usize,
+    },
+    Cut {
+        a: usize,
+        b: usize,
+        on: bool,
+    },
+    Jump {
+        slot: usize,
+    },
+    Gone {
+        id: String,
+    },
 }
 
 struct World {
@@ -179,7 +236,9 @@ struct Outcome {
 impl World {
     fn new(plan: Plan) -> Self {
         let mut dice = Dice::new(plan.seed);
-        let processes = (0..plan.slots).map(|slot| process(&plan, &mut dice, slot, 0, 0)).collect();
+        let processes = (0..plan.slots)
+            .map(|slot| process(&plan, &mut dice, slot, 0, 0))
+            .collect();
         let count = plan.limits.len();
         let mut world = Self {
             dice,
@@ -226,7 +285,14 @@ impl World {
                     let b = self.dice.below(slots + 1) as usize;
                     let length = self.dice.below(until / 2);
                     let end = (at + length).min(until);
-                    self.at(end, Event::Cut { a: slot, b, on: false });
+                    self.at(
+                        end,
+                        Event::Cut {
+                            a: slot,
+                            b,
+                            on: false,
+                        },
+                    );
                     Event::Cut { a: slot, b, on: true }
                 }
             };
@@ -257,7 +323,10 @@ impl World {
 
     fn clock(&mut self, slot: usize) -> Now {
         let (nanos, system) = (self.mono(slot), self.system_ms(slot));
-        Now { nanos, unix_ms: self.processes[slot].clock.observe(nanos, system) }
+        Now {
+            nanos,
+            unix_ms: self.processes[slot].clock.observe(nanos, system),
+        }
     }
 
     fn is_calm(&self) -> bool {
@@ -281,7 +350,11 @@ impl World {
         };
         for _ in 0..copies {
             let late = !calm && self.dice.percent(10);
-            let delay = if a == b { MS / 10 } else { MS / 2 + self.dice.exponential(if late { 300 * MS } else { 2 * MS }) };
+            let delay = if a == b {
+                MS / 10
+            } else {
+                MS / 2 + self.dice.exponential(if late { 300 * MS } else { 2 * MS })
+            };
             self.after(delay.min(2 * SECOND), make());
         }
     }
@@ -315,7 +388,9 @@ impl World {
             }
             Event::Report { to, from, report } if self.processes[to].up => {
                 let now = self.clock(to);
-                let Some((allocator, _)) = &mut self.processes[to].allocator else { return };
+                let Some((allocator, _)) = &mut self.processes[to].allocator else {
+                    return;
+                };
                 let actions = allocator.handle(&report, now);
                 self.act(to, from, actions);
             }
@@ -326,7 +401,13 @@ impl World {
                 }
                 self.report(to);
             }
-            Event::Land { slot, life, term, over, checkpoint } => {
+            Event::Land {
+                slot,
+                life,
+                term,
+                over,
+                checkpoint,
+            } => {
                 let reached = self.can_speak(slot, self.plan.slots);
                 let calm = self.is_calm();
                 let lost = !calm && self.dice.percent(3);
@@ -345,14 +426,33 @@ impl World {
                 let answered = reached && (calm || !self.dice.percent(5));
                 // A conflict answers with what is stored; the caller reads whose it is.
                 let version = answered.then_some(self.version);
-                let delay = if answered { self.dice.exponential(3 * MS) } else { 300 * MS };
-                self.after(delay, Event::Written { slot, life, term, version });
+                let delay = if answered {
+                    self.dice.exponential(3 * MS)
+                } else {
+                    300 * MS
+                };
+                self.after(
+                    delay,
+                    Event::Written {
+                        slot,
+                        life,
+                        term,
+                        version,
+                    },
+                );
             }
-            Event::Written { slot, life, term, version } if self.alive(slot, life) => self.written(slot, term, version),
-            Event::See { slot, version } => {
-                if self.processes[slot].up && self.can_speak(slot, self.plan.slots) && self.processes[slot].seen.0 < version {
-                    self.processes[slot].seen = (version, self.mono(slot));
-                }
+            Event::Written {
+                slot,
+                life,
+                term,
+                version,
+            } if self.alive(slot, life) => self.written(slot, term, version),
+            Event::See { slot, version }
+                if self.processes[slot].up
+                    && self.can_speak(slot, self.plan.slots)
+                    && self.processes[slot].seen.0 < version =>
+            {
+                self.processes[slot].seen = (version, self.mono(slot));
             }
             Event::Headers { slot, life, request } if self.alive(slot, life) => {
                 let now = self.mono(slot);
@@ -398,7 +498,11 @@ impl World {
                 process.queue.clear();
                 let report = process.holder.leave(now.nanos, now.unix_ms);
                 let to = process.leader;
-                self.send(slot, to, || Event::Report { to, from: slot, report: report.clone() });
+                self.send(slot, to, || Event::Report {
+                    to,
+                    from: slot,
+                    report: report.clone(),
+                });
                 self.restart_if_left(slot);
             }
             Event::Elect { slot } => self.elect(slot),
@@ -451,7 +555,13 @@ impl World {
                 Some(entry) => entry,
                 None => {
                     let nothing = Amounts::default();
-                    waiting.push(Waiting { class: asked.class, requests: 0, total: nothing, largest: nothing, oldest: 0 });
+                    waiting.push(Waiting {
+                        class: asked.class,
+                        requests: 0,
+                        total: nothing,
+                        largest: nothing,
+                        oldest: 0,
+                    });
                     waiting.last_mut().expect("just pushed")
                 }
             };
@@ -466,7 +576,11 @@ impl World {
         }
         let report = process.holder.report(now.nanos, now.unix_ms, &waiting);
         let to = process.leader;
-        self.send(slot, to, || Event::Report { to, from: slot, report: report.clone() });
+        self.send(slot, to, || Event::Report {
+            to,
+            from: slot,
+            report: report.clone(),
+        });
     }
 
     fn act(&mut self, slot: usize, from: usize, actions: Vec<Action>) {
@@ -476,14 +590,33 @@ impl World {
                 Action::StepDown(_) => self.processes[slot].allocator = None,
                 Action::Send(id, reply) => {
                     // A holder's id begins with its slot.
-                    let to = id.split('-').next().and_then(|slot| slot.parse().ok()).unwrap_or(from);
-                    self.send(slot, to, || Event::Reply { to, id: id.clone(), reply: reply.clone() });
+                    let to = id
+                        .split('-')
+                        .next()
+                        .and_then(|slot| slot.parse().ok())
+                        .unwrap_or(from);
+                    self.send(slot, to, || Event::Reply {
+                        to,
+                        id: id.clone(),
+                        reply: reply.clone(),
+                    });
                 }
                 Action::Write(checkpoint) => {
-                    let Some((allocator, over)) = &self.processes[slot].allocator else { return };
+                    let Some((allocator, over)) = &self.processes[slot].allocator else {
+                        return;
+                    };
                     let (term, over) = (allocator.term(), *over);
                     let delay = MS + self.dice.exponential(4 * MS);
-                    self.after(delay, Event::Land { slot, life, term, over, checkpoint });
+                    self.after(
+                        delay,
+                        Event::Land {
+                            slot,
+                            life,
+                            term,
+                            over,
+                            checkpoint,
+                        },
+                    );
                 }
             }
         }
@@ -491,7 +624,9 @@ impl World {
 
     fn written(&mut self, slot: usize, term: u64, version: Option<u64>) {
         let (now, stored, current) = (self.clock(slot), self.stored.clone(), self.version);
-        let Some((allocator, over)) = &mut self.processes[slot].allocator else { return };
+        let Some((allocator, over)) = &mut self.processes[slot].allocator else {
+            return;
+        };
         if allocator.term() != term {
             return;
         }
@@ -525,15 +660,35 @@ impl World {
         }
         let now = self.clock(slot);
         let (seen, seen_at) = self.processes[slot].seen;
-        let seen_at = if seen == self.version && seen > 0 { seen_at } else { now.nanos };
-        let mut allocator = Allocator::new(&self.plan.limits, self.plan.terms, self.stored.as_ref(), seen_at, now);
+        let seen_at = if seen == self.version && seen > 0 {
+            seen_at
+        } else {
+            now.nanos
+        };
+        let mut allocator = Allocator::new(
+            &self.plan.limits,
+            self.plan.terms,
+            self.stored.as_ref(),
+            seen_at,
+            now,
+        );
         allocator.fault = self.plan.fault;
         self.processes[slot].allocator = Some((allocator, self.version));
         self.leader = slot;
         let calm = self.is_calm();
         for other in 0..self.plan.slots {
-            let delay = if other == slot || calm { MS } else { self.dice.below(SECOND) };
-            self.after(delay, Event::Learn { slot: other, leader: slot });
+            let delay = if other == slot || calm {
+                MS
+            } else {
+                self.dice.below(SECOND)
+            };
+            self.after(
+                delay,
+                Event::Learn {
+                    slot: other,
+                    leader: slot,
+                },
+            );
         }
     }
 
@@ -549,13 +704,32 @@ impl World {
 
     fn request(&mut self, slot: usize) -> Asked {
         let since = self.mono(slot);
-        let class = self.processes[slot].holder.class(if self.dice.percent(50) { "a" } else { "b" });
+        let class = self.processes[slot]
+            .holder
+            .class(if self.dice.percent(50) { "a" } else { "b" });
         let (input, output) = (self.dice.between(10, 60), self.dice.between(10, 100));
-        let actual = Amounts { input, output, nano_dollars: 3 * input + 9 * output };
-        let percent = if self.plan.rough { self.dice.between(90, 150) } else { self.dice.between(100, 200) };
+        let actual = Amounts {
+            input,
+            output,
+            nano_dollars: 3 * input + 9 * output,
+        };
+        let percent = if self.plan.rough {
+            self.dice.between(90, 150)
+        } else {
+            self.dice.between(100, 200)
+        };
         let guess = |units: u64| (units * percent).div_ceil(100);
-        let estimate = Amounts { input: guess(input), output: guess(output), nano_dollars: guess(actual.nano_dollars) };
-        Asked { class, estimate, actual, since }
+        let estimate = Amounts {
+            input: guess(input),
+            output: guess(output),
+            nano_dollars: guess(actual.nano_dollars),
+        };
+        Asked {
+            class,
+            estimate,
+            actual,
+            since,
+        }
     }
 
     /// Admits from the queue what can be, skipping what cannot.
@@ -572,7 +746,10 @@ impl World {
                 left.push_back(asked);
                 continue;
             }
-            match self.processes[slot].holder.try_admit(asked.class, asked.estimate, now) {
+            match self.processes[slot]
+                .holder
+                .try_admit(asked.class, asked.estimate, now)
+            {
                 Admission::Admitted(ticket) => self.start(slot, ticket, &asked),
                 Admission::Never { .. } => {}
                 Admission::Wait { .. } => {
@@ -585,16 +762,33 @@ impl World {
     }
 
     fn start(&mut self, slot: usize, ticket: Ticket, asked: &Asked) {
-        let within = self.plan.limits.iter().map(|limit| limit.within).min().unwrap_or(SECOND);
+        let within = self
+            .plan
+            .limits
+            .iter()
+            .map(|limit| limit.within)
+            .min()
+            .unwrap_or(SECOND);
         // Processes' clocks may be fast: what they see as `within` is a little less.
         let within = within - within / 100;
         let slow = !self.plan.calm && self.dice.percent(2);
-        let headers = if slow { self.dice.below(within) } else { self.dice.exponential(self.plan.latency).min(within) };
+        let headers = if slow {
+            self.dice.below(within)
+        } else {
+            self.dice.exponential(self.plan.latency).min(within)
+        };
         let end = (headers + self.dice.below(self.plan.body + 1)).min(within);
         let unsent = !self.plan.calm && self.dice.percent(1);
         self.numbers += 1;
         let (request, life) = (self.numbers, self.lives[slot]);
-        self.processes[slot].running.insert(request, Running { ticket, actual: asked.actual, counted: !unsent });
+        self.processes[slot].running.insert(
+            request,
+            Running {
+                ticket,
+                actual: asked.actual,
+                counted: !unsent,
+            },
+        );
         self.processes[slot].admitted_late += u64::from(self.now > self.plan.calm_from);
         self.after(headers, Event::Headers { slot, life, request });
         self.after(end, Event::End { slot, life, request });
@@ -605,7 +799,8 @@ impl World {
         for index in 0..self.plan.limits.len() {
             let limit = &self.plan.limits[index];
             // The class says which limits apply; its bits are the limits' positions.
-            if !limit.models.is_empty() && asked.class != self.processes[slot].holder.class(&limit.models[0]) {
+            if !limit.models.is_empty() && asked.class != self.processes[slot].holder.class(&limit.models[0])
+            {
                 continue;
             }
             let latest = match limit.counted {
@@ -631,7 +826,11 @@ impl World {
     fn judge(mut self) -> Outcome {
         let mut outcome = Outcome {
             largest_error: self.largest_error.clone(),
-            late: self.processes.iter().map(|process| (process.admitted_late, process.queue.len())).collect(),
+            late: self
+                .processes
+                .iter()
+                .map(|process| (process.admitted_late, process.queue.len()))
+                .collect(),
             writes: self.writes,
             ..Outcome::default()
         };
@@ -644,8 +843,13 @@ impl World {
                 (Window::Rolling(window), _) => {
                     // The provider's clock may be slow as well.
                     let slower = window + window * self.plan.terms.drift_ppm * 99 / 200_000_000;
-                    let fixed = phases.iter().map(|phase| counts.over_fixed(slower, *phase, limit.limit)).max();
-                    let others = counts.over_sliding(slower, limit.limit).max(counts.over_bucket(slower, limit.limit));
+                    let fixed = phases
+                        .iter()
+                        .map(|phase| counts.over_fixed(slower, *phase, limit.limit))
+                        .max();
+                    let others = counts
+                        .over_sliding(slower, limit.limit)
+                        .max(counts.over_bucket(slower, limit.limit));
                     fixed.unwrap_or(0).max(others)
                 }
                 _ => {
@@ -736,7 +940,13 @@ fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
     }
     if dice.percent(30) {
         let units = dice.between(1, 20);
-        limits.push(limit(&mut dice, "open", Resource::Concurrency, Window::None, units));
+        limits.push(limit(
+            &mut dice,
+            "open",
+            Resource::Concurrency,
+            Window::None,
+            units,
+        ));
     }
     let day = || Window::Calendar(Calendar::new(CalendarUnit::Day, TimeZone::UTC));
     if dice.percent(40) {
@@ -763,11 +973,17 @@ fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
         calm: false,
         length: length + 6 * SECOND,
         calm_from: length,
-        gaps: (0..slots).map(|slot| if skewed { gap * (1 + 10 * slot as u64) } else { gap }).collect(),
+        gaps: (0..slots)
+            .map(|slot| if skewed { gap * (1 + 10 * slot as u64) } else { gap })
+            .collect(),
         latency: dice.between(1, 60) * MS,
         body: dice.between(0, 300) * MS,
         rough: dice.percent(30),
-        midnight: if dice.percent(70) { 3 * SECOND + dice.below(length) } else { 1_000 * SECOND },
+        midnight: if dice.percent(70) {
+            3 * SECOND + dice.below(length)
+        } else {
+            1_000 * SECOND
+        },
         provider_late_ms: dice.below(301) as i64 - 150,
         fault,
     }
@@ -790,7 +1006,10 @@ fn violation(plan: &Plan, outcome: &Outcome) -> Option<String> {
     plan.limits.iter().enumerate().find_map(|(i, limit)| {
         let allowed = allowed(limit, outcome.largest_error[i]);
         (outcome.over[i] > allowed).then(|| {
-            format!("seed {}: {} of {} over by {}", plan.seed, limit.name, limit.limit, outcome.over[i])
+            format!(
+                "seed {}: {} of {} over by {}",
+                plan.seed, limit.name, limit.limit, outcome.over[i]
+            )
         })
     })
 }
@@ -814,7 +1033,10 @@ fn no_run_exceeds_a_limit() {
             over_by_estimate += u64::from(*over > 0);
         }
         // In the calm that follows every process that still waits has been served, unless a day's quota is gone.
-        let short = plan.limits.iter().any(|limit| matches!(limit.window, Window::Calendar(_)));
+        let short = plan
+            .limits
+            .iter()
+            .any(|limit| matches!(limit.window, Window::Calendar(_)));
         for (slot, (late, waiting)) in outcome.late.iter().enumerate() {
             if !short && *late == 0 && *waiting > 0 {
                 stuck.push((seed, slot));
@@ -870,8 +1092,12 @@ fn nothing_is_wasted() {
                 let per_request = if resource == Resource::Requests { 1 } else { 90 };
                 // Twice the limit, most of it at one replica where it is skewed.
                 let gap = window_length * per_request / units / 2;
-                let total: u64 = (0..slots as u64).map(|slot| if slot == 0 { skew } else { 1 }).sum();
-                let gaps = (0..slots).map(|slot| gap * total / if slot == 0 { skew } else { 1 }).collect();
+                let total: u64 = (0..slots as u64)
+                    .map(|slot| if slot == 0 { skew } else { 1 })
+                    .sum();
+                let gaps = (0..slots)
+                    .map(|slot| gap * total / if slot == 0 { skew } else { 1 })
+                    .collect();
                 let windows = 4;
                 let plan = Plan {
                     seed: 7,
@@ -891,7 +1117,11 @@ fn nothing_is_wasted() {
                 };
                 let outcome = World::new(plan).run();
                 let share = outcome.counted[0] as f64 / ((1 + windows) * units) as f64;
-                println!("{slots} replicas, skew {skew}: {units} {name} in {window} s: {:.1} %, {} writes", 100.0 * share, outcome.writes);
+                println!(
+                    "{slots} replicas, skew {skew}: {units} {name} in {window} s: {:.1} %, {} writes",
+                    100.0 * share,
+                    outcome.writes
+                );
                 assert!(share >= 0.95, "{slots} {skew} {name} {units}");
                 assert_eq!(allowed_over(&outcome, units), 0);
             }
@@ -900,5 +1130,9 @@ fn nothing_is_wasted() {
 }
 
 fn allowed_over(outcome: &Outcome, limit: u64) -> u64 {
-    outcome.over[0].saturating_sub(if outcome.largest_error[0] == 0 { 0 } else { outcome.largest_error[0].max(limit / 100) })
+    outcome.over[0].saturating_sub(if outcome.largest_error[0] == 0 {
+        0
+    } else {
+        outcome.largest_error[0].max(limit / 100)
+    })
 }

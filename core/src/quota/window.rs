@@ -311,14 +311,48 @@ mod tests {
         let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").expect("a POSIX zone");
         let ms = |text: &str| text.parse::<Timestamp>().expect("a timestamp").as_millisecond();
         for (unit, zone, at, start, end) in [
-            (CalendarUnit::Day, TimeZone::UTC, "2026-11-03T12:00:00Z", "2026-11-03T00:00:00Z", "2026-11-04T00:00:00Z"),
-            (CalendarUnit::Day, TimeZone::UTC, "2026-11-03T00:00:00Z", "2026-11-03T00:00:00Z", "2026-11-04T00:00:00Z"),
+            (
+                CalendarUnit::Day,
+                TimeZone::UTC,
+                "2026-11-03T12:00:00Z",
+                "2026-11-03T00:00:00Z",
+                "2026-11-04T00:00:00Z",
+            ),
+            (
+                CalendarUnit::Day,
+                TimeZone::UTC,
+                "2026-11-03T00:00:00Z",
+                "2026-11-03T00:00:00Z",
+                "2026-11-04T00:00:00Z",
+            ),
             // The day that has 25 hours.
-            (CalendarUnit::Day, berlin.clone(), "2026-10-25T12:00:00Z", "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"),
-            (CalendarUnit::Month, TimeZone::UTC, "2028-02-29T23:59:59Z", "2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z"),
-            (CalendarUnit::Month, berlin, "2026-12-31T23:30:00Z", "2026-12-31T23:00:00Z", "2027-01-31T23:00:00Z"),
+            (
+                CalendarUnit::Day,
+                berlin.clone(),
+                "2026-10-25T12:00:00Z",
+                "2026-10-24T22:00:00Z",
+                "2026-10-25T23:00:00Z",
+            ),
+            (
+                CalendarUnit::Month,
+                TimeZone::UTC,
+                "2028-02-29T23:59:59Z",
+                "2028-02-01T00:00:00Z",
+                "2028-03-01T00:00:00Z",
+            ),
+            (
+                CalendarUnit::Month,
+                berlin,
+                "2026-12-31T23:30:00Z",
+                "2026-12-31T23:00:00Z",
+                "2027-01-31T23:00:00Z",
+            ),
         ] {
-            assert_eq!(Calendar::new(unit, zone).around(ms(at)), (ms(start), ms(end)), "{at}");
+            assert_eq!(
+                Calendar::new(unit, zone).around(ms(at)),
+                (ms(start), ms(end)),
+                "{at}"
+            );
         }
         let (start, end) = Calendar::new(CalendarUnit::Day, TimeZone::UTC).around(i64::MAX);
         assert!(start <= end);
@@ -334,7 +368,11 @@ mod tests {
         *tally.part(50).expect("open") += 4;
         assert_eq!((tally.before, tally.after), (3, 4));
         assert!(tally.roll(200, 150, 60));
-        assert_eq!((tally.before, tally.after), (4, 0), "what may count in the new window is kept");
+        assert_eq!(
+            (tally.before, tally.after),
+            (4, 0),
+            "what may count in the new window is kept"
+        );
         assert_eq!(tally.part(49), None, "corrections of what is over change nothing");
         *tally.part(160).expect("open") += 8;
         assert!(tally.roll(300, 150, 400), "told too late to know");

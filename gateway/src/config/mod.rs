@@ -3,13 +3,18 @@
 //! The data plane knows nothing of Kubernetes. It follows a [`tokio::sync::watch`] channel of whole configurations:
 //! [`watch`] fills it from the API server, tests fill it by hand. `None` means that nothing has been seen yet.
 
+pub mod issuer;
+mod resilience;
 pub mod translate;
 pub mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+
+use flotilla_core::balance::{BudgetPolicy, EjectionPolicy, RetryPolicy};
+use http::HeaderName;
 
 pub use flotilla_crds::agent_pool::Balancing;
 
@@ -29,8 +34,21 @@ pub struct Config {
     pub agents: HashSet<IpAddr>,
     /// Admin ports of the namespace's other gateways, ready or not.
     pub gateways: BTreeSet<SocketAddr>,
+    /// The same pods, as far as tokens are about them.
+    pub pods: AgentPods,
+    /// Who signs their tokens; `None` while no pool needs it or nobody knows.
+    pub issuer: Option<Arc<issuer::Issuer>>,
     /// True once this gateway's own endpoint is being terminated.
     pub terminating: bool,
+}
+
+/// Agent pods, as far as tokens are about them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AgentPods {
+    /// Address by the pod's UID.
+    pub addresses: HashMap<String, IpAddr>,
+    /// Addresses of those that have to prove themselves by a token.
+    pub proven: HashSet<IpAddr>,
 }
 
 /// One pool.
@@ -50,16 +68,37 @@ pub struct PoolConfig {
     pub balancing: Balancing,
     /// From arrival to the last byte of the response.
     pub request_timeout: Duration,
+    /// Requests held at once, from arrival to the last byte.
+    pub max_requests: usize,
+    /// What is tried again.
+    pub retries: RetryConfig,
+    /// When a replica is left alone for a while.
+    pub ejection: EjectionPolicy,
     /// Requests that may wait at once.
     pub queue_requests: usize,
     /// How long one may wait.
     pub queue_wait: Duration,
+    /// The header that names the tenant, for fairness in the queue.
+    pub tenant_header: Option<HeaderName>,
+    /// The header that names the class, for the order in the queue.
+    pub priority_header: Option<HeaderName>,
     /// The kill switch.
     pub stopped: bool,
     /// How its conversations are known and kept, if they are.
     pub sessions: Option<SessionsConfig>,
     /// By revision name: those with weight and those with endpoints.
     pub revisions: BTreeMap<String, RevisionConfig>,
+}
+
+/// What is tried again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RetryConfig {
+    /// Which failures, how often.
+    pub policy: RetryPolicy,
+    /// How many the pool can afford.
+    pub budget: BudgetPolicy,
+    /// For the response's head, at one replica.
+    pub try_timeout: Option<Duration>,
 }
 
 /// One revision.
@@ -78,6 +117,8 @@ pub struct EndpointConfig {
     pub uid: String,
     /// Takes new requests.
     pub ready: bool,
+    /// Requests that this gateway may have in flight there; the revision's where absent.
+    pub slots: Option<u32>,
 }
 
 /// One ModelProvider.

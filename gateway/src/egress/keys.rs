@@ -53,7 +53,7 @@ impl Key {
 }
 
 /// The header for the content of a key file; none if that is empty, too long, or nothing that fits a header.
-fn bearer(bytes: &[u8]) -> Option<HeaderValue> {
+pub fn bearer(bytes: &[u8]) -> Option<HeaderValue> {
     let key = bytes.trim_ascii();
     if key.is_empty() || key.len() > MAX_KEY {
         return None;

@@ -1,7 +1,7 @@
 //! Agent → provider: `/providers/<name>/v1/<rest>` with the provider's key added, and what was used counted.
 //!
-//! Who may: pods of agents of this namespace, known by their address and by nothing a client can say. A pod that has just
-//! got its address may be faster than the watch that tells of it, so an unknown address waits a moment before it is
+//! Who may: pods of agents of this namespace, known by their address or by a token that only their pod has ([`identity`]),
+//! and by nothing else a client can say. A pod that has just got its address may be faster than the watch that tells of it, so an unknown address waits a moment before it is
 //! refused.
 //!
 //! The body passes unchanged, in both directions, and as it comes; token counts are read on the way ([`usage`]). Model
@@ -10,6 +10,7 @@
 //!
 //! A request is sent once more only by the rules of [`crate::upstream`].
 
+pub mod identity;
 pub mod keys;
 pub mod provider;
 pub mod tls;
@@ -51,6 +52,7 @@ const MAX_SENDS: u32 = 3;
 pub struct Egress {
     providers: ArcSwap<HashMap<String, Arc<Provider>>>,
     agents: watch::Sender<Arc<HashSet<IpAddr>>>,
+    identity: identity::Identity,
     strangers: Semaphore,
     keys: PathBuf,
     tls: Arc<rustls::ClientConfig>,
@@ -64,6 +66,7 @@ impl Egress {
         Self {
             providers: ArcSwap::default(),
             agents: watch::Sender::default(),
+            identity: identity::Identity::default(),
             strangers: Semaphore::new(MAX_STRANGERS),
             keys,
             tls,
@@ -97,6 +100,8 @@ impl Egress {
             after.insert(name.clone(), provider);
         }
         self.providers.store(Arc::new(after));
+        // Before the addresses: who is an agent must be known with what is asked of it.
+        self.identity.apply(config);
         self.agents.send_if_modified(|agents| {
             let changed = **agents != config.agents;
             if changed {
@@ -137,13 +142,15 @@ impl Egress {
         request: Request<Incoming>,
         client: SocketAddr,
     ) -> Result<Response<Outgoing>, Refusal> {
-        let address = client.ip().to_canonical();
+        let headers = request.headers();
+        let address = self.identity.caller(headers, client.ip().to_canonical()).await?;
         if !self.is_agent(address).await {
             let message = format!(
                 "{address} is no agent pod of this namespace; only those may use its model providers"
             );
             return Err(Refusal::new(StatusCode::FORBIDDEN, "NotAnAgent", message));
         }
+        self.identity.admit(address, headers)?;
         let (mut head, body) = request.into_parts();
         let (name, rest) = split(head.uri.path()).ok_or_else(|| {
             Refusal::new(
@@ -208,7 +215,7 @@ impl Handler for Egress {
 }
 
 /// The provider's name and what follows `/v1`, with its slash.
-fn split(path: &str) -> Option<(&str, &str)> {
+pub fn split(path: &str) -> Option<(&str, &str)> {
     let (name, after) = path.strip_prefix("/providers/")?.split_once('/')?;
     let rest = after.strip_prefix("v1")?;
     (!name.is_empty() && (rest.is_empty() || rest.starts_with('/'))).then_some((name, rest))

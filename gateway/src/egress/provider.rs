@@ -84,7 +84,11 @@ impl Provider {
 }
 
 impl Place {
-    fn new(endpoint: &str, tls: &Arc<rustls::ClientConfig>, limits: Limits) -> Result<Self, String> {
+    /// For the base address `endpoint`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn new(endpoint: &str, tls: &Arc<rustls::ClientConfig>, limits: Limits) -> Result<Self, String> {
         let wrong = |what: &str| format!("spec.endpoint \"{endpoint}\" {what}");
         let uri: Uri = endpoint.parse().map_err(|_| wrong("is no address"))?;
         let (authority, secure) = match (uri.authority(), uri.scheme_str()) {

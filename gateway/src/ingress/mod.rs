@@ -3,14 +3,24 @@
 //! [`Ingress`] holds what lives as long as the process: pools, their revisions and endpoints, with slots in use and counts.
 //! A new configuration is laid over it by [`Ingress::apply`]; requests read snapshots and take no lock to choose.
 
+pub mod claim;
+pub mod clock;
+pub mod deadline;
+pub mod durations;
 pub mod endpoint;
 pub mod listeners;
 pub mod pool;
 pub mod proxy;
 pub mod queue;
+pub mod refusals;
+pub mod replicas;
 pub mod revision;
+pub mod room;
 pub mod route;
+pub mod traffic;
 pub mod windows;
+
+mod retry;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -99,10 +109,10 @@ impl Ingress {
         self.pools.store(Arc::new(after));
     }
 
-    /// Drops connections to agents that have been idle for too long, and endpoints that are done.
-    pub fn trim(&self) {
+    /// Drops connections to agents that have been idle for too long and endpoints that are done, and compares replicas.
+    pub fn keep_house(&self) {
         for pool in self.pools.load().by_name.values() {
-            pool.trim();
+            pool.keep_house();
         }
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use http::{Uri, request, uri};
 
-use super::pool::{self, Pool};
-use super::{Ingress, Pools};
+use super::pool::Pool;
+use super::{Ingress, Pools, refusals};
 use crate::reply::Refusal;
 use crate::upstream::forward;
 
@@ -29,7 +29,7 @@ impl Ingress {
             ));
         };
         let Some(pool) = pools.by_name.get(name) else {
-            return Err(pool::gone(name));
+            return Err(refusals::gone(name));
         };
         let prefix = format!("/pools/{name}");
         head.uri = cut(&head.uri, prefix.len());

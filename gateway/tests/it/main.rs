@@ -1,11 +1,15 @@
 //! The data plane in this process, with real sockets on loopback.
 #![allow(clippy::unwrap_used, reason = "what cannot be set up fails the test")]
 
+mod balancing;
 mod choice;
 mod egress;
+mod fairness;
+mod identity;
 mod leaving;
 mod ports;
 mod protocol;
+mod resilience;
 mod retries;
 mod sessions;
 mod slots;

@@ -23,6 +23,11 @@ pub const LAST_ACTION: &str = "flotilla.dev/last-action";
 /// Annotation: pods made before this time are replaced.
 pub const RESTARTED_AT: &str = "flotilla.dev/restarted-at";
 
+/// Annotation: the highest weight of its ladder whose question this release of it has answered.
+pub const PASSED: &str = "flotilla.dev/passed-weight";
+/// Annotation: it served not long before this release, so it is not judged again.
+pub const TRUSTED: &str = "flotilla.dev/trusted";
+
 /// A revision as recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -40,6 +45,10 @@ pub struct Record {
     pub rejected: Option<(Reason, Option<Timestamp>)>,
     /// Pods made before this are to be replaced.
     pub restarted_at: Option<Timestamp>,
+    /// The highest weight that this release of it has passed.
+    pub passed: Option<i32>,
+    /// It is not judged again.
+    pub is_trusted: bool,
 }
 
 /// A new record.
@@ -87,6 +96,8 @@ pub fn read(record: &ControllerRevision) -> Record {
             .max(1),
         rejected,
         restarted_at: time(RESTARTED_AT),
+        passed: annotation(PASSED).and_then(|text| text.parse().ok()),
+        is_trusted: annotation(TRUSTED) == Some("true"),
     }
 }
 
@@ -102,8 +113,16 @@ pub fn change(standing: Standing, reason: Option<&Reason>, order: Option<i64>, n
     }});
     if let Some(order) = order {
         patch["revision"] = json!(order);
+        // Another release: nothing is answered yet.
+        patch["metadata"]["annotations"][PASSED] = Value::Null;
+        patch["metadata"]["annotations"][TRUSTED] = Value::Null;
     }
     patch
+}
+
+/// The merge patch that records the highest weight passed.
+pub fn pass(weight: i32) -> Value {
+    json!({"metadata": {"annotations": {PASSED: weight.to_string()}}})
 }
 
 #[cfg(test)]

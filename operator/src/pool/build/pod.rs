@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 
 use flotilla_core::revision::Content;
-use flotilla_crds::agent_pool::{Agent, Model, Probes};
+use flotilla_crds::agent_pool::{Agent, EgressIdentity, Model, Probes};
 use flotilla_crds::{AgentPool, names};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, Lifecycle,
     LifecycleHandler, ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    SeccompProfile, SecurityContext, SleepAction, TCPSocketAction, Volume, VolumeMount,
+    ProjectedVolumeSource, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, SleepAction,
+    TCPSocketAction, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -27,6 +28,8 @@ const USER: i64 = 65_532;
 const PRE_STOP_SECONDS: i64 = 5;
 /// Seconds a pod gets beyond the request timeout: the sleep above, and time to end by itself.
 const GRACE_MARGIN_SECONDS: i64 = 15;
+/// Life of an agent's token in seconds; kubelet renews it after four fifths of that.
+const TOKEN_SECONDS: i64 = 3600;
 /// Longest grace. A node drain waits for it, so an hour is where patience ends, whatever the request timeout.
 const MAX_GRACE_SECONDS: i64 = 3600;
 
@@ -215,6 +218,10 @@ fn environment(pool: &AgentPool, revision: &str, agent: &Agent) -> Vec<EnvVar> {
     if let Some(prompt) = &agent.prompt {
         ours.push(plain("FLOTILLA_PROMPT_FILE", prompt.mount_path.clone()));
     }
+    if agent.egress_identity == EgressIdentity::Token {
+        let path = format!("{}/{}", names::TOKEN_DIR, names::TOKEN_FILE);
+        ours.push(plain(names::TOKEN_FILE_VARIABLE, path));
+    }
     let theirs: BTreeSet<&str> = agent.env.iter().map(|variable| variable.name.as_str()).collect();
     ours.retain(|variable| !theirs.contains(variable.name.as_str()));
     ours.extend(agent.env.iter().cloned());
@@ -269,7 +276,36 @@ fn mounted(pool: &str, content: &Content) -> (Vec<Volume>, Vec<VolumeMount>) {
             ..VolumeMount::default()
         });
     }
+    if content.agent.egress_identity == EgressIdentity::Token {
+        let name = "flotilla-egress-token";
+        volumes.push(token(name));
+        mounts.push(VolumeMount {
+            name: name.into(),
+            mount_path: names::TOKEN_DIR.into(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+    }
     (volumes, mounts)
+}
+
+/// A token of the pod's own ServiceAccount, good for nothing but the gateway's egress.
+fn token(name: &str) -> Volume {
+    Volume {
+        name: name.into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(ServiceAccountTokenProjection {
+                    audience: Some(names::TOKEN_AUDIENCE.into()),
+                    expiration_seconds: Some(TOKEN_SECONDS),
+                    path: names::TOKEN_FILE.into(),
+                }),
+                ..VolumeProjection::default()
+            }]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
 }
 
 /// Readiness by a TCP connect, often enough that a pool is ready soon after its agents listen.
@@ -372,6 +408,31 @@ mod tests {
         let stop = container.lifecycle.as_ref().unwrap().pre_stop.as_ref().unwrap();
         assert_eq!(stop.sleep, Some(SleepAction { seconds: 5 }));
         assert_eq!(spec.service_account_name.as_deref(), Some("support-agent"));
+    }
+
+    #[test]
+    fn a_token_is_mounted_where_it_is_asked_for() {
+        let without = built(json!({}), &[]);
+        assert_eq!(variable(&without, "FLOTILLA_EGRESS_TOKEN_FILE"), None);
+        assert!(without.spec.as_ref().unwrap().volumes.is_none());
+        let template = built(json!({"agent": {"egressIdentity": "Token"}}), &[]);
+        let path = variable(&template, "FLOTILLA_EGRESS_TOKEN_FILE");
+        assert_eq!(
+            path.as_deref(),
+            Some("/var/run/secrets/flotilla.dev/egress/token")
+        );
+        let volume = &template.spec.as_ref().unwrap().volumes.as_ref().unwrap()[0];
+        assert_eq!(
+            serde_json::to_value(volume).unwrap(),
+            json!({"name": "flotilla-egress-token", "projected": {"sources": [
+                {"serviceAccountToken": {"audience": "flotilla-gateway", "expirationSeconds": 3600, "path": "token"}}
+            ]}})
+        );
+        let mount = &agent(&template).volume_mounts.as_ref().unwrap()[0];
+        assert_eq!(
+            (mount.mount_path.as_str(), mount.read_only),
+            ("/var/run/secrets/flotilla.dev/egress", Some(true))
+        );
     }
 
     #[test]
