@@ -227,6 +227,29 @@ fn two_homes_at_once_cost_only_their_own_conversations() {
     assert!(switched * 3 < excused, "{switched} of {excused}");
 }
 
+/// Tables of many chunks and batches; each gateway leaves while the one that came before it is still taking over.
+#[test]
+fn a_rolling_restart_hands_over_thousands_of_conversations() {
+    let conversations = if full() { 20_000 } else { 2_000 };
+    let mut world = World::new(9, 3, CALM, 100_000, 4_000);
+    world.converse(conversations, 10, 2_000);
+    let swapped = [(STABLE, 30, true, 1), (CANDIDATE, 70, true, 2)];
+    world.change_at(2_500, route(2, &swapped));
+    for restart in 0..4 {
+        world.join_at(4_000 + restart * 3_000);
+        world.leave_at(4_400 + restart * 3_000);
+    }
+    world.run(90_000);
+    let report = &world.report;
+    assert_eq!(report.turns, conversations as u64 * 10);
+    assert_eq!(
+        (report.switched, report.led_away, report.unprotected, report.undrained),
+        (0, 0, 0, 0),
+        "{report:?}"
+    );
+    println!("{report:?}");
+}
+
 #[test]
 fn a_full_table_stays_within_its_bound() {
     let mut world = World::new(5, 3, CALM, 64, 2_000);

@@ -269,8 +269,12 @@ async fn check_evidence(scene: &Scene, on_candidate: usize) {
     // Two tenths began before; where the news had not arrived yet some of the third did, too.
     let before = scene.people.seen.len() as u64 - assigned["stable"] - assigned["candidate"];
     assert!((2 * group as u64..3 * group as u64).contains(&before), "{before}");
-    assert_eq!(old["stable"], before * scene.turns as u64);
     assert!(!old.contains_key("candidate"), "{old:?}");
+    if is_full() {
+        // Windows are forgotten a while after the request timeout, and this takes longer.
+        return;
+    }
+    assert_eq!(old["stable"], before * scene.turns as u64);
     assert_eq!(new["candidate"], (on_candidate * scene.turns) as u64);
     assert_eq!(new["stable"], assigned["stable"] * scene.turns as u64);
 }
