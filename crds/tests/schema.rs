@@ -393,6 +393,12 @@ fn fits(value: &Value, schema: &Value, problems: &mut Vec<String>) {
                 .is_none_or(|values| values.contains(value))
         }
         ("boolean", Value::Bool(_)) => true,
+        ("array", Value::Array(entries)) => {
+            entries
+                .iter()
+                .for_each(|entry| fits(entry, &schema["items"], problems));
+            within(entries.len() as i64, &schema["minItems"], &schema["maxItems"])
+        }
         _ => false,
     };
     if !good {

@@ -106,6 +106,10 @@ pub struct Climb<'a> {
     pub hold: bool,
     /// Stable's pods are still kept although the candidate has all the traffic.
     pub keeps_outgoing: bool,
+    /// Pods of a former candidate that still exist: with them there are never more than twice the replicas and the surge.
+    pub others: i32,
+    /// Pods that may run beyond twice the replicas while a former candidate goes, see [`super::shift::surge`].
+    pub surge: i32,
 }
 
 impl Climb<'_> {
@@ -118,7 +122,7 @@ impl Climb<'_> {
             incoming,
             outgoing: self.outgoing_replicas(),
             weight,
-            wait: self.wait(needed, weight),
+            wait: self.wait(needed, incoming, weight),
         }
     }
 
@@ -131,7 +135,10 @@ impl Climb<'_> {
             let carry = pods_for(self.weight, self.replicas);
             return self.incoming.wanted.min(self.replicas).max(carry);
         }
-        needed.max(pods_for(self.weight, self.replicas))
+        let wanted = needed.max(pods_for(self.weight, self.replicas));
+        let outgoing = self.outgoing.wanted.max(self.outgoing.existing);
+        let room = 2 * self.replicas + self.surge - outgoing - self.others;
+        wanted.min(room.max(self.incoming.wanted))
     }
 
     fn outgoing_replicas(&self) -> i32 {
@@ -183,9 +190,11 @@ impl Climb<'_> {
         weight.min(share(incoming.available, others.clamp(1, replicas.max(1))))
     }
 
-    fn wait(&self, needed: i32, weight: i32) -> Wait {
+    fn wait(&self, needed: i32, incoming: i32, weight: i32) -> Wait {
         let arm = &self.incoming;
-        if arm.available < needed {
+        if incoming < needed && arm.available >= incoming {
+            Wait::Room
+        } else if arm.available < needed {
             Wait::Available {
                 have: arm.available,
                 want: needed,
@@ -249,6 +258,8 @@ mod tests {
             confirmed: true,
             hold: false,
             keeps_outgoing: false,
+            others: 0,
+            surge: 2,
         }
     }
 
@@ -348,6 +359,25 @@ mod tests {
             ..climb(&ladder, None, arm(4, 4), arm(8, 8), 50)
         };
         assert_eq!((grown.step().incoming, grown.step().weight), (20, 50));
+    }
+
+    #[test]
+    fn a_former_candidates_pods_are_waited_for() {
+        let ladder = ladder(&[50]);
+        let crowded = Climb {
+            others: 8,
+            ..climb(&ladder, None, arm(0, 0), arm(8, 8), 0)
+        };
+        assert_eq!(
+            (crowded.step().incoming, crowded.step().wait),
+            (2, Wait::Available { have: 0, want: 4 })
+        );
+        let started = Climb {
+            incoming: arm(2, 2),
+            ..crowded
+        };
+        assert_eq!((started.step().incoming, started.step().wait), (2, Wait::Room));
+        assert_eq!(Climb { others: 3, ..started }.step().incoming, 4);
     }
 
     #[test]

@@ -104,7 +104,8 @@ pub async fn kill_leader(namespace: &Namespace) -> Result<()> {
     operator::kill(pod).await
 }
 
-async fn delete_one_gateway(namespace: &Namespace) -> Result<()> {
+/// Deletes a gateway pod of the namespace gracefully.
+pub async fn delete_one_gateway(namespace: &Namespace) -> Result<()> {
     let api = namespace.api::<Pod>();
     let pods = api
         .list(&ListParams::default().labels(&format!("{}={}", names::APP_NAME, names::GATEWAY)))

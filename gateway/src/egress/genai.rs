@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use parking_lot::Mutex;
 
+use super::request::Operation;
 use super::usage::Found;
 use crate::observe::Note;
 use crate::reply::End;
@@ -53,46 +54,26 @@ pub const NEXT: [f64; 13] = [
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 ];
 
-/// What is asked of a model.
+/// What the conventions call an operation; two of ours may have one name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
-    /// OpenAI's chat completions and responses.
-    Chat,
-    /// Anthropic's messages.
-    Messages,
-    /// Completions of a text.
-    TextCompletion,
-    /// Embeddings.
-    Embeddings,
+pub struct Names {
+    /// `gen_ai.operation.name`.
+    pub operation: &'static str,
+    /// `gen_ai.provider.name`: whose protocol is spoken.
+    pub provider: &'static str,
 }
 
-impl Operation {
-    /// The operation of a path below the API's version, for example `/chat/completions`.
-    pub fn of(path: &str) -> Option<Self> {
-        Some(match path.trim_end_matches('/') {
-            "/chat/completions" | "/responses" => Self::Chat,
-            "/messages" => Self::Messages,
-            "/completions" => Self::TextCompletion,
-            "/embeddings" => Self::Embeddings,
-            _ => return None,
+impl Names {
+    /// None for what is no operation of the conventions.
+    pub fn of(operation: Operation) -> Option<Self> {
+        let provider = match operation {
+            Operation::Messages => "anthropic",
+            _ => "openai",
+        };
+        Some(Self {
+            operation: operation.name()?,
+            provider,
         })
-    }
-
-    /// `gen_ai.operation.name`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Chat | Self::Messages => "chat",
-            Self::TextCompletion => "text_completion",
-            Self::Embeddings => "embeddings",
-        }
-    }
-
-    /// `gen_ai.provider.name`: whose protocol is spoken.
-    pub fn provider_name(self) -> &'static str {
-        match self {
-            Self::Messages => "anthropic",
-            Self::Chat | Self::TextCompletion | Self::Embeddings => "openai",
-        }
     }
 }
 
@@ -184,15 +165,15 @@ pub struct Series {
 
 /// The counts of one provider since the start of the process.
 #[derive(Debug, Default)]
-pub struct GenAi(Mutex<BTreeMap<String, BTreeMap<Operation, Series>>>);
+pub struct GenAi(Mutex<BTreeMap<String, BTreeMap<Names, Series>>>);
 
 impl GenAi {
     /// By model and operation.
-    pub fn read(&self) -> BTreeMap<String, BTreeMap<Operation, Series>> {
+    pub fn read(&self) -> BTreeMap<String, BTreeMap<Names, Series>> {
         self.0.lock().clone()
     }
 
-    fn record(&self, model: Option<&str>, operation: Operation, add: impl FnOnce(&mut Series)) {
+    fn record(&self, model: Option<&str>, names: Names, add: impl FnOnce(&mut Series)) {
         let mut models = self.0.lock();
         let name = model.unwrap_or(UNKNOWN);
         let name = if models.len() < MAX_MODELS || models.contains_key(name) {
@@ -204,7 +185,7 @@ impl GenAi {
             models.insert(name.to_owned(), BTreeMap::new());
         }
         if let Some(operations) = models.get_mut(name) {
-            add(operations.entry(operation).or_default());
+            add(operations.entry(names).or_default());
         }
     }
 }
@@ -212,7 +193,8 @@ impl GenAi {
 /// One call that is under way.
 #[derive(Debug)]
 pub struct Call {
-    operation: Option<Operation>,
+    operation: Operation,
+    names: Option<Names>,
     note: Option<Arc<Note>>,
     started: Instant,
     first: Option<Instant>,
@@ -237,11 +219,12 @@ pub struct Outcome<'a> {
 }
 
 impl Call {
-    /// A call of `path` (below the API's version) that begins now.
-    pub fn begin(path: &str, note: Option<Arc<Note>>) -> Self {
+    /// A call that begins now.
+    pub fn begin(operation: Operation, note: Option<Arc<Note>>) -> Self {
         let now = Instant::now();
         Self {
-            operation: Operation::of(path),
+            operation,
+            names: Names::of(operation),
             note,
             started: now,
             first: None,
@@ -250,9 +233,14 @@ impl Call {
         }
     }
 
+    /// What is asked for.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
     /// The response is a stream of events.
     pub fn streams(&mut self) {
-        if self.operation.is_some() {
+        if self.names.is_some() {
             self.gaps = Some(Box::default());
         }
     }
@@ -278,20 +266,25 @@ impl Call {
     pub fn end(&mut self, counts: &GenAi, outcome: Outcome<'_>) {
         let took = self.started.elapsed();
         let first = self.first.map(|first| first - self.started);
+        let found = outcome.found;
+        // All of the input: some providers count what is cached beside it.
+        let usage = found.usage();
+        let input = found.input_tokens.and(usage).map(|usage| usage.input);
+        let output = found.output_tokens;
         if let Some(note) = &self.note {
             note.write(|noted| {
                 noted.provider = Some(outcome.provider.to_owned());
-                noted.operation = self.operation;
+                noted.operation = self.names;
                 noted.model = outcome.model.map(str::to_owned);
-                noted.response_model.clone_from(&outcome.found.model);
-                noted.input_tokens = outcome.found.input_tokens;
-                noted.output_tokens = outcome.found.output_tokens;
+                noted.response_model.clone_from(&found.model);
+                noted.input_tokens = input;
+                noted.output_tokens = output;
                 noted.first_chunk = first;
             });
         }
-        let Some(operation) = self.operation else { return };
+        let Some(names) = self.names else { return };
         let gaps = self.gaps.take();
-        counts.record(outcome.model, operation, |series| {
+        counts.record(outcome.model, names, |series| {
             let error = outcome.error();
             series
                 .duration
@@ -299,10 +292,10 @@ impl Call {
                 .or_default()
                 .record(&DURATION, took.as_secs_f64());
             let tokens = |count: u64| count as f64;
-            if let Some(count) = outcome.found.input_tokens {
+            if let Some(count) = input {
                 series.input_tokens.record(&TOKENS, tokens(count));
             }
-            if let Some(count) = outcome.found.output_tokens {
+            if let Some(count) = output {
                 series.output_tokens.record(&TOKENS, tokens(count));
             }
             let (Some(gaps), Some(first)) = (gaps, first) else {
@@ -310,7 +303,7 @@ impl Call {
             };
             series.first_chunk.record(&FIRST, first.as_secs_f64());
             series.next_chunk.add(&gaps);
-            if let Some(time) = per_token(self.latest - self.started, first, outcome.found.output_tokens) {
+            if let Some(time) = per_token(self.latest - self.started, first, output) {
                 series.per_token.record(&NEXT, time);
             }
         });
@@ -339,28 +332,41 @@ impl Outcome<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ProviderType;
+
+    const CHAT: Names = Names {
+        operation: "chat",
+        provider: "openai",
+    };
 
     #[test]
     fn operations_are_known_by_their_paths() {
+        let names = |type_, path| {
+            let operation = Operation::of(type_, &http::Method::POST, path);
+            Names::of(operation).map(|names| (names.operation, names.provider))
+        };
         for (path, expected) in [
             ("/chat/completions", Some(("chat", "openai"))),
             ("/responses", Some(("chat", "openai"))),
-            ("/messages", Some(("chat", "anthropic"))),
             ("/completions", Some(("text_completion", "openai"))),
-            ("/embeddings/", Some(("embeddings", "openai"))),
+            ("/embeddings", Some(("embeddings", "openai"))),
+            ("/messages", None),
             ("/models", None),
+        ] {
+            assert_eq!(names(ProviderType::OpenAI, path), expected, "{path}");
+        }
+        for (path, expected) in [
+            ("/messages", Some(("chat", "anthropic"))),
             ("/messages/count_tokens", None),
         ] {
-            let operation = Operation::of(path);
-            let names = operation.map(|operation| (operation.name(), operation.provider_name()));
-            assert_eq!(names, expected, "{path}");
+            assert_eq!(names(ProviderType::Anthropic, path), expected, "{path}");
         }
     }
 
     #[test]
     fn a_stream_is_counted_by_chunk_and_by_token() {
         let counts = GenAi::default();
-        let mut call = Call::begin("/chat/completions", None);
+        let mut call = Call::begin(Operation::ChatCompletions, None);
         call.streams();
         for _ in 0..4 {
             call.chunk();
@@ -379,7 +385,7 @@ mod tests {
         };
         call.end(&counts, outcome);
         let all = counts.read();
-        let series = &all["m"][&Operation::Chat];
+        let series = &all["m"][&CHAT];
         assert_eq!((series.first_chunk.count(), series.next_chunk.count()), (1, 3));
         assert_eq!(
             (series.input_tokens.counts[2], series.output_tokens.counts[2]),
@@ -422,7 +428,7 @@ mod tests {
     fn made_up_models_share_one_entry() {
         let counts = GenAi::default();
         for number in 0..300 {
-            counts.record(Some(&format!("m{number}")), Operation::Chat, |_| {});
+            counts.record(Some(&format!("m{number}")), CHAT, |_| {});
         }
         assert_eq!(counts.read().len(), MAX_MODELS + 1);
     }

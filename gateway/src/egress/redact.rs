@@ -3,13 +3,14 @@
 use std::pin::Pin;
 
 use bytes::Bytes;
+use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use tokio::time::Sleep;
 
 use super::Meter;
-use crate::reply::{End, Observer as _, Outgoing, Refusal};
-use crate::upstream::{Answer, forward};
+use crate::reply::{End, Observer as _, Outgoing, Refusal, joined};
 
 /// Longest answer that is looked through; providers' errors are far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -25,13 +26,12 @@ pub(super) fn is_suspect(status: StatusCode) -> bool {
 
 /// The answer to a key that the provider does not like, without that key.
 pub(super) async fn answer(
-    answer: Answer,
+    mut head: Parts,
+    body: Incoming,
     mut meter: Meter,
     proof: &HeaderValue,
-    timer: &mut Pin<Box<Sleep>>,
+    mut timer: Pin<Box<Sleep>>,
 ) -> Result<Response<Outgoing>, Refusal> {
-    let (mut head, body) = answer.response.into_parts();
-    meter.answered(&head.headers, head.status, answer.connection);
     let whole = tokio::select! {
         biased;
         whole = Limited::new(body, MAX_ANSWER).collect() => whole.ok(),
@@ -42,10 +42,9 @@ pub(super) async fn answer(
         let message = "the provider refused the request, and its answer could not be read";
         return Err(Refusal::new(head.status, "ProviderRefused", message));
     };
-    let body = whole.to_bytes();
-    meter.data(&body);
+    let body = meter.pass(whole.to_bytes());
+    let body = joined(body, meter.rest());
     meter.end(End::Complete);
-    forward::to_client(&mut head);
     self::headers(&mut head.headers, proof);
     head.headers.remove(header::CONTENT_LENGTH);
     let body = Some(self::body(body, proof)).filter(|body| !body.is_empty());

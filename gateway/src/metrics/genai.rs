@@ -10,10 +10,10 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use crate::egress::Egress;
-use crate::egress::genai::{DURATION, FIRST, Histogram, NEXT, Operation, Series, TOKENS};
+use crate::egress::genai::{DURATION, FIRST, Histogram, NEXT, Names, Series, TOKENS};
 
 /// The counts by provider, model and operation.
-type All = BTreeMap<String, BTreeMap<String, BTreeMap<Operation, Series>>>;
+type All = BTreeMap<String, BTreeMap<String, BTreeMap<Names, Series>>>;
 
 pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Result {
     let all: All = egress
@@ -60,11 +60,11 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fm
 fn each(all: &All) -> impl Iterator<Item = ([(&str, &str); 4], &Series)> {
     all.iter().flat_map(|(provider, models)| {
         models.iter().flat_map(move |(model, operations)| {
-            operations.iter().map(move |(operation, series)| {
+            operations.iter().map(move |(names, series)| {
                 let labels = [
                     ("provider", provider.as_str()),
-                    ("gen_ai_operation_name", operation.name()),
-                    ("gen_ai_provider_name", operation.provider_name()),
+                    ("gen_ai_operation_name", names.operation),
+                    ("gen_ai_provider_name", names.provider),
                     ("gen_ai_request_model", model.as_str()),
                 ];
                 (labels, series)

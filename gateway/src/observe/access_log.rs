@@ -155,7 +155,7 @@ fn line<'a>(facts: &'a Facts, noted: &'a Noted) -> Line<'a> {
         replica: noted.replica,
         sends: noted.sends,
         provider: noted.provider.as_deref(),
-        operation: noted.operation.map(|operation| operation.name()),
+        operation: noted.operation.map(|names| names.operation),
         model: noted.model.as_deref(),
         input_tokens: noted.input_tokens,
         output_tokens: noted.output_tokens,

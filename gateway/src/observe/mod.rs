@@ -17,7 +17,7 @@ use http::{Extensions, Method, Request, Response, StatusCode, Uri, Version};
 use opentelemetry::trace::TraceId;
 use parking_lot::Mutex;
 
-use crate::egress::genai::Operation;
+use crate::egress::genai::Names;
 use access_log::AccessLog;
 use spans::{Spans, Traced};
 
@@ -59,7 +59,7 @@ pub struct Noted {
     /// The ModelProvider.
     pub provider: Option<String>,
     /// What was asked of a model.
-    pub operation: Option<Operation>,
+    pub operation: Option<Names>,
     /// The request's model.
     pub model: Option<String>,
     /// The response's model.

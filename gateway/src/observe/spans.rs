@@ -131,9 +131,9 @@ impl Traced {
             .map(|resent| number(u64::from(resent) + 1));
         set("http.request.resend_count", resent);
         set("flotilla.provider", noted.provider.clone().map(Into::into));
-        if let Some(operation) = noted.operation {
-            set("gen_ai.operation.name", Some(operation.name().into()));
-            set("gen_ai.provider.name", Some(operation.provider_name().into()));
+        if let Some(names) = noted.operation {
+            set("gen_ai.operation.name", Some(names.operation.into()));
+            set("gen_ai.provider.name", Some(names.provider.into()));
         }
         set("gen_ai.request.model", noted.model.clone().map(Into::into));
         set(
@@ -152,8 +152,8 @@ impl Traced {
             span.set_status(Status::error(error));
         }
         let name = match (noted.operation, &noted.model, &noted.pool) {
-            (Some(operation), Some(model), _) => format!("{} {model}", operation.name()),
-            (Some(operation), None, _) => operation.name().to_owned(),
+            (Some(names), Some(model), _) => format!("{} {model}", names.operation),
+            (Some(names), None, _) => names.operation.to_owned(),
             (None, _, Some(pool)) => format!("{method} {pool}"),
             (None, ..) => method.to_owned(),
         };

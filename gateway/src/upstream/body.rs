@@ -23,6 +23,8 @@ pub enum RequestBody {
     Held(Option<Bytes>),
     /// Passed through as it arrives.
     Streamed(Bounded),
+    /// The same, after its beginning was read.
+    Resumed(Option<Bytes>, Bounded),
     /// Passed through, with the bytes also shown to a reader.
     Read(Bounded, Arc<Mutex<JsonReader>>),
     /// None, and the connection is to become something else than HTTP: needs a connection of its own.
@@ -78,21 +80,39 @@ impl Bounded {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)?) else {
+}
+
+impl Body for Bounded {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let body = self.get_mut();
+        let Some(frame) = ready!(Pin::new(&mut body.incoming).poll_frame(cx)?) else {
             return Poll::Ready(None);
         };
         let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-        match (self.left.checked_sub(length), &self.exceeded.0) {
+        match (body.left.checked_sub(length), &body.exceeded.0) {
             (None, Some(exceeded)) => {
                 exceeded.store(true, Ordering::Release);
                 Poll::Ready(Some(Err(BodyError::TooLong)))
             }
             (left, _) => {
-                self.left = left.unwrap_or(u64::MAX);
+                body.left = left.unwrap_or(u64::MAX);
                 Poll::Ready(Some(Ok(frame)))
             }
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
     }
 }
 
@@ -107,19 +127,19 @@ impl RequestBody {
         match self {
             Self::Held(bytes) => Some(Self::Held(bytes.clone())),
             Self::Switching => Some(Self::Switching),
-            Self::Streamed(_) | Self::Read(..) => None,
+            Self::Streamed(_) | Self::Resumed(..) | Self::Read(..) => None,
         }
     }
 
     /// Passed through as it arrives: it cannot be sent again.
     pub fn is_streamed(&self) -> bool {
-        matches!(self, Self::Streamed(_) | Self::Read(..))
+        matches!(self, Self::Streamed(_) | Self::Resumed(..) | Self::Read(..))
     }
 
     /// Will tell whether it was longer than it may be.
     pub fn exceeded(&self) -> Exceeded {
         match self {
-            Self::Streamed(body) | Self::Read(body, _) => body.exceeded.clone(),
+            Self::Streamed(body) | Self::Resumed(_, body) | Self::Read(body, _) => body.exceeded.clone(),
             Self::Held(_) | Self::Switching => Exceeded::default(),
         }
     }
@@ -141,9 +161,13 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Switching => Poll::Ready(None),
-            Self::Streamed(body) => body.poll(cx),
+            Self::Streamed(body) => Pin::new(body).poll_frame(cx),
+            Self::Resumed(first, body) => match first.take() {
+                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                None => Pin::new(body).poll_frame(cx),
+            },
             Self::Read(body, reader) => {
-                let polled = body.poll(cx);
+                let polled = Pin::new(body).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &polled
                     && let Some(data) = frame.data_ref()
                 {
@@ -158,7 +182,8 @@ impl Body for RequestBody {
         match self {
             Self::Held(bytes) => bytes.is_none(),
             Self::Switching => true,
-            Self::Streamed(body) | Self::Read(body, _) => body.incoming.is_end_stream(),
+            Self::Streamed(body) | Self::Read(body, _) => body.is_end_stream(),
+            Self::Resumed(first, body) => first.is_none() && body.is_end_stream(),
         }
     }
 
@@ -166,7 +191,18 @@ impl Body for RequestBody {
         match self {
             Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Switching => SizeHint::with_exact(0),
-            Self::Streamed(body) | Self::Read(body, _) => body.incoming.size_hint(),
+            Self::Streamed(body) | Self::Read(body, _) => body.size_hint(),
+            Self::Resumed(first, body) => longer(body.size_hint(), first.as_ref().map_or(0, Bytes::len)),
         }
     }
+}
+
+/// The hint of a body that has `bytes` more in front.
+pub(crate) fn longer(hint: SizeHint, bytes: usize) -> SizeHint {
+    let mut longer = SizeHint::new();
+    longer.set_lower(hint.lower().saturating_add(bytes as u64));
+    if let Some(upper) = hint.upper() {
+        longer.set_upper(upper.saturating_add(bytes as u64));
+    }
+    longer
 }

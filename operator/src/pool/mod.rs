@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::rollout::{Reason, Standing};
+use flotilla_crds::agent_pool::Model;
 use flotilla_crds::common::{condition, is_true};
 use flotilla_crds::{AgentPool, ModelProvider, names};
 use jiff::SignedDuration;
@@ -49,7 +50,7 @@ use crate::runtime::visit::DryRun;
 use crate::runtime::{
     Blame, Controller, Error, Failure, Key, Manager, Next, Note, Reconciler, Trigger, Visit, key_of, uid_of,
 };
-use crate::scrape::Scraper;
+use crate::scrape::{PROVIDER_PREFIX, Scraper};
 use dereference::{Observed, dereference};
 use judge::Court;
 use memory::{Memories, Memory, Standpoint, Standpoints, StepPoint};
@@ -129,11 +130,8 @@ pub fn register(
         .watches(&caches.providers, move |provider: &ModelProvider| {
             let name = provider.name_any();
             by_provider(&provider.namespace().unwrap_or_default(), &|pool| {
-                pool.spec
-                    .agent
-                    .models
-                    .iter()
-                    .any(|model| model.provider_ref.name == name)
+                let mut choices = pool.spec.agent.models.iter().flat_map(Model::choices);
+                choices.any(|(provider, _)| provider == name)
             })
         })
         .register(
@@ -150,7 +148,11 @@ pub fn register(
             },
         );
     let told = trigger.clone();
-    scraper.on_report(move |key| told.now(key));
+    scraper.on_report(move |key| {
+        if !key.name.starts_with(PROVIDER_PREFIX) {
+            told.now(key);
+        }
+    });
     let told = trigger.clone();
     // Only a pool that is not Ready waits for its gateways.
     health.on_change(move |namespace| {

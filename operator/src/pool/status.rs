@@ -129,21 +129,33 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
     if decision.traffic.is_empty() {
         return (old.traffic.clone(), old.traffic_generation);
     }
-    let new: Vec<_> = decision
+    let weighted = |share: &TrafficShare| (share.revision.clone(), share.weight);
+    let is_same = old
         .traffic
         .iter()
-        .map(|(revision, weight)| TrafficShare {
-            revision: revision.clone(),
-            weight: *weight,
-        })
-        .collect();
+        .map(weighted)
+        .eq(decision.traffic.iter().cloned());
     let generation = match old.traffic_generation {
-        Some(generation) if new == old.traffic => generation,
+        Some(generation) if is_same => generation,
         Some(generation) => generation.saturating_add(1),
         None if observed.revisions.is_empty() => 1,
         None => now.as_second().max(1),
     };
-    (new, Some(generation))
+    let since = |revision: &String, weight: i32| {
+        let before = old.traffic.iter().find(|share| share.revision == *revision);
+        match before {
+            // With a weight from before this field: since when is not known, and nothing follows from it.
+            Some(share) if share.weight > 0 || share.since_generation.is_some() => share.since_generation,
+            // Nobody's life begins because a status was lost.
+            _ => (weight > 0 && !old.traffic.is_empty()).then_some(generation),
+        }
+    };
+    let new = decision.traffic.iter().map(|(revision, weight)| TrafficShare {
+        revision: revision.clone(),
+        weight: *weight,
+        since_generation: since(revision, *weight),
+    });
+    (new.collect(), Some(generation))
 }
 
 /// The word and sentence for `Ready`, and whether it is True.

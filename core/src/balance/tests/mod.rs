@@ -6,7 +6,6 @@ mod ewma;
 mod hash;
 mod pickers;
 mod retry;
-mod timing;
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 

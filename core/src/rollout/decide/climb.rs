@@ -51,6 +51,8 @@ impl Round<'_> {
             confirmed: self.is_confirmed(),
             hold: paused,
             keeps_outgoing: stays_until.is_none_or(|until| now < until),
+            others: self.others(&[stable, candidate]),
+            surge: self.surge,
         };
         let step = climb.step();
         decision.scale.extend([
