@@ -47,7 +47,8 @@ use arc_swap::ArcSwap;
 use flotilla_crds::route::Route;
 use http::header::{HeaderName, HeaderValue};
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode, header, request as http_request, response as http_response,
+    HeaderMap, Method, Request, Response, StatusCode, header, request as http_request,
+    response as http_response,
 };
 use hyper::body::Incoming;
 use jiff::Timestamp;
@@ -374,13 +375,7 @@ impl Egress {
         let exceeded = body.exceeded();
         let secret = proof.as_ref().map(|(_, value)| value.clone());
         let mut head = call.head(last);
-        forward::to_provider(
-            &mut head,
-            target,
-            place.host.clone(),
-            proof,
-            body.is_streamed(),
-        );
+        forward::to_provider(&mut head, target, place.host.clone(), proof, body.is_streamed());
         if call.content.asked.adds_usage() || head.headers.contains_key(header::CONTENT_LENGTH) {
             set_length(&mut head.headers, &body);
         }

@@ -18,9 +18,9 @@ pub mod revision;
 pub mod room;
 pub mod route;
 pub mod served_by;
+pub mod traffic;
 pub mod tunnel;
 pub mod websocket;
-pub mod traffic;
 pub mod windows;
 
 mod retry;

@@ -79,7 +79,6 @@ impl Bounded {
             exceeded: Exceeded(Some(Arc::default())),
         }
     }
-
 }
 
 impl Body for Bounded {

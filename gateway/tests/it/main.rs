@@ -22,4 +22,5 @@ mod sessions;
 mod slots;
 mod support;
 mod telling;
+mod together;
 mod websocket;

@@ -8,7 +8,7 @@ use crate::support::{
     Agent, Answer, Client, Fixture, PoolExt as _, config, fresh_ip, full, get, pool, provider, request,
     settings,
 };
-use flotilla_gateway::config::ServedBy;
+use flotilla_gateway::config::{ProviderType, ServedBy};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -268,7 +268,10 @@ async fn a_call_of_a_model_is_a_span_and_metrics_by_the_conventions() {
     let mut wanted = flotilla_gateway::config::Config::default();
     wanted.agents.insert(agent);
     let endpoint = format!("http://{}/v1", provider_side.address);
+    let mut claude = provider(endpoint.clone(), None);
+    claude.type_ = ProviderType::Anthropic;
     wanted.providers.insert("main".into(), provider(endpoint, None));
+    wanted.providers.insert("claude".into(), claude);
     fixture.tell(wanted).await;
     let mut client = Client::connect_from(agent, fixture.gateway.egress).await;
     let mut call = async |path: &str| {
@@ -283,7 +286,7 @@ async fn a_call_of_a_model_is_a_span_and_metrics_by_the_conventions() {
     let streamed = call("/providers/main/v1/chat/completions").await;
     assert_eq!(streamed.status, StatusCode::OK);
     assert_eq!(
-        call("/providers/main/v1/messages").await.status,
+        call("/providers/claude/v1/messages").await.status,
         StatusCode::TOO_MANY_REQUESTS
     );
 
@@ -341,7 +344,7 @@ async fn a_call_of_a_model_is_a_span_and_metrics_by_the_conventions() {
         format!("gen_ai_server_time_to_first_token_seconds_count{{{labels}}} 1"),
         format!("gen_ai_client_operation_time_per_output_chunk_seconds_count{{{labels}}} 3"),
         format!("gen_ai_server_time_per_output_token_seconds_count{{{labels}}} 1"),
-        r#"gen_ai_client_operation_duration_seconds_count{provider="main",gen_ai_operation_name="chat",gen_ai_provider_name="anthropic",gen_ai_request_model="gpt-5-mini",error_type="429"} 1"#.to_owned(),
+        r#"gen_ai_client_operation_duration_seconds_count{provider="claude",gen_ai_operation_name="chat",gen_ai_provider_name="anthropic",gen_ai_request_model="gpt-5-mini",error_type="429"} 1"#.to_owned(),
     ] {
         assert!(metrics.contains(&sample), "{sample} is not in\n{metrics}");
     }
