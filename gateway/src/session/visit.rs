@@ -233,7 +233,7 @@ impl Visit {
         let path = head.uri.path();
         let posted = head.method == Method::POST;
         let (bytes, body) = match body {
-            RequestBody::Streamed(streamed) if posted => {
+            RequestBody::Streamed(streamed) if posted && !is_grpc(&head.headers) => {
                 let (bytes, rest) = peek(streamed).await?;
                 let body = match rest {
                     Some(rest) => RequestBody::Resumed(Some(bytes.clone()), rest),
@@ -340,6 +340,12 @@ impl Visit {
         };
         tokio::join!(learn(context), learn(of_task));
     }
+}
+
+/// No text, and perhaps a conversation both ways: its beginning may never be as long as what is to be read.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// Without a coding that hides the text.

@@ -189,6 +189,7 @@ async fn nothing_planted_is_told() {
     let mut settings = settings();
     settings.credentials = keys.0.clone();
     settings.provider_timeout = Duration::from_millis(700);
+    settings.max_provider_request_bytes = 1_000_000;
     settings.observe = collector.observe.clone();
     let fixture = Fixture::start(settings).await;
 

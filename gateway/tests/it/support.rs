@@ -223,7 +223,7 @@ pub fn settings() -> Settings {
             idle: Duration::from_secs(20),
         },
         provider_timeout: Duration::from_secs(10),
-        max_provider_request_bytes: 1_000_000,
+        max_provider_request_bytes: 32 << 20,
         observe: Observe::default(),
         drain_idle: Duration::from_millis(300),
         drain_deadline: Duration::from_secs(10),
