@@ -113,6 +113,7 @@ mod tests {
         }
     }
 
+    #[test]
     fn gateways_learn_of_a_revision_by_its_labels() {
         let labels = |agent: serde_json::Value| {
             let pool = pool(json!({"agent": agent}));
