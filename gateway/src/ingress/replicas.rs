@@ -249,6 +249,7 @@ impl Candidates for View<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::AppProtocol;
     use crate::upstream::Limits;
 
     fn replicas(count: u8, slots: u32, strategy: Strategy) -> Replicas {
@@ -257,7 +258,12 @@ mod tests {
             idle: Duration::from_secs(1),
         };
         let replica = |n| Replica {
-            endpoint: Arc::new(Endpoint::new(address(n), &format!("uid-{n}"), limits)),
+            endpoint: Arc::new(Endpoint::new(
+                address(n),
+                &format!("uid-{n}"),
+                AppProtocol::HTTP1,
+                limits,
+            )),
             slots,
         };
         Replicas::new(
