@@ -17,7 +17,7 @@ const VARIANTS: [&[&str]; 4] = [
         "networkPolicy.enabled=true",
         "commonLabels.team=a",
         "admissionPolicies.environmentSecrets=false",
-        "admissionPolicies.actions={Warn,Audit}",
+        "admissionPolicies.actions={Deny,Audit}",
     ],
     &[
         "operator.watchNamespaces={a,b}",

@@ -243,7 +243,12 @@ fn a_rolling_restart_hands_over_thousands_of_conversations() {
     let report = &world.report;
     assert_eq!(report.turns, conversations as u64 * 10);
     assert_eq!(
-        (report.switched, report.led_away, report.unprotected, report.undrained),
+        (
+            report.switched,
+            report.led_away,
+            report.unprotected,
+            report.undrained
+        ),
         (0, 0, 0, 0),
         "{report:?}"
     );
