@@ -18,7 +18,7 @@ const VARIANTS: [&[&str]; 4] = [
         "gateway.env.OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318",
         "commonLabels.team=a",
         "admissionPolicies.environmentSecrets=false",
-        "admissionPolicies.actions={Warn,Audit}",
+        "admissionPolicies.actions={Deny,Audit}",
     ],
     &[
         "operator.watchNamespaces={a,b}",

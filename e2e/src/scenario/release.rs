@@ -220,7 +220,8 @@ pub async fn canary(namespace: Namespace, error_rate: f64) -> Result<Canary> {
         .apply(&with(base, "/spec/agent/prompt/text", json!(prompt)))
         .await?;
     let api = namespace.api::<AgentPool>();
-    let metrics = wait::until("a judged candidate", Duration::from_secs(120), || async {
+    // A bad one may be rejected at the first look at its counts.
+    let (metrics, is_over) = wait::until("a judged candidate", Duration::from_secs(120), || async {
         let status = api
             .get("support")
             .await
@@ -228,13 +229,15 @@ pub async fn canary(namespace: Namespace, error_rate: f64) -> Result<Canary> {
             .status
             .unwrap_or_default();
         let rollout = status.rollout.unwrap_or_default();
-        match rollout.metrics.iter().any(|metric| metric.candidate.is_some()) {
-            true => Ok(rollout.metrics),
+        let is_judged = rollout.metrics.iter().any(|metric| metric.candidate.is_some());
+        let is_over = !status.rejected.is_empty();
+        match is_judged || is_over {
+            true => Ok((rollout.metrics, is_over)),
             false => Err(format!("{rollout:?}")),
         }
     })
     .await?;
-    if namespace.cluster.is_local() {
+    if namespace.cluster.is_local() && !is_over {
         kill_leader(&namespace).await?;
     }
     let status = wait::until("the release to end", Duration::from_secs(300), || async {

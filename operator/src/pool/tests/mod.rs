@@ -450,7 +450,7 @@ fn an_upgrade_of_the_operator_releases_nothing() {
         .find(|((kind, _), _)| kind == "ControllerRevision")
         .map(|(id, record)| (id.clone(), record.clone()))
         .unwrap();
-    record["data"] = json!({"agent": {"image": "agent:1"}});
+    record["data"] = json!({"content": json!({"agent": {"image": "agent:1"}}).to_string()});
     world.store.insert(id, record);
     let writes = world.writes;
     world.settle(4);
