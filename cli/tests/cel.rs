@@ -1,4 +1,4 @@
-//! The table of what the API server refuses, without the API server. `e2e/tests/admission.rs` has the real one.
+//! The table of what the API server refuses, without the API server. `e2e/tests/together/admission.rs` has the real one.
 
 use kubectl_flotilla::check::{Outcome, change};
 use serde_json::{Value, json};

@@ -1,12 +1,11 @@
-//! What the operator survives. One after the other: each disturbs the whole cluster.
+//! What the operator survives. Each disturbs the whole cluster.
 
 use flotilla_crds::load_test::Verdict;
 use flotilla_e2e::namespace::in_namespace;
 use flotilla_e2e::scenario::survive;
 use flotilla_e2e::{Cluster, with_namespace};
-use tokio::sync::Mutex;
 
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+use crate::ONE_AT_A_TIME;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_kills_change_nothing() {

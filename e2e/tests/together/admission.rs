@@ -16,7 +16,7 @@ async fn the_api_server_says_what_the_table_says() {
 }
 
 async fn every_case(namespace: Namespace) -> Result<()> {
-    let table: Value = serde_saphyr::from_str(include_str!("../../crds/tests/cel_cases.yaml"))?;
+    let table: Value = serde_saphyr::from_str(include_str!("../../../crds/tests/cel_cases.yaml"))?;
     let cases = table["cases"].as_array().context("no cases")?;
     ensure!(cases.len() > 80, "the table has {} cases", cases.len());
     let mut wrong = Vec::new();
