@@ -390,7 +390,7 @@ fn an_images_reference_follows_the_values() -> Result<()> {
     Ok(())
 }
 
-const TABLE_START: &str = "<!-- values: generated from values.yaml by `FLOTILLA_UPDATE=1 cargo test -p flotilla-e2e --test chart readme` -->\n";
+const TABLE_START: &str = "<!-- values: generated from values.yaml by `FLOTILLA_UPDATE=1 cargo test -p flotilla-e2e --test together chart::readme` -->\n";
 const TABLE_END: &str = "<!-- end of values -->";
 
 /// The comments `# -- …` of the values, by the path of the value below them.
@@ -467,7 +467,7 @@ fn readme_lists_every_value() -> Result<()> {
     } else {
         ensure!(
             readme == fresh,
-            "charts/flotilla/README.md is stale; run `FLOTILLA_UPDATE=1 cargo test -p flotilla-e2e --test chart readme`"
+            "charts/flotilla/README.md is stale; run `FLOTILLA_UPDATE=1 cargo test -p flotilla-e2e --test together chart::readme`"
         );
     }
     Ok(())
