@@ -80,6 +80,12 @@ bench-gateway: ## Only the gateway's benchmarks, without a cluster (ONLY=cpu,lat
 	cargo build --locked --profile image -p flotilla-gateway -p flotilla-e2e --bin flotilla-gateway --bin flotilla-bench
 	$(CARGO_TARGET_DIR)/image/flotilla-bench --only $(ONLY)
 
+.PHONY: bench-evidence
+bench-evidence: ## How releases are judged beside the peers' rules, simulated; renews the tables of the documentation
+	$(call STEP,bench of evidence)
+	cargo build --locked --profile image -p flotilla-e2e --bin flotilla-bench
+	$(CARGO_TARGET_DIR)/image/flotilla-bench --only evidence --write-evidence docs/src/concepts/evidence.md
+
 .PHONY: cluster
 cluster: ## Start the local Kubernetes (KWOK=n adds n fake nodes); nothing to do when KUBECONFIG is given
 ifeq ($(GIVEN),)

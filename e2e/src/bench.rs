@@ -1,5 +1,6 @@
 //! `make bench`: ratios against peers, each pair measured in turns within one run.
 
+pub mod evidence;
 mod fleet;
 pub mod gateway;
 mod histogram;
@@ -25,9 +26,13 @@ pub struct Args {
     /// Rounds of each comparison of the gateway.
     #[arg(long, default_value_t = ROUNDS, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
     pub rounds: usize,
-    /// Take ten million requests, not a sample of them, to see whether the gateway's memory grows (about 20 minutes).
+    /// Take ten million requests, not a sample of them, to see whether the gateway's memory grows, and 10,000 releases in each
+    /// simulated world (about 20 minutes each).
     #[arg(long, env = "FLOTILLA_FULL", value_parser = clap::builder::FalseyValueParser::new())]
     pub full: bool,
+    /// Put the tables and the picture of evidence into this page of the documentation.
+    #[arg(long, value_name = "PAGE")]
+    pub write_evidence: Option<PathBuf>,
     /// The gateway's program. Default: flotilla-gateway beside this one.
     #[arg(long)]
     pub gateway: Option<PathBuf>,
@@ -65,6 +70,8 @@ pub enum Command {
 pub enum Selection {
     /// The histogram against HDR's.
     Histogram,
+    /// How releases are judged, beside the rules of Argo Rollouts and Flagger; simulated.
+    Evidence,
     /// Pools against Deployments, on the local cluster.
     Fleet,
     /// All parts from cpu to weights.
@@ -86,7 +93,7 @@ pub enum Selection {
 impl Selection {
     fn part(self) -> Option<Part> {
         match self {
-            Self::Histogram | Self::Fleet | Self::Gateway => None,
+            Self::Histogram | Self::Evidence | Self::Fleet | Self::Gateway => None,
             Self::Cpu => Some(Part::Cpu),
             Self::Latency => Some(Part::Latency),
             Self::Streaming => Some(Part::Streaming),
@@ -118,6 +125,11 @@ pub fn run(args: &Args) -> Result<()> {
     let wants = |one: Selection| args.only.is_empty() || args.only.contains(&one);
     if wants(Selection::Histogram) {
         for row in histogram::run()? {
+            println!("{row}");
+        }
+    }
+    if wants(Selection::Evidence) {
+        for row in evidence::run(args.full, args.write_evidence.as_deref())? {
             println!("{row}");
         }
     }

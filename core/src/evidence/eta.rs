@@ -135,6 +135,31 @@ pub struct Start {
     pub message: String,
 }
 
+/// Seconds that `step` is expected to take until a candidate as good as stable may leave it by the evidence of `compare`,
+/// at least `minDurationSeconds`; none where that is not in sight.
+pub fn expected_seconds(
+    step: &Rung,
+    strictness: Strictness,
+    compare: &Compare,
+    traffic: Traffic,
+) -> Option<i64> {
+    let share = f64::from(step.weight_percent) / 100.0;
+    let rates = Rates {
+        stable: traffic.requests_per_second * (1.0 - share),
+        candidate: traffic.requests_per_second * share,
+    };
+    let rate = estimated_rate(traffic.stable);
+    let seconds = seconds_to_pass(
+        compare,
+        strictness,
+        step.times_worse,
+        rates,
+        rate,
+        Sofar::default(),
+    )?;
+    Some((seconds.ceil() as i64).max(step.min_seconds))
+}
+
 /// Chooses the first of `steps` (weights increasing) that this pool's traffic can judge in time: whose expected time is at most two
 /// thirds of `decideWithinSeconds`, since half of the releases take longer than expected. Where none can be, the one that comes nearest.
 ///
@@ -150,26 +175,9 @@ pub fn starting_step(steps: &[Rung], strictness: Strictness, metrics: &[Metric],
             message: "starts at the first step: errors do not decide".to_owned(),
         };
     };
-    let rate = estimated_rate(traffic.stable);
-    let expected = |step: &Rung| {
-        let share = f64::from(step.weight_percent) / 100.0;
-        let rates = Rates {
-            stable: traffic.requests_per_second * (1.0 - share),
-            candidate: traffic.requests_per_second * share,
-        };
-        let seconds = seconds_to_pass(
-            compare,
-            strictness,
-            step.times_worse,
-            rates,
-            rate,
-            Sofar::default(),
-        )?;
-        Some((seconds.ceil() as i64).max(step.min_seconds))
-    };
     let candidates: Vec<Candidate<'_>> = steps
         .iter()
-        .map(|step| Candidate::new(step, expected(step)))
+        .map(|step| Candidate::new(step, expected_seconds(step, strictness, compare, traffic)))
         .collect();
     let found = candidates.iter().position(|candidate| candidate.in_time);
     let nearest =
@@ -249,7 +257,7 @@ fn why(candidates: &[Candidate<'_>], chosen: usize, requests_per_second: f64) ->
 }
 
 /// Seconds in words: `45 s`, `9 min`, `3 h`, `2 days`; rounded up.
-pub(super) fn duration(seconds: i64) -> String {
+pub fn duration(seconds: i64) -> String {
     match seconds {
         ..90 => format!("{seconds} s"),
         90..5_400 => format!("{} min", (seconds + 59) / 60),

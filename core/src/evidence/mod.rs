@@ -51,7 +51,7 @@ pub mod window;
 mod tests;
 
 pub use breaker::{Cause, Permit, StormBreaker};
-pub use eta::{DEFAULT_STEPS, Rung, Start, Traffic, starting_step};
+pub use eta::{DEFAULT_STEPS, Rung, Start, Traffic, expected_seconds, starting_step};
 pub use judge::{Judgement, MetricJudgement, Verdict, judge};
 pub use plan::{Compare, Counted, Metric, Mode, Plan, Question, Rule, Step, Strictness, Threshold};
 pub use ratio::Arm;
