@@ -2,7 +2,7 @@
 
 use crate::namespace::in_namespace;
 use crate::report::{Row, markdown};
-use crate::scenario::{load_test, pool, release, rest, scale, survive};
+use crate::scenario::{judged, load_test, pool, release, rest, scale, survive, turmoil};
 use crate::{Cluster, operator};
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -17,8 +17,8 @@ pub struct Args {
     /// Write the rows into this Markdown file as well.
     #[arg(long)]
     write: Option<PathBuf>,
-    /// Only the parts whose name contains this word (pool, rest, release, load, generator, kills, away, takeover,
-    /// scale, fuzz).
+    /// Only the parts whose name contains this word (pool, rest, release, judged, turmoil, load,
+    /// generator, kills, away, takeover, scale, fuzz).
     #[arg(long, default_value = "")]
     only: String,
     /// Divide the sizes by this, to try the run itself.
@@ -38,6 +38,8 @@ pub async fn run(args: Args) -> Result<Vec<Row>> {
         ("pool", Box::pin(bring_up(&cluster))),
         ("rest", Box::pin(at_rest(&cluster, 60))),
         ("release", Box::pin(rolling(&cluster, 100_000 / args.divide))),
+        ("judged", Box::pin(judged(&cluster, args.divide))),
+        ("turmoil", Box::pin(turmoil(&cluster, 1_000_000 / args.divide))),
         ("load", Box::pin(load(&cluster))),
         ("generator", Box::pin(generator())),
         (
@@ -201,6 +203,80 @@ async fn rolling(cluster: &Cluster, requests: u64) -> Result<Vec<Row>> {
             outcome.late.to_string(),
         ),
     ])
+}
+
+/// 20 bad candidates and 40 good ones, in ten pools at once.
+async fn judged(cluster: &Cluster, divide: u64) -> Result<Vec<Row>> {
+    const ROUNDS: [f64; 6] = [10.0, 1.0, 1.0, 1.0, 1.0, 10.0];
+    let pools = usize::try_from(10 / divide.min(10))?.max(1);
+    // The storm breaker lets ten releases be led back in ten minutes.
+    let apart = Duration::from_secs(630);
+    let fleet = in_namespace(cluster, "judged", move |n| {
+        judged::fleet(n, pools, &ROUNDS, apart)
+    })
+    .await?;
+    let (bad, good): (Vec<_>, Vec<_>) = fleet.releases.iter().partition(|one| one.times_as_bad > 1.0);
+    let stopped = bad
+        .iter()
+        .filter(|one| one.rejected.is_some() && one.heaviest < 10)
+        .count();
+    let led_back: Vec<_> = good.iter().filter_map(|one| one.rejected.as_deref()).collect();
+    let median = |of: &[&judged::Judged]| {
+        let mut seconds: Vec<u64> = of.iter().map(|one| one.seconds).collect();
+        seconds.sort_unstable();
+        seconds.get(seconds.len() / 2).copied().unwrap_or_default()
+    };
+    let failures: u64 = fleet.failed_by_us.iter().map(|(_, count)| count).sum();
+    let kinds: String = fleet
+        .failed_by_us
+        .iter()
+        .map(|(kind, count)| format!("; {count} × {kind}"))
+        .collect();
+    Ok(vec![
+        Row::new(
+            "releases with 10 × the errors, stopped before 10 % weight",
+            format!("{stopped} of {}, median {} s", bad.len(), median(&bad)),
+            "all",
+            stopped == bad.len() && !bad.is_empty(),
+        ),
+        Row::new(
+            "releases as good as stable (2 % errors), led back",
+            format!(
+                "{} of {}, median {} s to the promotion{}",
+                led_back.len(),
+                good.len(),
+                median(&good),
+                led_back.iter().map(|why| format!("; {why}")).collect::<String>()
+            ),
+            "≤ 1 of 40",
+            led_back.len() <= 1 && !good.is_empty(),
+        ),
+        Row::new(
+            "requests that failed by us meanwhile",
+            format!("{failures} of {}{kinds}", fleet.requests),
+            "0",
+            failures == 0 && fleet.requests > 0,
+        ),
+    ])
+}
+
+async fn turmoil(cluster: &Cluster, requests: u64) -> Result<Vec<Row>> {
+    let done = in_namespace(cluster, "turmoil", move |n| turmoil::under_load(n, requests, 800)).await?;
+    let kinds: String = done
+        .traffic
+        .failures
+        .iter()
+        .map(|(kind, count)| format!("; {count} × {kind}"))
+        .collect();
+    Ok(vec![Row::new(
+        format!(
+            "failed requests through {} releases: promoted, aborted, superseded, rolled back",
+            done.releases
+        ),
+        format!("{} of {}{kinds}", done.traffic.failed(), done.traffic.requests),
+        "0",
+        done.traffic.failed() == 0 && done.traffic.requests >= requests && done.releases >= 4,
+    )])
 }
 
 fn verdict(verdict: Option<Verdict>) -> String {

@@ -2,6 +2,7 @@
 
 pub mod bad_input;
 pub mod budget;
+pub mod judged;
 pub mod load_test;
 pub mod pool;
 pub mod release;
@@ -9,3 +10,4 @@ pub mod rest;
 pub mod scale;
 pub mod sessions;
 pub mod survive;
+pub mod turmoil;
