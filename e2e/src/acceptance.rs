@@ -2,11 +2,12 @@
 
 use crate::namespace::in_namespace;
 use crate::report::{Row, markdown};
-use crate::scenario::{judged, load_test, pool, release, rest, scale, survive, turmoil};
+use crate::scenario::{judged, load_test, pool, release, releases, rest, scale, survive, turmoil};
 use crate::{Cluster, operator};
 use anyhow::{Context, Result};
 use clap::Parser;
 use flotilla_crds::load_test::Verdict;
+use futures::StreamExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ pub struct Args {
     /// Write the rows into this Markdown file as well.
     #[arg(long)]
     write: Option<PathBuf>,
-    /// Only the parts whose name contains this word (pool, rest, release, judged, turmoil, load,
-    /// generator, kills, away, takeover, scale, fuzz).
+    /// Only the parts whose name contains this word (pool, rest, release, scenarios, judged,
+    /// turmoil, load, generator, kills, away, takeover, scale, fuzz).
     #[arg(long, default_value = "")]
     only: String,
     /// Divide the sizes by this, to try the run itself.
@@ -38,6 +39,7 @@ pub async fn run(args: Args) -> Result<Vec<Row>> {
         ("pool", Box::pin(bring_up(&cluster))),
         ("rest", Box::pin(at_rest(&cluster, 60))),
         ("release", Box::pin(rolling(&cluster, 100_000 / args.divide))),
+        ("scenarios", Box::pin(scenarios(&cluster))),
         ("judged", Box::pin(judged(&cluster, args.divide))),
         ("turmoil", Box::pin(turmoil(&cluster, 1_000_000 / args.divide))),
         ("load", Box::pin(load(&cluster))),
@@ -203,6 +205,36 @@ async fn rolling(cluster: &Cluster, requests: u64) -> Result<Vec<Row>> {
             outcome.late.to_string(),
         ),
     ])
+}
+
+/// Every scenario of a release, a few at a time.
+async fn scenarios(cluster: &Cluster) -> Result<Vec<Row>> {
+    const AT_ONCE: usize = 4;
+    let run = |(name, scenario): releases::Scenario| async move {
+        let purpose = name.replace('_', "-").chars().take(30).collect::<String>();
+        let purpose = purpose.trim_end_matches('-');
+        let result = in_namespace(cluster, purpose, scenario).await;
+        result.err().map(|error| format!("{name}: {error:#}"))
+    };
+    let results: Vec<Option<String>> = futures::stream::iter(releases::all().map(run))
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    let failed: Vec<String> = results.iter().flatten().cloned().collect();
+    let good = results.len() - failed.len();
+    Ok(vec![Row::new(
+        "scenarios of releases with real pods and traffic",
+        format!(
+            "{good} of {}{}",
+            results.len(),
+            failed
+                .iter()
+                .map(|why| format!("; {}", why.replace('\n', " ")))
+                .collect::<String>()
+        ),
+        "all of ≥ 30",
+        failed.is_empty() && good >= 30,
+    )])
 }
 
 /// 20 bad candidates and 40 good ones, in ten pools at once.

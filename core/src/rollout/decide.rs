@@ -109,6 +109,11 @@ impl From<Decision> for Verdict {
     }
 }
 
+/// Nothing of it serves, for a reason that its pods name: there is nothing to protect, and nothing to compare with.
+fn is_down(stable: &Member) -> bool {
+    stable.arm.wanted > 0 && stable.arm.available == 0 && stable.trouble.is_some()
+}
+
 /// One look at the members under the standings decided so far.
 struct Round<'a> {
     situation: &'a Situation,
@@ -281,7 +286,9 @@ impl<'a> Round<'a> {
             return decision.into();
         }
         match &self.situation.ladder {
-            Some(ladder) if !candidate.is_trusted => self.climb(ladder, stable, candidate, decision),
+            Some(ladder) if !candidate.is_trusted && !is_down(stable) => {
+                self.climb(ladder, stable, candidate, decision)
+            }
             _ => self.roll(stable, candidate, decision),
         }
     }

@@ -30,6 +30,7 @@
 //!   turned into [`Standing::Candidate`] from outside).
 //! * Superseding returns to stable first: a third revision never inherits the second one's traffic.
 //! * The first revision of a pool is stable from the start; there is nothing to protect from it.
+//! * Where nothing of stable serves, for a reason of its own pods, a candidate takes over as its pods become available: it may be the fix.
 
 mod decide;
 pub mod ladder;

@@ -12,5 +12,6 @@ mod policies;
 mod pool;
 mod quota;
 mod release;
+mod releases;
 mod secrets;
 mod sessions;

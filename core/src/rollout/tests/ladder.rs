@@ -299,3 +299,26 @@ fn nothing_is_remembered_of_a_superseded_candidate() {
     assert_eq!(traffic(&decision), [(STABLE, 100)]);
     assert_eq!((decision.passed, decision.reached), (None, None));
 }
+
+#[test]
+fn where_nothing_of_stable_serves_the_candidate_may_be_the_fix() {
+    let down = |trouble: bool| {
+        let mut situation = pool(10).releasing(stuck(10), ready(3), 0).climbing(ladder());
+        if trouble {
+            situation.members[0].trouble = Some(Trouble {
+                reason: Reason::new("CrashLoop", "because"),
+                is_final: true,
+            });
+        }
+        situation
+    };
+    // Without a word from its pods they may only be late: the ladder holds.
+    assert_eq!(traffic(&decide(&down(false))), [(STABLE, 90), (CANDIDATE, 10)]);
+    assert_eq!(traffic(&decide(&down(true))), [(STABLE, 70), (CANDIDATE, 30)]);
+    // Once stable serves again, the candidate has what it has proved.
+    let mut recovered = down(true);
+    recovered.members[0].arm = ready(10);
+    recovered.members[1].weight = Some(30);
+    recovered.members[0].weight = Some(70);
+    assert_eq!(traffic(&decide(&recovered)), [(STABLE, 90), (CANDIDATE, 10)]);
+}
