@@ -222,19 +222,33 @@ async fn scenarios(cluster: &Cluster) -> Result<Vec<Row>> {
         .await;
     let failed: Vec<String> = results.iter().flatten().cloned().collect();
     let good = results.len() - failed.len();
-    Ok(vec![Row::new(
-        "scenarios of releases with real pods and traffic",
-        format!(
-            "{good} of {}{}",
-            results.len(),
-            failed
-                .iter()
-                .map(|why| format!("; {}", why.replace('\n', " ")))
-                .collect::<String>()
+    let mut slowest: f64 = 0.0;
+    for _ in 0..3 {
+        let seconds = in_namespace(cluster, "crash", releases::lifecycle::seconds_to_lose_the_traffic);
+        slowest = slowest.max(seconds.await?);
+    }
+    let crash = Row::new(
+        "a candidate crashes at 50 %: its weight is 0 (slowest of 3)",
+        format!("{slowest:.1} s"),
+        "≤ 10 s",
+        slowest <= 10.0,
+    );
+    Ok(vec![
+        crash,
+        Row::new(
+            "scenarios of releases with real pods and traffic",
+            format!(
+                "{good} of {}{}",
+                results.len(),
+                failed
+                    .iter()
+                    .map(|why| format!("; {}", why.replace('\n', " ")))
+                    .collect::<String>()
+            ),
+            "all of ≥ 30",
+            failed.is_empty() && good >= 30,
         ),
-        "all of ≥ 30",
-        failed.is_empty() && good >= 30,
-    )])
+    ])
 }
 
 /// 20 bad candidates and 40 good ones, in ten pools at once.
