@@ -12,7 +12,7 @@ pub struct Decimal(u128);
 
 const SCALE: u128 = 1_000_000;
 /// The largest readable whole part; far above any rate or price, far below any overflow.
-const MAX_WHOLE: u128 = 1_000_000_000_000;
+pub(crate) const MAX_WHOLE: u128 = 1_000_000_000_000;
 
 /// Why a string is not a [`Decimal`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,19 +50,7 @@ impl FromStr for Decimal {
         let error = || DecimalError {
             text: text.chars().take(40).collect(),
         };
-        let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-        let digits = |part: &str, max: usize| {
-            (1..=max).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
-        };
-        if !digits(whole, 13) || !digits(fraction, 6) {
-            return Err(error());
-        }
-        let whole: u128 = whole.parse().map_err(|_| error())?;
-        let millionths: u128 = format!("{fraction:0<6}").parse().map_err(|_| error())?;
-        if whole > MAX_WHOLE {
-            return Err(error());
-        }
-        Ok(Self(whole * SCALE + millionths))
+        read(text, 6).map(Self).ok_or_else(error)
     }
 }
 
@@ -79,12 +67,33 @@ impl fmt::Display for Decimal {
                 _ => write!(f, "{}.{:0places$}", rounded / one, rounded % one),
             };
         }
-        let (whole, fraction) = (self.0 / SCALE, self.0 % SCALE);
-        if fraction == 0 {
-            return write!(f, "{whole}");
-        }
-        write!(f, "{whole}.{}", format!("{fraction:06}").trim_end_matches('0'))
+        write(f, self.0, 6)
     }
+}
+
+/// A plain decimal with at most `places` places, in the unit of the last of them.
+pub(crate) fn read(text: &str, places: usize) -> Option<u128> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str, max: usize| {
+        (1..=max).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    if !digits(whole, 13) || !digits(fraction, places) {
+        return None;
+    }
+    let whole: u128 = whole.parse().ok().filter(|whole| *whole <= MAX_WHOLE)?;
+    let fraction: u128 = format!("{fraction:0<places$}").parse().ok()?;
+    Some(whole * 10u128.pow(u32::try_from(places).ok()?) + fraction)
+}
+
+/// Without trailing zeros; `value` is in the unit of the last of `places` places.
+pub(crate) fn write(f: &mut fmt::Formatter<'_>, value: u128, places: usize) -> fmt::Result {
+    let one = 10u128.pow(places as u32);
+    let (whole, fraction) = (value / one, value % one);
+    if fraction == 0 {
+        return write!(f, "{whole}");
+    }
+    let fraction = format!("{fraction:0places$}");
+    write!(f, "{whole}.{}", fraction.trim_end_matches('0'))
 }
 
 #[cfg(test)]

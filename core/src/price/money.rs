@@ -11,12 +11,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::load::decimal::Decimal;
+use crate::load::decimal::{self, Decimal, MAX_WHOLE};
 
 /// 10¹² of them are one of the currency.
 const SCALE: u128 = 1_000_000_000_000;
-/// As [`Decimal`]: far above any bill, far below any overflow.
-const MAX_WHOLE: u128 = 1_000_000_000_000;
+/// Decimal places of that.
+const PLACES: usize = 12;
 
 /// A non-negative amount, in 10⁻¹² of its currency. As a string it is a plain decimal with at most twelve places.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,19 +94,7 @@ impl FromStr for Money {
         let error = || MoneyError {
             text: text.chars().take(40).collect(),
         };
-        let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-        let digits = |part: &str, max: usize| {
-            (1..=max).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
-        };
-        if !digits(whole, 13) || !digits(fraction, 12) {
-            return Err(error());
-        }
-        let whole: u128 = whole.parse().map_err(|_| error())?;
-        let picos: u128 = format!("{fraction:0<12}").parse().map_err(|_| error())?;
-        if whole > MAX_WHOLE {
-            return Err(error());
-        }
-        Ok(Self(whole * SCALE + picos))
+        decimal::read(text, PLACES).map(Self).ok_or_else(error)
     }
 }
 
@@ -114,11 +102,7 @@ impl fmt::Display for Money {
     /// Exactly, without trailing zeros. What is beyond the largest readable amount is shown as that.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = self.0.min(MAX_WHOLE * SCALE + SCALE - 1);
-        let (whole, fraction) = (shown / SCALE, shown % SCALE);
-        if fraction == 0 {
-            return write!(f, "{whole}");
-        }
-        write!(f, "{whole}.{}", format!("{fraction:012}").trim_end_matches('0'))
+        decimal::write(f, shown, PLACES)
     }
 }
 
