@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use flotilla_crds::load_test::Verdict;
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -207,19 +208,23 @@ async fn rolling(cluster: &Cluster, requests: u64) -> Result<Vec<Row>> {
     ])
 }
 
+/// Why it failed, if it did.
+async fn one_scenario(cluster: Cluster, (name, scenario): releases::Scenario) -> Option<String> {
+    let purpose: String = name.replace('_', "-").chars().take(30).collect();
+    let result = in_namespace(&cluster, purpose.trim_end_matches('-'), scenario).await;
+    result.err().map(|error| format!("{name}: {error:#}"))
+}
+
 /// Every scenario of a release, a few at a time.
 async fn scenarios(cluster: &Cluster) -> Result<Vec<Row>> {
     const AT_ONCE: usize = 4;
-    let run = |(name, scenario): releases::Scenario| async move {
-        let purpose = name.replace('_', "-").chars().take(30).collect::<String>();
-        let purpose = purpose.trim_end_matches('-');
-        let result = in_namespace(cluster, purpose, scenario).await;
-        result.err().map(|error| format!("{name}: {error:#}"))
-    };
-    let results: Vec<Option<String>> = futures::stream::iter(releases::all().map(run))
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
+    let mut waiting = releases::all().map(|scenario| one_scenario(cluster.clone(), scenario));
+    let mut running: FuturesUnordered<_> = waiting.by_ref().take(AT_ONCE).collect();
+    let mut results = Vec::new();
+    while let Some(result) = running.next().await {
+        results.push(result);
+        running.extend(waiting.next());
+    }
     let failed: Vec<String> = results.iter().flatten().cloned().collect();
     let good = results.len() - failed.len();
     let mut slowest: f64 = 0.0;

@@ -75,7 +75,7 @@ pub enum Outgoing {
     /// From an agent.
     Agent(Passing<Exchange>),
     /// From a provider.
-    Provider(Passing<Meter>),
+    Provider(Box<Passing<Meter>>),
     /// From either, by way of a task: see [`Outgoing::detached`].
     Detached(Detached),
     /// None: the connection becomes a WebSocket.
@@ -263,7 +263,7 @@ impl Outgoing {
         let whole = Arc::new(AtomicBool::new(false));
         match self {
             Self::Agent(passing) => drop(tokio::spawn(pass_on(passing, sender, whole.clone()))),
-            Self::Provider(passing) => drop(tokio::spawn(pass_on(passing, sender, whole.clone()))),
+            Self::Provider(passing) => drop(tokio::spawn(pass_on(*passing, sender, whole.clone()))),
             held => return held,
         }
         Self::Detached(Detached { frames, whole })

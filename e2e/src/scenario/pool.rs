@@ -66,7 +66,7 @@ pub async fn condition_is(
     .await
 }
 
-/// Address of a Service's cluster IP.
+/// Address of a Service's cluster IP, once it takes connections: kube-proxy learns of a Service's first endpoint after we do.
 pub async fn address(namespace: &Namespace, service: &str) -> Result<SocketAddr> {
     let object = namespace.api::<Service>().get(service).await?;
     let spec = object.spec.context("a Service without spec")?;
@@ -75,7 +75,13 @@ pub async fn address(namespace: &Namespace, service: &str) -> Result<SocketAddr>
         .ports
         .and_then(|p| p.first().map(|p| p.port))
         .context("a Service without port")?;
-    Ok(SocketAddr::new(ip.parse()?, u16::try_from(port)?))
+    let address = SocketAddr::new(ip.parse()?, u16::try_from(port)?);
+    wait::until(&format!("{address} to take connections"), SOON, || async move {
+        let connected = tokio::net::TcpStream::connect(address).await;
+        connected.map(drop).map_err(|error| error.to_string())
+    })
+    .await?;
+    Ok(address)
 }
 
 /// What it took to bring a pool up.

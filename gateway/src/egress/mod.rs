@@ -540,7 +540,7 @@ impl Answered {
             return redact::answer(head, body, meter, &secret, timer).await;
         }
         let passing = Passing::new(body, timer, meter);
-        Ok(Response::from_parts(head, Outgoing::Provider(passing)))
+        Ok(Response::from_parts(head, Outgoing::Provider(Box::new(passing))))
     }
 }
 

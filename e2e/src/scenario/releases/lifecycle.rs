@@ -296,8 +296,8 @@ async fn kubectl_waits_for_it(namespace: Namespace) -> Result<()> {
     let namespace = stage.namespace.clone();
     let wait_for = async |what: &str| {
         let what = format!("--for={what}");
-        let waited = namespace.kubectl(&["wait", "apool/support", &what, "--timeout=60s"]);
-        waited.await.map(drop)
+        let arguments = ["wait", "apool/support", &what, "--timeout=60s"];
+        namespace.kubectl(&arguments).await.map(drop)
     };
     wait_for("condition=Reconciling").await?;
     wait_for("condition=Ready=false").await?;
