@@ -12,6 +12,7 @@ pub mod model_provider;
 pub mod names;
 pub mod quota;
 pub mod reference;
+pub mod release_test;
 pub mod rollout;
 pub mod rollout_action;
 pub mod route;

@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::release_test::{SmokeTest, StepLoadTest};
 use crate::rules;
 
 /// How a new revision replaces the one that serves.
@@ -16,7 +17,9 @@ use crate::rules;
     validation = Rule::new("self.type == 'BlueGreen' || !has(self.blueGreen)")
         .message("blueGreen holds the settings of type BlueGreen; remove it or write type: BlueGreen"),
     validation = Rule::new("self.type != 'RollingUpdate' || !has(self.analysis)")
-        .message("analysis judges a Canary or a BlueGreen release; a RollingUpdate goes on by readiness alone: remove analysis or change type")
+        .message("analysis judges a Canary or a BlueGreen release; a RollingUpdate goes on by readiness alone: remove analysis or change type"),
+    validation = Rule::new("self.type != 'RollingUpdate' || !has(self.smokeTests) || self.smokeTests.all(t, t.when == 'BeforeTraffic')")
+        .message("smokeTests: after a RollingUpdate there is no way back, so its tests run before traffic only; write when: BeforeTraffic or change type")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
@@ -38,6 +41,19 @@ pub struct Rollout {
     /// requests against those of the revision that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub analysis: Option<Analysis>,
+    /// smokeTests that a new revision must pass before it gets traffic, and, where a test says so, again when it has all of
+    /// it. They go to the revision's own Service, at the same time unless one depends on another. One that fails stops the
+    /// release; the first revision of a pool is not tested. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(t, !has(t.dependsOn) || t.dependsOn.all(d, self.map(o, o.name).indexOf(d) >= 0 && self.map(o, o.name).indexOf(d) < self.map(o, o.name).indexOf(t.name)))")
+            .message("smokeTests: dependsOn must name tests further up in the list"),
+        validation = Rule::new("self.all(t, !has(t.dependsOn) || self.all(o, !(o.name in t.dependsOn) || o.when == 'BeforeAndAfter' || o.when == t.when))")
+            .message("smokeTests: a test must run whenever one that depends on it does; give both the same when, or this one BeforeAndAfter")
+    )]
+    pub smoke_tests: Vec<SmokeTest>,
     /// paused stops a release where it stands; what serves goes on serving. Default false.
     #[serde(default)]
     pub paused: bool,
@@ -71,6 +87,7 @@ impl Default for Rollout {
             canary: None,
             blue_green: None,
             analysis: None,
+            smoke_tests: Vec::new(),
             paused: false,
             pinned_revision: None,
             rollback_window_revisions: 3,
@@ -194,6 +211,10 @@ pub struct CanaryStep {
     /// Automatic.
     #[serde(default)]
     pub approval: Approval,
+    /// loadTest that the new revision must pass at this step, besides the evidence: one that has Failed leads back. Default:
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_test: Option<StepLoadTest>,
 }
 
 /// Who lets a step pass.

@@ -75,6 +75,20 @@ pub(crate) fn one_of(field: &str, members: &[&str]) -> Rule {
         .message(&*format!("{field}: write exactly one of {names}"))
 }
 
+/// The member of a union by type: only with its own type.
+pub(crate) fn union_member(type_: &str, member: &str) -> Rule {
+    Rule::new(format!("self.type == '{type_}' || !has(self.{member})")).message(&*format!(
+        "{member} holds the settings of type {type_}; remove it or write type: {type_}"
+    ))
+}
+
+/// A host's name for DNS.
+pub(crate) fn host_name() -> Rule {
+    Rule::new("self.matches('^[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?([.][A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*$')").message(
+        "a host is a name of letters, digits, '-' and '.', without a scheme or port, for example db.example.com",
+    )
+}
+
 /// None of `fields` may change.
 pub(crate) fn immutable(fields: &[&str], message: &str) -> Rule {
     let same: Vec<String> = fields

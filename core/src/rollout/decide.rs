@@ -16,18 +16,25 @@ pub fn decide(situation: &Situation) -> Decision {
     let mut members = situation.members.clone();
     let mut changes = Vec::new();
     let mut passed = None;
+    let mut left_out = false;
     let rungs = situation.ladder.as_ref().map_or(0, |ladder| ladder.rungs.len());
-    // Each round settles one change of standing, of which there are fewer than revisions, or one rung.
-    for _ in 0..=situation.members.len() + rungs + 2 {
+    // Each round settles one change of standing, of which there are fewer than revisions, or one rung, or where to begin.
+    for _ in 0..=situation.members.len() + rungs + 3 {
         match Round::new(situation, &members).run() {
             Verdict::Done(mut decision) => {
                 decision.changes = changes;
                 // Of a revision that is no candidate any more nothing is remembered.
                 decision.passed =
                     passed.filter(|(revision, _)| decision.candidate.as_ref() == Some(revision));
+                decision.left_out = left_out && decision.passed.is_some();
                 return *decision;
             }
-            Verdict::Pass(revision, weight) => {
+            Verdict::Pass {
+                revision,
+                weight,
+                is_left_out,
+            } => {
+                left_out |= is_left_out;
                 for member in members.iter_mut().filter(|member| member.revision == revision) {
                     member.passed = Some(weight);
                 }
@@ -76,6 +83,7 @@ fn empty() -> Decision {
         candidate: None,
         changes: Vec::new(),
         passed: None,
+        left_out: false,
         scale: Vec::new(),
         traffic: Vec::new(),
         state: State::Empty,
@@ -88,8 +96,13 @@ fn empty() -> Decision {
 
 enum Verdict {
     Change(Change),
-    /// The candidate of this name has passed the rung of this weight.
-    Pass(String, i32),
+    /// A candidate is through with the rungs up to this weight.
+    Pass {
+        revision: String,
+        weight: i32,
+        /// It has not answered their questions; its traffic cannot.
+        is_left_out: bool,
+    },
     Done(Box<Decision>),
 }
 

@@ -103,7 +103,7 @@ impl World {
             keeps_stable,
             scale_down_delay: SignedDuration::from_secs(delay),
             bake: SignedDuration::from_secs(bake),
-            on_undecided: OnUndecided::Hold,
+            ..Ladder::default()
         };
         Self {
             ladder: Some(ladder),

@@ -24,7 +24,7 @@ use tracing::warn;
 use super::build::child_meta;
 use super::dereference::Observed;
 use super::memory::Memory;
-use crate::runtime::{Action, Error, Key, Note, Visit};
+use crate::runtime::{Action, Error, Failure as _, Key, Note, Visit};
 use crate::scrape::View;
 
 /// Key of the checkpoint in its ConfigMap.
@@ -72,6 +72,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
                 api::OnUndecided::Promote => OnUndecided::Promote,
                 api::OnUndecided::Abort => OnUndecided::Abort,
             },
+            ..Ladder::default()
         });
     }
     let green = spec.rollout.blue_green()?;
@@ -85,7 +86,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
         keeps_stable: true,
         scale_down_delay: seconds(green.scale_down_delay_seconds),
         bake: seconds(green.bake_seconds),
-        on_undecided: OnUndecided::Hold,
+        ..Ladder::default()
     })
 }
 
@@ -209,6 +210,32 @@ fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit:
     }
 }
 
+/// The gate while the evidence behind it cannot be saved: a restart would lose it, so nothing advances by it.
+fn unsaved(gate: Gate, error: &Error) -> Gate {
+    if gate.opinion == Opinion::RollBack {
+        return gate;
+    }
+    let message = format!("the evidence cannot be saved, so the release waits: {error}");
+    Gate {
+        opinion: Opinion::Hold,
+        reason: Reason::new(error.category(), message),
+        deadline: None,
+        ..gate
+    }
+}
+
+/// Where a release of this pool starts that starts now, see [`left_out`].
+pub fn start(observed: &Observed) -> Option<(i32, String)> {
+    let spec = &observed.pool.spec;
+    spec.rollout.canary().filter(|canary| canary.steps.is_empty())?;
+    let records = observed.revisions.iter().map(|known| &known.record);
+    let stable = records
+        .filter(|record| record.standing == Standing::Stable)
+        .max_by_key(|record| record.order)?;
+    let traffic = traffic(&observed.gateways, &observed.name(), &stable.revision);
+    left_out(spec, traffic)
+}
+
 /// The weight below the step at which a release of this pool starts: where the spec names no steps, those that its traffic cannot judge in
 /// time are left out. None when it starts at the first, or when nothing is known of the traffic.
 pub fn left_out(spec: &AgentPoolSpec, rate: Option<evidence::Traffic>) -> Option<(i32, String)> {
@@ -264,6 +291,8 @@ struct Open {
     uid: String,
     first_epoch: i64,
     evidence: Evidence,
+    /// It is ahead of its checkpoint.
+    unsaved: bool,
 }
 
 /// What was heard about the rung in force.
@@ -286,8 +315,11 @@ impl Court {
     /// What the evidence says now about the rung in force; none while no rung is reached. Writes a checkpoint when a window has
     /// closed.
     ///
+    /// A checkpoint that cannot be written for longer (its name is taken, a quota) stops the release where it stands, but
+    /// for harm that is shown: that is in the record of the revision as soon as it is acted on.
+    ///
     /// # Errors
-    /// When the checkpoint cannot be read or written: then nothing is decided, and the next visit tries again.
+    /// When the API server cannot be asked: then nothing is decided, and the next visit tries again.
     pub async fn hear(
         &self,
         visit: &Visit,
@@ -332,10 +364,19 @@ impl Court {
                 .collect(),
         };
         let update = open.evidence.update(&plan, &scrape);
-        if update.applied > 0 {
-            visit
-                .execute(vec![Action::apply(&checkpoint(&observed.pool, &open))])
-                .await?;
+        let mut refusal = None;
+        if update.applied > 0 || open.unsaved {
+            let save = Action::apply(&checkpoint(&observed.pool, &open));
+            open.unsaved = match visit.execute(vec![save]).await {
+                Ok(_) => false,
+                Err(
+                    error @ (Error::NameTaken { .. } | Error::Refused { .. } | Error::BeingCollected { .. }),
+                ) => {
+                    refusal = Some(error);
+                    true
+                }
+                Err(error) => return Err(error),
+            };
         }
         for metric in update.reset {
             visit.note(Note::normal(
@@ -354,6 +395,10 @@ impl Court {
         };
         self.open.lock().insert(visit.key().clone(), open);
         let gate = gate(&judgement, &plan, reached, permit);
+        let gate = match refusal {
+            Some(error) => unsaved(gate, &error),
+            None => gate,
+        };
         Ok(Some(Arc::new(Heard { gate, judgement })))
     }
 
@@ -383,12 +428,16 @@ impl Court {
         }
         let key = Key::new(&visit.key().namespace, config_map_name(&observed.name()));
         let kept = visit.read::<ConfigMap>(&key).await?;
-        let case = kept.and_then(|kept| kept.data?.remove(CHECKPOINT));
+        let is_ours = |kept: &ConfigMap| kept.owner_references().iter().any(|owner| owner.uid == uid);
+        let case = kept
+            .filter(is_ours)
+            .and_then(|kept| kept.data?.remove(CHECKPOINT));
         let read = case.and_then(|text| match restore(&text) {
             Ok((first_epoch, evidence)) => Some(Open {
                 uid: uid.clone(),
                 first_epoch,
                 evidence,
+                unsaved: false,
             }),
             Err(error) => {
                 warn!(%error, "the evidence of this release begins anew");
@@ -399,6 +448,7 @@ impl Court {
             uid,
             first_epoch: epoch,
             evidence: Evidence::new(whose),
+            unsaved: false,
         }))
     }
 }
@@ -560,6 +610,30 @@ mod tests {
     }
 
     #[test]
+    fn evidence_that_cannot_be_saved_holds_but_for_harm() {
+        let plan = asked(json!({"rollout": {"type": "Canary"}}), 10);
+        let error = Error::NameTaken {
+            kind: "ConfigMap".into(),
+            name: "support-evidence".into(),
+            owner: "nobody".into(),
+        };
+        for (verdict, opinion, word) in [
+            (Verdict::Advance, Opinion::Hold, "NameTaken"),
+            (Verdict::Continue, Opinion::Hold, "NameTaken"),
+            (Verdict::Rollback, Opinion::RollBack, "AnalysisFailed"),
+        ] {
+            let judgement = Judgement {
+                verdict,
+                metrics: Vec::new(),
+                eta_seconds: None,
+                message: String::new(),
+            };
+            let gate = unsaved(gate(&judgement, &plan, &reached(10), Permit::RollBack), &error);
+            assert_eq!((gate.opinion, gate.reason.word.as_str()), (opinion, word));
+        }
+    }
+
+    #[test]
     fn little_traffic_leaves_steps_out_only_where_none_are_named() {
         let rate = |requests_per_second| {
             Some(evidence::Traffic {
@@ -593,6 +667,7 @@ mod tests {
             uid: "u-1".into(),
             first_epoch: 9,
             evidence: Evidence::new(whose),
+            unsaved: false,
         };
         let kept = checkpoint(&pool(json!({})), &open);
         assert_eq!(kept.metadata.name.as_deref(), Some("support-evidence"));

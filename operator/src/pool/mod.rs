@@ -425,12 +425,14 @@ fn may_mend(code: u16, message: &str) -> bool {
 fn blocking(error: &Error) -> Option<Problem> {
     match error {
         Error::NameTaken { .. } => Some(Problem::invalid("NameTaken", error.to_string())),
+        // What a ReplicaSet is made of is the pods' template and our own fields.
         Error::Refused {
             code: 422, message, ..
-        } => Some(Problem::invalid(
+        } if error.is_refusal_of("ReplicaSet") => Some(Problem::invalid(
             INVALID_POD_TEMPLATE,
-            format!("the API server refuses it: {message}"),
+            format!("the API server refuses the pods: {message}"),
         )),
+        Error::Refused { code: 422, .. } => Some(Problem::invalid("Refused", error.to_string())),
         Error::Refused {
             code: 403, message, ..
         } if message.contains("exceeded quota") => Some(Problem::waiting("QuotaExceeded", message.clone())),

@@ -37,6 +37,14 @@ impl Round<'_> {
         }
 
         let weight = candidate.weight.unwrap_or_default();
+        let left_out = ladder.left_out(candidate.passed);
+        if let Some(left_out) = left_out.filter(|_| weight == 0 && !paused) {
+            return Verdict::Pass {
+                revision: candidate.revision.clone(),
+                weight: left_out,
+                is_left_out: true,
+            };
+        }
         let rung = ladder.rung(candidate.passed, weight);
         let goal = rung.map_or(100, |rung| rung.weight);
         let known = self.reached(candidate, goal).filter(|_| weight == goal);
@@ -144,7 +152,11 @@ impl Round<'_> {
             (Opinion::RollBack, _) => return reject(gate.reason.clone()),
             (Opinion::Undecided, OnUndecided::Abort) => return reject(gate.reason.clone()),
             (Opinion::Advance, _) | (Opinion::Undecided, OnUndecided::Promote) if !needs_approval => {
-                return Verdict::Pass(name.clone(), goal);
+                return Verdict::Pass {
+                    revision: name.clone(),
+                    weight: goal,
+                    is_left_out: false,
+                };
             }
             (Opinion::Advance, _) | (Opinion::Undecided, OnUndecided::Promote) => {
                 let message = format!(

@@ -18,7 +18,7 @@ fn ladder() -> Ladder {
         keeps_stable: true,
         scale_down_delay: SignedDuration::from_secs(30),
         bake: SignedDuration::from_secs(300),
-        on_undecided: OnUndecided::Hold,
+        ..Ladder::default()
     }
 }
 
@@ -281,6 +281,34 @@ fn rungs_edited_on_the_way_keep_the_weight() {
     });
     gone.members[1].passed = Some(10);
     assert_eq!(scale(&decide(&gone), CANDIDATE), Some(10));
+}
+
+#[test]
+fn a_retry_begins_at_the_smallest_rung_that_the_traffic_can_judge() {
+    let starting = Ladder {
+        starts_above: Some(10),
+        ..ladder()
+    };
+    let situation = pool(10)
+        .releasing(ready(10), ready(5), 0)
+        .climbing(starting);
+    let decision = decide(&situation);
+    assert_eq!(
+        (decision.passed.clone(), decision.left_out),
+        (Some((CANDIDATE.to_owned(), 10)), true)
+    );
+    assert_eq!(traffic(&decision), [(STABLE, 50), (CANDIDATE, 50)]);
+    // A new candidate gets it with its record.
+    let decision = decide(&Situation {
+        members: vec![situation.members[0].clone()],
+        ..situation.clone()
+    });
+    assert_eq!(changes(&decision), [(CANDIDATE, Standing::Candidate)]);
+    assert_eq!(decision.passed, Some((CANDIDATE.to_owned(), 10)));
+    // Traffic is never taken back for it.
+    let mut judged = situation;
+    judged.members[1].weight = Some(10);
+    assert_eq!((decide(&judged).passed, decide(&judged).left_out), (None, false));
 }
 
 #[test]
