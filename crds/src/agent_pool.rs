@@ -1,6 +1,7 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+use crate::release_test::TestStatus;
 pub use crate::rollout::*;
 use crate::rules;
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};

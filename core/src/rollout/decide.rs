@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::shift::{Shift, Wait, surge};
 use super::{
-    Arm, Change, Decision, Gateways, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
+    Arm, Change, Decision, Gateways, Ladder, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
     Trouble, Waiting,
 };
 
@@ -294,7 +294,9 @@ impl<'a> Round<'a> {
             return decision.into();
         }
         match &self.situation.ladder {
-            Some(ladder) if !candidate.is_trusted => self.climb(ladder, stable, candidate, decision),
+            Some(ladder) if !candidate.is_trusted && !rolls(ladder, candidate) => {
+                self.climb(ladder, stable, candidate, decision)
+            }
             _ => self.roll(stable, candidate, decision),
         }
     }
@@ -579,6 +581,12 @@ impl<'a> Round<'a> {
         };
         decision.state = state;
     }
+}
+
+/// Whether a candidate has left its ladder and goes on batch by batch.
+fn rolls(ladder: &Ladder, candidate: &Member) -> bool {
+    let has_begun = candidate.passed.is_some() || candidate.weight.unwrap_or_default() > 0;
+    ladder.rolls && has_begun
 }
 
 /// The weights of two revisions. Both are named as long as both matter, so that gateways know the endpoints of the

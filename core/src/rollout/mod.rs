@@ -219,6 +219,8 @@ pub struct Gate {
     pub reason: Reason,
     /// When the opinion changes by itself at the latest, if it does.
     pub deadline: Option<Timestamp>,
+    /// It comes from tests that have not all been passed, not from evidence: a bake does not end before they are.
+    pub by_test: bool,
 }
 
 /// A rung that every gateway has confirmed.

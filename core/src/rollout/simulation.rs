@@ -124,6 +124,7 @@ impl World {
             opinion,
             reason: Reason::new("AnalysisFailed", "errors"),
             deadline: None,
+            by_test: false,
         })
     }
 

@@ -11,7 +11,7 @@ use flotilla_core::evidence::{
     self, Compare, Counted, Evidence, Judgement, Metric, Mode, Permit, Question, Report, Rule, Scrape, Step,
     StormBreaker, Verdict,
 };
-use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing};
+use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing, shift};
 use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode, Approval, CanaryStep, StableScale};
 use flotilla_crds::{AgentPool, AgentPoolSpec};
 use jiff::{SignedDuration, Timestamp};
@@ -24,6 +24,7 @@ use tracing::warn;
 use super::build::child_meta;
 use super::dereference::Observed;
 use super::memory::Memory;
+use super::trial::list;
 use crate::runtime::{Action, Error, Failure as _, Key, Note, Visit};
 use crate::scrape::View;
 
@@ -44,6 +45,7 @@ pub fn steps(canary: &api::Canary) -> Vec<CanaryStep> {
         decide_within_seconds: clamp(rung.decide_within_seconds),
         replicas: None,
         approval: Approval::Automatic,
+        load_test: None,
     };
     evidence::DEFAULT_STEPS.iter().map(step).collect()
 }
@@ -61,8 +63,14 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
             pods: step.replicas,
             needs_approval: step.approval == Approval::Manual,
         };
+        let steps = steps(&canary);
+        let tested = list::tests_before(spec).then(|| Rung {
+            weight: 0,
+            pods: steps.first().and_then(|step| step.replicas),
+            needs_approval: false,
+        });
         return Some(Ladder {
-            rungs: steps(&canary).iter().map(rung).collect(),
+            rungs: tested.into_iter().chain(steps.iter().map(rung)).collect(),
             least_pods: canary.candidate_min_replicas,
             keeps_stable: canary.stable_scale == StableScale::Keep,
             scale_down_delay: seconds(canary.scale_down_delay_seconds),
@@ -72,10 +80,13 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
                 api::OnUndecided::Promote => OnUndecided::Promote,
                 api::OnUndecided::Abort => OnUndecided::Abort,
             },
+            tested_after: list::tests_after(spec),
             ..Ladder::default()
         });
     }
-    let green = spec.rollout.blue_green()?;
+    let Some(green) = spec.rollout.blue_green() else {
+        return list::tests_before(spec).then(|| tested_batch(spec));
+    };
     Some(Ladder {
         rungs: vec![Rung {
             weight: 0,
@@ -86,8 +97,28 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
         keeps_stable: true,
         scale_down_delay: seconds(green.scale_down_delay_seconds),
         bake: seconds(green.bake_seconds),
+        tested_after: list::tests_after(spec),
         ..Ladder::default()
     })
+}
+
+/// A rolling update whose first batch is tested before it gets traffic.
+fn tested_batch(spec: &AgentPoolSpec) -> Ladder {
+    let batch = shift::surge(
+        spec.effective_replicas(),
+        spec.rolling_update().max_surge_percent,
+    );
+    Ladder {
+        rungs: vec![Rung {
+            weight: 0,
+            pods: Some(batch),
+            needs_approval: false,
+        }],
+        least_pods: 1,
+        keeps_stable: true,
+        rolls: true,
+        ..Ladder::default()
+    }
 }
 
 fn metrics(analysis: &Analysis) -> Vec<Metric> {
@@ -207,6 +238,7 @@ fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit:
         deadline: (opinion == Opinion::Continue)
             .then(|| Timestamp::from_second(due).ok())
             .flatten(),
+        by_test: false,
     }
 }
 
@@ -343,6 +375,10 @@ impl Court {
             return Ok(None);
         };
         if candidate.revision != reached.revision || candidate.attempt != reached.attempt {
+            return Ok(None);
+        }
+        // Before its first traffic there is nothing to count, but for what a blue-green's bake compares with.
+        if reached.weight == 0 && spec.rollout.blue_green().is_none() {
             return Ok(None);
         }
         let whose = evidence::Key {
@@ -510,6 +546,24 @@ mod tests {
         );
         assert_eq!(ladder.bake, SignedDuration::from_secs(600));
         assert_eq!(super::ladder(&pool(json!({})).spec), None);
+    }
+
+    #[test]
+    fn tests_before_traffic_are_a_rung_of_their_own() {
+        let tests = json!([{"name": "health", "type": "HTTP", "when": "BeforeAndAfter"}]);
+        let ladder_of = |rollout: serde_json::Value| {
+            let mut spec = json!({"replicas": 8, "rollout": rollout});
+            spec["rollout"]["smokeTests"] = tests.clone();
+            ladder(&pool(spec).spec).unwrap()
+        };
+        let canary = ladder_of(json!({"type": "Canary", "canary": {"steps": [{"weight": 5, "replicas": 3}]}}));
+        let rungs: Vec<_> = canary.rungs.iter().map(|rung| (rung.weight, rung.pods)).collect();
+        assert_eq!(rungs, [(0, Some(3)), (5, Some(3))]);
+        assert!(canary.tested_after && !canary.rolls);
+        let green = ladder_of(json!({"type": "BlueGreen"}));
+        assert_eq!((green.rungs.len(), green.tested_after), (1, true));
+        let rolling = ladder_of(json!({}));
+        assert_eq!((rolling.rungs[0].pods, rolling.rolls), (Some(2), true));
     }
 
     #[test]

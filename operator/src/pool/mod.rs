@@ -7,6 +7,7 @@
 //! | where the release stands and what is next | [`flotilla_core::rollout`], [`plan`] | no: pure |
 //! | the objects for it | `draft`, [`build`] | no: pure |
 //! | carried out | [`Visit::execute`](crate::runtime::Visit::execute) | yes |
+//! | whether a candidate may go on | [`judge`]: by evidence; [`trial`]: by tests | a checkpoint; the candidate itself |
 //! | told | [`status`] | pure; written on change |
 //!
 //! The truth about a pool's releases is in the labels of its ControllerRevisions, its ReplicaSets and the weights in
@@ -24,6 +25,7 @@ pub mod ports;
 pub mod prune;
 pub mod sources;
 pub mod status;
+pub mod trial;
 pub mod trouble;
 pub mod validate;
 pub mod victims;
@@ -57,6 +59,10 @@ use memory::{Memories, Memory, Standpoint, Standpoints, StepPoint};
 use plan::{Plan, plan};
 use ports::Ports;
 use sources::SourceReader;
+use trial::Trials;
+use trial::ask::{Ask, Network};
+use trial::runner::Runner;
+use trial::sitting::{TEST_UNDECIDED, TESTING};
 use validate::{INVALID_POD_TEMPLATE, Problem, Wanted, validate};
 
 /// After this long the API server is asked again about pods it refused: its policies may have changed.
@@ -78,6 +84,7 @@ pub struct PoolReconciler {
     memories: Memories,
     standpoints: Standpoints,
     court: Court,
+    trials: Trials,
 }
 
 /// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about.
@@ -88,6 +95,20 @@ pub fn register(
     health: GatewayHealth,
     standpoints: Standpoints,
 ) -> Trigger {
+    register_with(manager, caches, scraper, health, standpoints, Arc::new(Network::default()))
+}
+
+/// [`register`] with another way to ask candidates.
+pub fn register_with(
+    manager: &mut Manager,
+    caches: &Caches,
+    scraper: &Scraper,
+    health: GatewayHealth,
+    standpoints: Standpoints,
+    ask: Arc<dyn Ask>,
+) -> Trigger {
+    let runner = Runner::new(ask);
+    let trials = Trials::new(runner.clone(), manager.metrics());
     let of_namespace = |caches: &Caches| {
         let pools = caches.pools.clone();
         move |namespace: &str, uses: &dyn Fn(&AgentPool) -> bool| -> Vec<Key> {
@@ -107,6 +128,8 @@ pub fn register(
         .owns(&caches.services)
         .owns(&caches.service_accounts)
         .owns(&caches.disruption_budgets)
+        .owns(&caches.jobs)
+        .owns(&caches.load_tests)
         .watches(&caches.pods, of_pod)
         .watches(&caches.actions, |action| {
             vec![Key::new(
@@ -144,9 +167,12 @@ pub fn register(
                 ports: Ports::default(),
                 memories: Memories::default(),
                 court: Court::default(),
+                trials,
                 standpoints,
             },
         );
+    runner.tell(trigger.clone());
+    manager.leader_task("release tests", move |_| runner.clone().run());
     let told = trigger.clone();
     scraper.on_report(move |key| {
         if !key.name.starts_with(PROVIDER_PREFIX) {
@@ -221,6 +247,10 @@ impl Reconciler for PoolReconciler {
         let mut wanted = validate(&observed);
         let mut memory = self.memories.recall(key, &uid, &observed.status);
         memory.heard = self.court.hear(visit, &observed, &memory, now).await?;
+        let errands = self
+            .trials
+            .look(key, &observed, &mut memory, &self.caches, now);
+        errands.notes.into_iter().for_each(|note| visit.note(note));
         let mut made = plan(&observed, &wanted, &memory, now);
         if made.lacks_bytes {
             observed = self.look(&pool, visit, true).await?;
@@ -241,6 +271,7 @@ impl Reconciler for PoolReconciler {
         self.tell_standpoint(&observed, &wanted, &made, key);
         self.scraper.set_eager(key, made.eager);
 
+        made.actions.extend(errands.actions);
         let blocked = match visit.execute(std::mem::take(&mut made.actions)).await {
             Ok(_) => None,
             Err(error) => match blocking(&error) {
@@ -274,6 +305,7 @@ impl Reconciler for PoolReconciler {
         self.ports.forget(key);
         self.memories.forget(key);
         self.court.forget(key);
+        self.trials.forget(key);
         self.standpoints.forget(key);
         self.scraper.set_eager(key, false);
     }
@@ -368,7 +400,11 @@ fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
     Some(StepPoint {
         index: ladder.index(reached.weight),
         weight: reached.weight,
-        awaits_person: !matches!(waiting, Some(judge::EVIDENCE_CONTINUES | "Judging") | None),
+        awaits_person: !matches!(
+            waiting,
+            Some(judge::EVIDENCE_CONTINUES | "Judging" | TESTING) | None
+        ),
+        awaits_tests: matches!(waiting, Some(TESTING | TEST_UNDECIDED)),
     })
 }
 

@@ -17,6 +17,7 @@ use super::draft::Draft;
 use super::gateways::Reports;
 use super::judge;
 use super::memory::Memory;
+use super::trial::sitting;
 use super::trouble;
 use super::validate::{INVALID_POD_TEMPLATE, Problem, Wanted};
 use crate::runtime::Action;
@@ -103,7 +104,11 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         gateways: gateways.clone(),
         progress: memory.progress.clone(),
         ladder,
-        gate: memory.heard.as_ref().map(|heard| heard.gate.clone()),
+        gate: sitting::combine(
+            memory.sitting.as_deref(),
+            memory.heard.as_ref().map(|heard| heard.gate.clone()),
+            memory.reached.as_ref(),
+        ),
         reached: memory.reached.clone(),
     });
     memory.progress.clone_from(&decision.progress);

@@ -48,6 +48,8 @@ impl Round<'_> {
         let rung = ladder.rung(candidate.passed, weight);
         let goal = rung.map_or(100, |rung| rung.weight);
         let known = self.reached(candidate, goal).filter(|_| weight == goal);
+        let awaits_tests =
+            rung.is_none() && ladder.tested_after && known.is_none_or(|reached| !self.is_tested(candidate, reached));
         let stays_until = known.map(|reached| deadline(reached.since, ladder.scale_down_delay));
         let climb = Climb {
             ladder,
@@ -58,7 +60,7 @@ impl Round<'_> {
             rung,
             confirmed: self.is_confirmed(),
             hold: paused,
-            keeps_outgoing: stays_until.is_none_or(|until| now < until),
+            keeps_outgoing: awaits_tests || stays_until.is_none_or(|until| now < until),
             others: self.others(&[stable, candidate]),
             surge: self.surge,
         };
@@ -126,6 +128,13 @@ impl Round<'_> {
         gate.filter(|gate| gate.weight == reached.weight)
     }
 
+    /// Whether the tests on all the traffic are passed, and what is said comes from the evidence alone; or somebody has
+    /// decided not to wait for them.
+    fn is_tested(&self, candidate: &Member, reached: &Reached) -> bool {
+        candidate.passed.is_some_and(|passed| passed >= 100)
+            || self.gate(reached).is_some_and(|gate| !gate.by_test)
+    }
+
     /// The rung is reached: what is said about it?
     fn judge(
         &self,
@@ -177,12 +186,15 @@ impl Round<'_> {
         self.look_on(State::Judging, waiting, reached, candidate, decision)
     }
 
-    /// All the traffic is there. Without a bake and a delay that is all.
+    /// All the traffic is there. Without a bake, a delay and tests that is all.
     fn bake(&self, ladder: &Ladder, reached: Reached, candidate: &Member, decision: Decision) -> Verdict {
         let now = self.situation.now;
         let name = &candidate.revision;
         let baked = deadline(reached.since, ladder.bake);
-        let gate = self.gate(&reached).filter(|_| !ladder.bake.is_zero());
+        let is_tested = !ladder.tested_after || self.is_tested(candidate, &reached);
+        let gate = self
+            .gate(&reached)
+            .filter(|gate| gate.by_test || !ladder.bake.is_zero());
         let is_held = match gate {
             Some(gate) if gate.opinion == Opinion::RollBack => {
                 return Verdict::change(name, Standing::Rejected, Some(gate.reason.clone()));
@@ -192,11 +204,15 @@ impl Round<'_> {
             None => false,
         };
         let end: Timestamp = baked.max(deadline(reached.since, ladder.scale_down_delay));
-        if now >= end {
+        if now >= end && is_tested {
             return Verdict::change(name, Standing::Stable, None);
         }
         let waiting = match gate {
-            Some(gate) if is_held => said(gate),
+            Some(gate) if is_held || gate.by_test && !is_tested => said(gate),
+            None if !is_tested => {
+                let message = format!("{name} has all the traffic and is being tested");
+                wait("Testing", message, None)
+            }
             _ if now < baked => {
                 let message = format!("{name} serves and is still judged; until then it can be led back");
                 wait("Baking", message, Some(baked))
