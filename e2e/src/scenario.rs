@@ -5,6 +5,7 @@ pub mod budget;
 pub mod load_test;
 pub mod pool;
 pub mod release;
+pub mod release_tests;
 pub mod rest;
 pub mod scale;
 pub mod sessions;
