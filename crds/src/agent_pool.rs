@@ -799,6 +799,9 @@ pub struct RolloutStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
     pub measured_weight_percent: Option<String>,
+    /// topUpRef names the LoadTest that sends synthetic requests, while one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_up_ref: Option<LocalRef>,
     /// tests of the new revision at this step, in the order of `smokeTests`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::common::LocalRef;
 use crate::release_test::{SmokeTest, StepLoadTest};
 use crate::rules;
 
@@ -18,6 +19,8 @@ use crate::rules;
         .message("blueGreen holds the settings of type BlueGreen; remove it or write type: BlueGreen"),
     validation = Rule::new("self.type != 'RollingUpdate' || !has(self.analysis)")
         .message("analysis judges a Canary or a BlueGreen release; a RollingUpdate goes on by readiness alone: remove analysis or change type"),
+    validation = Rule::new("self.type == 'Canary' || !has(self.analysis) || !has(self.analysis.topUp)")
+        .message("analysis.topUp is for the steps of a Canary; leave it out, or write type: Canary"),
     validation = Rule::new("self.type != 'RollingUpdate' || !has(self.smokeTests) || self.smokeTests.all(t, t.when == 'BeforeTraffic')")
         .message("smokeTests: after a RollingUpdate there is no way back, so its tests run before traffic only; write when: BeforeTraffic or change type")
 )]
@@ -299,6 +302,10 @@ pub struct Analysis {
     /// latency judges how many requests take longer than each of some thresholds. Default: latency is not judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencyAnalysis>,
+    /// topUp runs synthetic load through the gateway while a step of a canary has too little traffic to be judged. Default:
+    /// none; such a step waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_up: Option<TopUp>,
     /// warmupSeconds at the start of each step whose requests do not count, on either side: new pods are cold. Default 30.
     #[serde(default = "half_minute")]
     #[schemars(range(min = 0, max = 3600))]
@@ -311,9 +318,26 @@ impl Default for Analysis {
             strictness: Strictness::default(),
             errors: ErrorAnalysis::default(),
             latency: None,
+            top_up: None,
             warmup_seconds: half_minute(),
         }
     }
+}
+
+/// Synthetic load for a quiet pool. Its requests carry the header `X-Flotilla-Synthetic: load-test`, cost tokens like any other, and
+/// count on both revisions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TopUp {
+    /// templateRef names a LoadTest of this namespace that is copied, with this pool as its target, and run again and again until
+    /// the step is decided. One with `suspend: true` never runs itself.
+    pub template_ref: LocalRef,
+    /// minRequestsPerSecond of the whole pool below which the load begins, as a decimal string, for example `"0.5"`. Default
+    /// `"1"`.
+    #[serde(default = "one_per_second")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = Rule::new(rules::RATE).message("topUp.minRequestsPerSecond must be a decimal string from \"0.001\" to \"100000\", for example \"0.5\""))]
+    pub min_requests_per_second: String,
 }
 
 /// How sure a verdict must be.
@@ -438,6 +462,9 @@ fn ten_minutes() -> i32 {
 }
 fn hour() -> i32 {
     3600
+}
+fn one_per_second() -> String {
+    "1".to_owned()
 }
 fn one_percent() -> String {
     "1".to_owned()

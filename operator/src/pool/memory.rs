@@ -41,6 +41,8 @@ pub struct Memory {
     pub heard: Option<Arc<Heard>>,
     /// The tests at that rung.
     pub sitting: Option<Arc<Sitting>>,
+    /// The LoadTest that sends synthetic requests for it.
+    pub top_up: Option<String>,
 }
 
 impl Memory {

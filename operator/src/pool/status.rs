@@ -9,7 +9,7 @@ use flotilla_crds::agent_pool::{
     CandidateStatus, CountStatus, LastAction, MetricStatus, RejectedRevision, RestartStatus, RolloutStatus,
     StableStatus, StepStatus, TrafficShare, WaitingFor,
 };
-use flotilla_crds::common::condition;
+use flotilla_crds::common::{LocalRef, condition};
 use flotilla_crds::release_test::TestStatus;
 use flotilla_crds::rollout_action::ActionResult;
 use flotilla_crds::{AgentPoolStatus, names};
@@ -360,6 +360,7 @@ fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Optio
         waiting_for: waiting,
         step: step(observed, plan),
         measured_weight_percent: measured_weight(plan),
+        top_up_ref: top_up(plan),
         tests: tests(plan),
         metrics: metrics(plan),
     })
@@ -380,6 +381,13 @@ fn tests(plan: &Plan) -> Vec<TestStatus> {
     let sitting = plan.memory.sitting.as_deref().zip(plan.decision.reached.as_ref());
     let sitting = sitting.filter(|(sitting, reached)| sitting.is_of(reached));
     sitting.map(|(sitting, _)| sitting.status()).unwrap_or_default()
+}
+
+/// The LoadTest that sends synthetic requests for it.
+fn top_up(plan: &Plan) -> Option<LocalRef> {
+    plan.decision.reached.as_ref()?;
+    let name = plan.memory.top_up.clone()?;
+    Some(LocalRef { name })
 }
 
 /// The judgement of this visit, if it is about the rung that is still in force.

@@ -76,6 +76,18 @@ fn canary(tests: Value) -> FakeCluster {
     }}))
 }
 
+/// A LoadTest that is only copied.
+fn put_template(cluster: &FakeCluster, name: &str) {
+    cluster.put(
+        &format!("{LOAD_TESTS}/{name}"),
+        json!({"metadata": {"name": name}, "spec": {
+            "target": {"poolRef": {"name": "support"}}, "suspend": true,
+            "scenarios": [{"name": "a", "prompt": {"text": "hi"}}],
+            "stages": [{"name": "s", "type": "Batch", "batch": {"size": 1, "requests": 3}}],
+        }}),
+    );
+}
+
 /// The highest weight that the candidate ever had, by what status says while `reach` plays.
 async fn highest_weight_until(cluster: &FakeCluster, expected: &str) -> i64 {
     let mut highest = 0;
@@ -211,14 +223,7 @@ async fn jobs_and_load_tests_are_awaited_and_survive_a_restart() {
         }
     };
     eventually("the template is missed", MINUTE, waiting).await;
-    cluster.put(
-        &format!("{LOAD_TESTS}/smoke-load"),
-        json!({"metadata": {"name": "smoke-load"}, "spec": {
-            "target": {"poolRef": {"name": "support"}}, "suspend": true,
-            "scenarios": [{"name": "a", "prompt": {"text": "hi"}}],
-            "stages": [{"name": "s", "type": "Batch", "batch": {"size": 1, "requests": 3}}],
-        }}),
-    );
+    put_template(&cluster, "smoke-load");
     let test = child(&cluster, LOAD_TESTS).await;
     assert_eq!(
         cluster.get(&test).unwrap()["spec"]["target"]["serviceRef"]["name"],
@@ -254,14 +259,7 @@ async fn a_step_waits_for_its_load_test_and_a_failed_one_leads_back() {
         pool["spec"]["rollout"]["canary"]["steps"][0]["loadTest"] =
             json!({"templateRef": {"name": "gate"}, "attempts": 1, "timeoutSeconds": 3600});
     });
-    cluster.put(
-        &format!("{LOAD_TESTS}/gate"),
-        json!({"metadata": {"name": "gate"}, "spec": {
-            "target": {"poolRef": {"name": "support"}}, "suspend": true,
-            "scenarios": [{"name": "a", "prompt": {"text": "hi"}}],
-            "stages": [{"name": "s", "type": "Batch", "batch": {"size": 1, "requests": 3}}],
-        }}),
-    );
+    put_template(&cluster, "gate");
     let _running = operator(&cluster);
     reach(&cluster, "Ready").await;
     change(&cluster, "/spec/agent/image", json!("agent:2"));
@@ -287,6 +285,44 @@ async fn a_step_waits_for_its_load_test_and_a_failed_one_leads_back() {
     reach(&cluster, "LoadTestFailed").await;
     let message = cluster.get(POOL).unwrap()["status"]["rejected"][0]["message"].clone();
     assert!(message.as_str().unwrap().contains("p95 is 900 ms"), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_step_is_topped_up_through_the_gateway_and_only_while_it_is_judged() {
+    let cluster = canary(json!([]));
+    cluster.update(POOL, |pool| {
+        pool["spec"]["rollout"]["analysis"] =
+            json!({"topUp": {"templateRef": {"name": "quiet"}, "minRequestsPerSecond": "100"}});
+    });
+    put_template(&cluster, "quiet");
+    let _running = operator(&cluster);
+    reach(&cluster, "Ready").await;
+    change(&cluster, "/spec/agent/image", json!("agent:2"));
+    let test = child(&cluster, LOAD_TESTS).await;
+    let made = cluster.get(&test).unwrap();
+    assert_eq!(made["spec"]["target"], json!({"poolRef": {"name": "support"}}));
+    let shown = || {
+        let pool = cluster.get(POOL).unwrap();
+        let name = pool["status"]["rollout"]["topUpRef"]["name"].clone();
+        if name == made["metadata"]["name"] { Ok(()) } else { Err(format!("{:#}", pool["status"])) }
+    };
+    eventually("status names it", MINUTE, shown).await;
+    let ended = json!({"verdict": "Inconclusive", "completionTime": "2027-01-15T08:00:00Z"});
+    cluster.update(&test, |test| test["status"] = ended);
+    eventually("another run", MINUTE, || {
+        let tests = objects(&cluster, LOAD_TESTS);
+        let is_next = |test: &Value| test["metadata"]["annotations"]["flotilla.dev/run"] == "2";
+        if tests.iter().any(is_next) && tests.len() == 2 { Ok(()) } else { Err(format!("{tests:#?}")) }
+    })
+    .await;
+    let candidate = cluster.get(POOL).unwrap()["status"]["candidate"]["revision"].clone();
+    command(&cluster, "go", "PromoteFull", json!({"revision": candidate}));
+    reach(&cluster, "Ready").await;
+    eventually("it has ended", MINUTE, || {
+        let tests = objects(&cluster, LOAD_TESTS);
+        if tests.len() == 1 { Ok(()) } else { Err(format!("{tests:#?}")) }
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

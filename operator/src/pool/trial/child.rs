@@ -68,7 +68,8 @@ pub fn is_owned<K: Resource<DynamicType = ()>>(object: &K, pool: &str) -> bool {
     object.meta().deletion_timestamp.is_none() && owners.into_iter().any(|owner| owner.uid == pool)
 }
 
-fn metadata(whose: Whose<'_>, name: &str, check: &Check) -> ObjectMeta {
+/// Metadata of a child: the pool's, but none of the labels by which its own objects are found.
+pub(super) fn metadata(whose: Whose<'_>, name: &str, check: &Check) -> ObjectMeta {
     let mut metadata = child_meta(whose.pool, name, None);
     let labels = metadata.labels.get_or_insert_default();
     // It is no agent, and a pool's own objects are found by this label.

@@ -6,7 +6,7 @@
 //! | which tests a rung has | [`list`] | no: pure |
 //! | what has come of them, and the gate that follows | [`sitting`] | no: pure |
 //! | requests, connections and names | [`runner`], [`ask`], [`answer`] | the candidate's Service; never the API server |
-//! | Jobs and LoadTests | [`child`] | no: objects out of values, carried out with the pool's plan |
+//! | Jobs and LoadTests | [`child`], [`top_up`] | no: objects out of values, carried out with the pool's plan |
 //!
 //! What a test has come to is kept in memory and in `status.rollout.tests`; that all are passed, with the candidate's record
 //! (as any rung). A restarted operator begins again what was under way, and repeats nothing that has ended. Jobs and
@@ -18,6 +18,7 @@ pub mod child;
 pub mod list;
 pub mod runner;
 pub mod sitting;
+pub mod top_up;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use super::dereference::Observed;
+use super::judge;
 use super::memory::Memory;
 use crate::caches::Caches;
 use crate::metrics::Metrics;
@@ -91,6 +93,7 @@ impl Trials {
             actions: sweep(observed, caches),
             ..Errands::default()
         };
+        self.top_up(key, observed, memory, caches, now, &mut errands);
         let spec = &observed.pool.spec;
         let reached = memory.reached.clone();
         let checks = reached
@@ -128,6 +131,61 @@ impl Trials {
         self.tell(before.as_deref(), &sitting, &mut errands.notes);
         memory.sitting = Some(Arc::new(sitting));
         errands
+    }
+
+    /// Synthetic load while a step of a canary is judged.
+    fn top_up(
+        &self,
+        key: &Key,
+        observed: &Observed,
+        memory: &mut Memory,
+        caches: &Caches,
+        now: Timestamp,
+        errands: &mut Errands,
+    ) {
+        let spec = &observed.pool.spec;
+        let wanted = spec.rollout.canary().and(spec.rollout.analysis().top_up);
+        let reached = memory.reached.clone();
+        let is_step = |reached: &Reached| (1..100).contains(&reached.weight);
+        let may_run = !spec.rollout.paused && !spec.stopped;
+        let step = wanted.zip(reached.filter(|reached| is_step(reached) && may_run));
+        let whose = step.as_ref().map(|(_, reached)| Whose {
+            pool: &observed.pool,
+            revision: &reached.revision,
+            attempt: reached.attempt,
+            weight: reached.weight,
+        });
+        let owned = caches.load_tests.owned_by(&uid_of(&*observed.pool));
+        let stale = owned.iter().filter(|test| top_up::is_stale(test, whose));
+        errands.actions.extend(stale.map(|test| Action::delete(&**test)));
+        memory.top_up = None;
+        let Some(((wanted, reached), whose)) = step.as_ref().zip(whose) else {
+            return;
+        };
+        let template = caches
+            .load_tests
+            .get(&Key::new(&key.namespace, &wanted.template_ref.name));
+        let name = observed.name();
+        let records = observed.revisions.iter().map(|known| &known.record);
+        let arms = records
+            .filter(|record| record.standing == Standing::Stable || record.revision == reached.revision)
+            .filter_map(|record| judge::traffic(&observed.gateways, &name, &record.revision));
+        // While a gateway has not spoken, little traffic is only little that is known.
+        let is_known = observed.gateways.iter().all(|view| !view.ready || view.fresh);
+        let rate = match is_known {
+            true => arms.map(|arm| arm.requests_per_second).sum(),
+            false => f64::INFINITY,
+        };
+        let found = top_up::decide(whose, wanted, &owned, template.as_deref(), rate, now);
+        if found.begins {
+            let text = format!(
+                "{} has {rate:.2} requests per second at {} %, less than {}: synthetic load begins",
+                reached.revision, reached.weight, wanted.min_requests_per_second
+            );
+            errands.notes.push(Note::normal("TopUpStarted", text));
+        }
+        errands.actions.extend(found.actions);
+        memory.top_up = found.running;
     }
 
     /// The pool is gone.
@@ -316,6 +374,7 @@ fn sweep(observed: &Observed, caches: &Caches) -> Vec<Action> {
     let tests = caches.load_tests.owned_by(&uid);
     let tests = tests
         .iter()
+        .filter(|test| !top_up::is_stale(test, None))
         .filter(|test| goes(test.annotations().get(names::TESTED_RELEASE), child::has_verdict(test)))
         .map(|test| Action::delete(&**test));
     jobs.chain(tests).collect()
