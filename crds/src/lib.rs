@@ -18,6 +18,7 @@ pub mod rollout_action;
 pub mod route;
 mod rules;
 pub mod schema;
+pub mod sourced_metric;
 pub mod yaml;
 
 pub use agent_pool::{AgentPool, AgentPoolSpec, AgentPoolStatus};

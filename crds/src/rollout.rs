@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::common::LocalRef;
 use crate::release_test::{SmokeTest, StepLoadTest};
 use crate::rules;
+use crate::sourced_metric::SourcedMetric;
 
 /// How a new revision replaces the one that serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -302,6 +303,12 @@ pub struct Analysis {
     /// latency judges how many requests take longer than each of some thresholds. Default: latency is not judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencyAnalysis>,
+    /// metrics whose numbers come from another source than the gateways: counts that are compared, or values with limits.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub metrics: Vec<SourcedMetric>,
     /// topUp runs synthetic load through the gateway while a step of a canary has too little traffic to be judged. Default:
     /// none; such a step waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -318,6 +325,7 @@ impl Default for Analysis {
             strictness: Strictness::default(),
             errors: ErrorAnalysis::default(),
             latency: None,
+            metrics: Vec::new(),
             top_up: None,
             warmup_seconds: half_minute(),
         }

@@ -55,6 +55,12 @@ pub(crate) fn money() -> Rule {
         .message("a price must be a decimal string, for example \"0.25\"")
 }
 
+/// A number with a sign.
+pub(crate) fn decimal() -> Rule {
+    Rule::new("self.matches('^-?[0-9]{1,12}([.][0-9]{1,6})?$')")
+        .message("a limit must be a decimal string, for example \"4.5\"")
+}
+
 /// A percentage.
 pub(crate) fn percent() -> Rule {
     Rule::new("self.matches('^[0-9]{1,2}([.][0-9]{1,4})?$')")

@@ -47,6 +47,8 @@ pub struct Settings {
     pub gateway_replicas: i32,
     /// Namespaces whose gateways are replaced at the same time after an upgrade.
     pub upgrade_parallelism: usize,
+    /// Sources that `analysis.metrics` of a pool may name.
+    pub metric_sources: pool::figures::Sources,
 }
 
 /// Why the program ended.
@@ -127,6 +129,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
         loadgen_image: args.loadgen_image,
         gateway_replicas: args.gateway_replicas,
         upgrade_parallelism: usize::try_from(args.upgrade_parallelism).unwrap_or(usize::MAX),
+        metric_sources: args.metric_sources.into_iter().collect(),
     };
     register(&mut manager, &settings);
 
@@ -152,7 +155,14 @@ pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
     };
     gateway::register(manager, &caches, gateways, health.clone());
     let standpoints = pool::memory::Standpoints::default();
-    pool::register(manager, &caches, &scraper, health.clone(), standpoints.clone());
+    pool::register(
+        manager,
+        &caches,
+        &scraper,
+        health.clone(),
+        standpoints.clone(),
+        settings.metric_sources.clone(),
+    );
     action::register(manager, &caches, standpoints);
     provider::register(manager, &caches, scraper, health);
     let load_generators = loadtest::Settings {

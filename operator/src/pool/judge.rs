@@ -13,6 +13,7 @@ use flotilla_core::evidence::{
 };
 use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing, shift};
 use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode, Approval, CanaryStep, StableScale};
+use flotilla_crds::sourced_metric::SourcedMetric;
 use flotilla_crds::{AgentPool, AgentPoolSpec};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -23,6 +24,7 @@ use tracing::warn;
 
 use super::build::child_meta;
 use super::dereference::Observed;
+use super::figures::{Figures, Subject};
 use super::memory::Memory;
 use super::trial::list;
 use crate::runtime::{Action, Error, Failure as _, Key, Note, Visit};
@@ -121,11 +123,41 @@ fn tested_batch(spec: &AgentPoolSpec) -> Ladder {
     }
 }
 
-fn metrics(analysis: &Analysis) -> Vec<Metric> {
-    let mode = |mode: AnalysisMode| match mode {
+fn mode(mode: AnalysisMode) -> Mode {
+    match mode {
         AnalysisMode::Enforce => Mode::Enforce,
         AnalysisMode::Observe => Mode::Observe,
+    }
+}
+
+/// A metric whose numbers come from another source; none if it says nothing to judge by, which the schema does not let through.
+pub fn sourced(metric: &SourcedMetric) -> Option<Metric> {
+    let limit = |text: &Option<String>| {
+        let value: f64 = text.as_deref()?.parse().ok()?;
+        Some((value * 1e6).round() as i64)
     };
+    let rule = match (&metric.counts, &metric.threshold) {
+        (Some(counts), _) => Rule::Compare(Compare {
+            counted: Counted::Events,
+            tolerate_worse_percent: u32::try_from(counts.tolerate_worse_percent).unwrap_or_default(),
+            acceptable_millionths: millionths(&counts.acceptable_percent),
+            ..Compare::errors()
+        }),
+        (None, Some(threshold)) => Rule::Threshold(evidence::Threshold {
+            minimum_millionths: limit(&threshold.minimum),
+            maximum_millionths: limit(&threshold.maximum),
+            failure_limit: u32::try_from(threshold.failure_limit).unwrap_or_default(),
+        }),
+        (None, None) => return None,
+    };
+    Some(Metric {
+        name: metric.name.clone(),
+        mode: mode(metric.mode),
+        rule,
+    })
+}
+
+fn metrics(analysis: &Analysis) -> Vec<Metric> {
     let percent = |number: i32| u32::try_from(number).unwrap_or_default();
     let errors = &analysis.errors;
     let mut metrics = vec![Metric {
@@ -138,6 +170,7 @@ fn metrics(analysis: &Analysis) -> Vec<Metric> {
             ..Compare::errors()
         }),
     }];
+    metrics.extend(analysis.metrics.iter().filter_map(sourced));
     metrics.extend(analysis.latency.as_ref().map(|latency| {
         let thresholds = latency.thresholds_milliseconds.iter();
         let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
@@ -337,13 +370,23 @@ pub struct Heard {
 }
 
 /// Judges all pools' releases.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Court {
     open: Mutex<HashMap<Key, Open>>,
     storm: Mutex<StormBreaker>,
+    figures: Figures,
 }
 
 impl Court {
+    /// Hears `figures` beside the gateways.
+    pub fn new(figures: Figures) -> Self {
+        Self {
+            open: Mutex::default(),
+            storm: Mutex::default(),
+            figures,
+        }
+    }
+
     /// What the evidence says now about the rung in force; none while no rung is reached. Writes a checkpoint when a window has
     /// closed.
     ///
@@ -353,6 +396,20 @@ impl Court {
     /// # Errors
     /// When the API server cannot be asked: then nothing is decided, and the next visit tries again.
     pub async fn hear(
+        &self,
+        visit: &Visit,
+        observed: &Observed,
+        memory: &Memory,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Heard>>, Error> {
+        let heard = self.judge(visit, observed, memory, now).await?;
+        if heard.is_none() {
+            self.figures.follow(visit.key(), None);
+        }
+        Ok(heard)
+    }
+
+    async fn judge(
         &self,
         visit: &Visit,
         observed: &Observed,
@@ -389,6 +446,15 @@ impl Court {
         let mut open = self.open(visit, observed, whose, epoch).await?;
         let plan = evidence_plan(spec, &ladder, reached, epoch, open.first_epoch);
         let name = observed.name();
+        let subject = Subject {
+            uid: observed.pool.uid().unwrap_or_default(),
+            stable: stable.revision.clone(),
+            candidate: candidate.revision.clone(),
+            attempt: candidate.attempt,
+            metrics: spec.rollout.analysis().metrics,
+        };
+        self.figures.follow(visit.key(), Some((subject, epoch)));
+        let read = self.figures.reports(visit.key(), now.as_second(), plan.closes(0));
         let scrape = Scrape {
             now: now.as_second(),
             complete: observed.gateways.iter().all(|view| !view.ready || view.fresh),
@@ -397,6 +463,7 @@ impl Court {
                 .iter()
                 .filter_map(|view| view.stats.as_ref())
                 .map(|stats| Report::of_gateway(stats, &name, &stable.revision, &candidate.revision, &plan))
+                .chain(read)
                 .collect(),
         };
         let update = open.evidence.update(&plan, &scrape);
@@ -431,10 +498,14 @@ impl Court {
         };
         self.open.lock().insert(visit.key().clone(), open);
         let gate = gate(&judgement, &plan, reached, permit);
-        let gate = match refusal {
+        let mut gate = match refusal {
             Some(error) => unsaved(gate, &error),
             None => gate,
         };
+        let is_open = !matches!(gate.opinion, Opinion::Advance | Opinion::RollBack);
+        if let Some(problem) = self.figures.problem(visit.key()).filter(|_| is_open) {
+            gate.reason.message = format!("{}; metric {problem}", gate.reason.message);
+        }
         Ok(Some(Arc::new(Heard { gate, judgement })))
     }
 
@@ -446,6 +517,7 @@ impl Court {
 
     /// Drops what is known of a pool that is gone.
     pub fn forget(&self, key: &Key) {
+        self.figures.follow(key, None);
         self.open.lock().remove(key);
     }
 
@@ -611,6 +683,32 @@ mod tests {
             (bake.step.question, bake.step.min_seconds, bake.step.index),
             (Question::Bake, 90, 1)
         );
+    }
+
+    #[test]
+    fn metrics_of_other_sources_are_compared_or_held_against_limits() {
+        let plan = asked(
+            json!({"rollout": {"type": "Canary", "analysis": {"metrics": [
+                {"name": "checkouts", "source": {"type": "Prometheus", "name": "main"},
+                    "counts": {"requests": "a{{revision}}", "events": "b{{revision}}", "acceptablePercent": "0.5"}},
+                {"name": "p95", "mode": "Observe", "source": {"type": "JSON", "name": "own"},
+                    "threshold": {"value": "/x#/y", "minimum": "-1", "maximum": "4.5", "failureLimit": 2}},
+            ]}}}),
+            10,
+        );
+        let Rule::Compare(checkouts) = &plan.metrics[1].rule else {
+            panic!()
+        };
+        assert_eq!(
+            (&checkouts.counted, checkouts.acceptable_millionths, checkouts.tolerate_worse_percent),
+            (&Counted::Events, 5_000, 20)
+        );
+        let expected = evidence::Threshold {
+            minimum_millionths: Some(-1_000_000),
+            maximum_millionths: Some(4_500_000),
+            failure_limit: 2,
+        };
+        assert_eq!((&plan.metrics[2].rule, plan.metrics[2].mode), (&Rule::Threshold(expected), Mode::Observe));
     }
 
     #[test]

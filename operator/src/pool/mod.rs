@@ -7,7 +7,7 @@
 //! | where the release stands and what is next | [`flotilla_core::rollout`], [`plan`] | no: pure |
 //! | the objects for it | `draft`, [`build`] | no: pure |
 //! | carried out | [`Visit::execute`](crate::runtime::Visit::execute) | yes |
-//! | whether a candidate may go on | [`judge`]: by evidence; [`trial`]: by tests | a checkpoint; the candidate itself |
+//! | whether a candidate may go on | [`judge`]: by evidence; [`trial`]: by tests | a checkpoint; the candidate itself; [`figures`] |
 //! | told | [`status`] | pure; written on change |
 //!
 //! The truth about a pool's releases is in the labels of its ControllerRevisions, its ReplicaSets and the weights in
@@ -17,6 +17,7 @@
 pub mod build;
 pub mod dereference;
 mod draft;
+pub mod figures;
 pub mod gateways;
 pub mod judge;
 pub mod memory;
@@ -54,6 +55,8 @@ use crate::runtime::{
 };
 use crate::scrape::{PROVIDER_PREFIX, Scraper};
 use dereference::{Observed, dereference};
+use figures::read::HttpRead;
+use figures::{Figures, Sources};
 use judge::Court;
 use memory::{Memories, Memory, Standpoint, Standpoints, StepPoint};
 use plan::{Plan, plan};
@@ -87,15 +90,29 @@ pub struct PoolReconciler {
     trials: Trials,
 }
 
-/// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about.
+/// How candidates and sources are asked. Replaced in tests.
+pub struct Questions {
+    /// Probes of candidates.
+    pub ask: Arc<dyn Ask>,
+    /// Numbers from other sources than the gateways.
+    pub figures: Figures,
+}
+
+/// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about;
+/// `sources` are those that `analysis.metrics` may name.
 pub fn register(
     manager: &mut Manager,
     caches: &Caches,
     scraper: &Scraper,
     health: GatewayHealth,
     standpoints: Standpoints,
+    sources: Sources,
 ) -> Trigger {
-    register_with(manager, caches, scraper, health, standpoints, Arc::new(Network::default()))
+    let questions = Questions {
+        ask: Arc::new(Network::default()),
+        figures: Figures::new(Arc::new(HttpRead::default()), sources),
+    };
+    register_with(manager, caches, scraper, health, standpoints, questions)
 }
 
 /// [`register`] with another way to ask candidates.
@@ -105,8 +122,9 @@ pub fn register_with(
     scraper: &Scraper,
     health: GatewayHealth,
     standpoints: Standpoints,
-    ask: Arc<dyn Ask>,
+    questions: Questions,
 ) -> Trigger {
+    let Questions { ask, figures } = questions;
     let runner = Runner::new(ask);
     let trials = Trials::new(runner.clone(), manager.metrics());
     let of_namespace = |caches: &Caches| {
@@ -166,13 +184,16 @@ pub fn register_with(
                 sources: SourceReader::default(),
                 ports: Ports::default(),
                 memories: Memories::default(),
-                court: Court::default(),
+                court: Court::new(figures.clone()),
                 trials,
                 standpoints,
             },
         );
     runner.tell(trigger.clone());
     manager.leader_task("release tests", move |_| runner.clone().run());
+    manager.leader_task("metric sources", move |context| {
+        figures.clone().run(context.clock.clone())
+    });
     let told = trigger.clone();
     scraper.on_report(move |key| {
         if !key.name.starts_with(PROVIDER_PREFIX) {

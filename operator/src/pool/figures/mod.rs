@@ -340,7 +340,7 @@ mod tests {
 
     use super::*;
 
-    /// Counters of 60 requests a minute and revision, and of one failure a minute of the candidate; every question is kept.
+    /// Counters of 60 requests a minute and revision, and of twelve failures a minute of the candidate; every question is kept.
     #[derive(Clone, Default)]
     struct Script(Arc<Mutex<(Vec<Question>, Option<String>)>>);
 
@@ -349,7 +349,7 @@ mod tests {
             let mut script = self.0.lock();
             let second = question.time as f64;
             let value = match question.text.as_str() {
-                text if text.starts_with("failures support-2") => second / 60.0,
+                text if text.starts_with("failures support-2") => second / 5.0,
                 text if text.starts_with("failures") => 0.0,
                 text if text.starts_with("requests") => second,
                 _ => 4.0,
@@ -412,7 +412,7 @@ mod tests {
                 candidate: Counts::new(15, events),
             })
         };
-        assert_eq!(counts, [(1_200, 3, tally(0)), (1_215, 3, tally(0)), (1_230, 4, tally(0))]);
+        assert_eq!(counts, [(1_200, 3, tally(3)), (1_215, 3, tally(3)), (1_230, 4, tally(3))]);
         let readings: Vec<_> = reports[1].windows.iter().map(|window| &window.metrics["p95"]).collect();
         assert_eq!(readings, [&Observation::Reading { good: true }; 4]);
         let asked: Vec<String> = script.0.lock().0.iter().take(5).map(|question| question.text.clone()).collect();

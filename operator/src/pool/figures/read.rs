@@ -52,7 +52,9 @@ impl Read for HttpRead {
         let client = self.0.clone();
         async move {
             let (uri, pointer) = address(&question)?;
-            let uri: hyper::Uri = uri.parse().map_err(|error| format!("{uri} is no address: {error}"))?;
+            let uri = uri
+                .parse::<hyper::Uri>()
+                .map_err(|error| format!("{uri} is no address: {error}"))?;
             let response = client.get(uri).await.map_err(|error| root_cause(&error))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), MAX_BODY)

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 
 use crate::caches::Caches;
 use crate::fakecluster::{FakeCluster, Fault, Running, eventually};
+use crate::pool::Questions;
+use crate::pool::figures::read::HttpRead;
+use crate::pool::figures::{Figures, Sources};
 use crate::pool::memory::Standpoints;
 use crate::pool::trial::ask::{Ask, Network};
 use crate::scrape::{self, Fetch};
@@ -96,7 +99,11 @@ pub(super) fn operator_asking(cluster: &FakeCluster, ask: Arc<dyn Ask>) -> Runni
     let scraper = scrape::register(&mut manager, &caches.pods, Arc::new(Gateways(cluster.clone())));
     let standpoints = Standpoints::default();
     let health = crate::gateway::GatewayHealth::default();
-    crate::pool::register_with(&mut manager, &caches, &scraper, health, standpoints.clone(), ask);
+    let questions = Questions {
+        ask,
+        figures: Figures::new(Arc::new(HttpRead::default()), Sources::new()),
+    };
+    crate::pool::register_with(&mut manager, &caches, &scraper, health, standpoints.clone(), questions);
     crate::action::register(&mut manager, &caches, standpoints);
     Running::start(manager)
 }
