@@ -72,7 +72,10 @@ async fn a_steps_load_test_gates_it() {
         )
         .await?;
         let why = tested.rejected.clone().unwrap_or_default();
-        anyhow::ensure!(why.starts_with("LoadTestFailed: step-load-test: LoadTest support-"), "{tested:?}");
+        anyhow::ensure!(
+            why.starts_with("LoadTestFailed: step-load-test: LoadTest support-"),
+            "{tested:?}"
+        );
         anyhow::ensure!(tested.highest_weight == 20, "{tested:?}");
         anyhow::ensure!(tested.load_tests == ["Some(Failed)"], "{tested:?}");
         Ok(())

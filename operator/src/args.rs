@@ -189,7 +189,9 @@ fn metric_source(text: &str) -> Result<(String, String), String> {
     let (name, url) = text.split_once('=').ok_or(help)?;
     let is_name = |name: &str| {
         name.starts_with(|first: char| first.is_ascii_lowercase())
-            && name.chars().all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-')
+            && name
+                .chars()
+                .all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-')
     };
     let uri = url
         .parse::<http::Uri>()

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 use super::shift::{Shift, Wait, surge};
 use super::{
-    Arm, Change, Decision, Gateways, Ladder, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
-    Trouble, Waiting,
+    Arm, Change, Decision, Gateways, Ladder, Member, Progress, Reason, Situation, Standing, State, Subject,
+    Target, Trouble, Waiting,
 };
 
 /// What to do now. A pure function; called again at every change and at every deadline. Carrying out any part of the

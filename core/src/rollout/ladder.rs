@@ -402,14 +402,22 @@ mod tests {
             starts_above: Some(10),
             ..ladder(&[1, 10, 25])
         };
-        for (passed, left_out) in [(None, Some(10)), (Some(1), None), (Some(10), None), (Some(100), None)] {
+        for (passed, left_out) in [
+            (None, Some(10)),
+            (Some(1), None),
+            (Some(10), None),
+            (Some(100), None),
+        ] {
             assert_eq!(ladder.left_out(passed), left_out, "{passed:?}");
         }
         let tested = Ladder {
             rungs: super::tests::ladder(&[0, 1, 10, 25]).rungs,
             ..ladder.clone()
         };
-        assert_eq!((tested.left_out(None), tested.left_out(Some(0))), (None, Some(10)));
+        assert_eq!(
+            (tested.left_out(None), tested.left_out(Some(0))),
+            (None, Some(10))
+        );
         let from_the_first = Ladder {
             starts_above: None,
             ..ladder

@@ -106,10 +106,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
 
 /// A rolling update whose first batch is tested before it gets traffic.
 fn tested_batch(spec: &AgentPoolSpec) -> Ladder {
-    let batch = shift::surge(
-        spec.effective_replicas(),
-        spec.rolling_update().max_surge_percent,
-    );
+    let batch = shift::surge(spec.effective_replicas(), spec.rolling_update().max_surge_percent);
     Ladder {
         rungs: vec![Rung {
             weight: 0,
@@ -628,7 +625,8 @@ mod tests {
             spec["rollout"]["smokeTests"] = tests.clone();
             ladder(&pool(spec).spec).unwrap()
         };
-        let canary = ladder_of(json!({"type": "Canary", "canary": {"steps": [{"weight": 5, "replicas": 3}]}}));
+        let canary =
+            ladder_of(json!({"type": "Canary", "canary": {"steps": [{"weight": 5, "replicas": 3}]}}));
         let rungs: Vec<_> = canary.rungs.iter().map(|rung| (rung.weight, rung.pods)).collect();
         assert_eq!(rungs, [(0, Some(3)), (5, Some(3))]);
         assert!(canary.tested_after && !canary.rolls);
@@ -700,7 +698,11 @@ mod tests {
             panic!()
         };
         assert_eq!(
-            (&checkouts.counted, checkouts.acceptable_millionths, checkouts.tolerate_worse_percent),
+            (
+                &checkouts.counted,
+                checkouts.acceptable_millionths,
+                checkouts.tolerate_worse_percent
+            ),
             (&Counted::Events, 5_000, 20)
         );
         let expected = evidence::Threshold {
@@ -708,7 +710,10 @@ mod tests {
             maximum_millionths: Some(4_500_000),
             failure_limit: 2,
         };
-        assert_eq!((&plan.metrics[2].rule, plan.metrics[2].mode), (&Rule::Threshold(expected), Mode::Observe));
+        assert_eq!(
+            (&plan.metrics[2].rule, plan.metrics[2].mode),
+            (&Rule::Threshold(expected), Mode::Observe)
+        );
     }
 
     #[test]

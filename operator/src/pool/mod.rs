@@ -268,9 +268,7 @@ impl Reconciler for PoolReconciler {
         let mut wanted = validate(&observed);
         let mut memory = self.memories.recall(key, &uid, &observed.status);
         memory.heard = self.court.hear(visit, &observed, &memory, now).await?;
-        let errands = self
-            .trials
-            .look(key, &observed, &mut memory, &self.caches, now);
+        let errands = self.trials.look(key, &observed, &mut memory, &self.caches, now);
         errands.notes.into_iter().for_each(|note| visit.note(note));
         let mut made = plan(&observed, &wanted, &memory, now);
         if made.lacks_bytes {

@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flotilla_core::rollout::{Arm, Decision, Gateways, Ladder, Member, Situation, Standing, State, Target, decide};
+use flotilla_core::rollout::{
+    Arm, Decision, Gateways, Ladder, Member, Situation, Standing, State, Target, decide,
+};
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;

@@ -48,8 +48,9 @@ impl Round<'_> {
         let rung = ladder.rung(candidate.passed, weight);
         let goal = rung.map_or(100, |rung| rung.weight);
         let known = self.reached(candidate, goal).filter(|_| weight == goal);
-        let awaits_tests =
-            rung.is_none() && ladder.tested_after && known.is_none_or(|reached| !self.is_tested(candidate, reached));
+        let awaits_tests = rung.is_none()
+            && ladder.tested_after
+            && known.is_none_or(|reached| !self.is_tested(candidate, reached));
         let stays_until = known.map(|reached| deadline(reached.since, ladder.scale_down_delay));
         let climb = Climb {
             ladder,

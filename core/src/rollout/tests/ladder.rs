@@ -290,9 +290,7 @@ fn a_retry_begins_at_the_smallest_rung_that_the_traffic_can_judge() {
         starts_above: Some(10),
         ..ladder()
     };
-    let situation = pool(10)
-        .releasing(ready(10), ready(5), 0)
-        .climbing(starting);
+    let situation = pool(10).releasing(ready(10), ready(5), 0).climbing(starting);
     let decision = decide(&situation);
     assert_eq!(
         (decision.passed.clone(), decision.left_out),
@@ -331,10 +329,16 @@ fn all_the_traffic_is_not_the_end_before_its_tests_are_passed() {
         }
     };
     let unheard = decide(&baking().climbing(tested()));
-    assert_eq!((unheard.state.clone(), word(&unheard)), (State::Baking, Some("Testing")));
+    assert_eq!(
+        (unheard.state.clone(), word(&unheard)),
+        (State::Baking, Some("Testing"))
+    );
     for opinion in [Opinion::Continue, Opinion::Hold] {
         let waiting = decide(&heard(opinion, true));
-        assert_eq!((waiting.state.clone(), changes(&waiting)), (State::Baking, vec![]));
+        assert_eq!(
+            (waiting.state.clone(), changes(&waiting)),
+            (State::Baking, vec![])
+        );
         // The way back needs no new pods.
         assert_eq!(scale(&waiting, STABLE), Some(10));
     }
@@ -372,7 +376,10 @@ fn a_rolling_update_is_tested_by_its_first_batch_and_then_rolls() {
             .at_rung(None, 0, 900)
     };
     let judged = decide(&there());
-    assert_eq!((judged.state.clone(), judged.passed.clone()), (State::Judging, None));
+    assert_eq!(
+        (judged.state.clone(), judged.passed.clone()),
+        (State::Judging, None)
+    );
     let failed = decide(&there().hearing(0, Opinion::RollBack));
     assert_eq!(changes(&failed), [(CANDIDATE, Standing::Rejected)]);
     let passed = decide(&there().hearing(0, Opinion::Advance));

@@ -205,7 +205,9 @@ impl Figures {
     async fn answer(&self, due: Due) {
         let value = self.value(&due).await;
         let mut pools = self.0.pools.lock();
-        let watch = pools.get_mut(&due.pool).filter(|watch| watch.subject == due.subject);
+        let watch = pools
+            .get_mut(&due.pool)
+            .filter(|watch| watch.subject == due.subject);
         let Some(watch) = watch else { return };
         match value {
             Ok(value) => {
@@ -293,18 +295,22 @@ fn windows(boundaries: &BTreeMap<i64, Boundary>, metric: &SourcedMetric) -> Vec<
         epoch: boundary.epoch,
         metrics: [(name.clone(), observation)].into(),
     };
-    let found = boundaries.iter().filter_map(|(start, boundary)| {
-        match (boundary.values.get(name)?, &rule) {
+    let found = boundaries
+        .iter()
+        .filter_map(|(start, boundary)| match (boundary.values.get(name)?, &rule) {
             (Value::Reading(value), Rule::Threshold(threshold)) => {
                 Some(window(*start, boundary, threshold.read(*value)?))
             }
             (begin @ Value::Counters { .. }, Rule::Compare(_)) => {
                 let end = boundaries.get(&(start + WINDOW_SECONDS))?.values.get(name)?;
-                Some(window(*start, boundary, Observation::Counts(between(begin, end)?)))
+                Some(window(
+                    *start,
+                    boundary,
+                    Observation::Counts(between(begin, end)?),
+                ))
             }
             _ => None,
-        }
-    });
+        });
     found.collect()
 }
 
@@ -362,12 +368,18 @@ mod tests {
 
     fn metric(name: &str, rule: Json) -> SourcedMetric {
         let mut metric = json!({"name": name, "source": {"type": "Prometheus", "name": "main"}});
-        metric.as_object_mut().unwrap().extend(rule.as_object().unwrap().clone());
+        metric
+            .as_object_mut()
+            .unwrap()
+            .extend(rule.as_object().unwrap().clone());
         serde_json::from_value(metric).unwrap()
     }
 
     fn counted() -> SourcedMetric {
-        metric("checkouts", json!({"counts": {"requests": "requests {{revision}}", "events": "failures {{revision}} {{pool}} {{namespace}}"}}))
+        metric(
+            "checkouts",
+            json!({"counts": {"requests": "requests {{revision}}", "events": "failures {{revision}} {{pool}} {{namespace}}"}}),
+        )
     }
 
     fn subject(metrics: Vec<SourcedMetric>) -> Subject {
@@ -393,14 +405,20 @@ mod tests {
         let figures = figures(&script);
         let clock = Clock::virtual_from(Timestamp::from_second(1_200).unwrap());
         let working = tokio::spawn(figures.clone().run(clock));
-        let limit = metric("p95", json!({"threshold": {"value": "p95 {{revision}} {{stable}}", "maximum": "4.5"}}));
+        let limit = metric(
+            "p95",
+            json!({"threshold": {"value": "p95 {{revision}} {{stable}}", "maximum": "4.5"}}),
+        );
         figures.follow(&pool, Some((subject(vec![counted(), limit.clone()]), 3)));
         sleep(Duration::from_secs(20)).await;
         figures.follow(&pool, Some((subject(vec![counted(), limit]), 4)));
         sleep(Duration::from_secs(26)).await;
         working.abort();
         let reports = figures.reports(&pool, 1_246, 30);
-        assert_eq!((reports[0].instance.as_str(), reports[0].time), ("metrics/checkouts", 1_231));
+        assert_eq!(
+            (reports[0].instance.as_str(), reports[0].time),
+            ("metrics/checkouts", 1_231)
+        );
         let counts: Vec<(i64, i64, Observation)> = reports[0]
             .windows
             .iter()
@@ -412,11 +430,28 @@ mod tests {
                 candidate: Counts::new(15, events),
             })
         };
-        assert_eq!(counts, [(1_200, 3, tally(3)), (1_215, 3, tally(3)), (1_230, 4, tally(3))]);
-        let readings: Vec<_> = reports[1].windows.iter().map(|window| &window.metrics["p95"]).collect();
+        assert_eq!(
+            counts,
+            [(1_200, 3, tally(3)), (1_215, 3, tally(3)), (1_230, 4, tally(3))]
+        );
+        let readings: Vec<_> = reports[1]
+            .windows
+            .iter()
+            .map(|window| &window.metrics["p95"])
+            .collect();
         assert_eq!(readings, [&Observation::Reading { good: true }; 4]);
-        let asked: Vec<String> = script.0.lock().0.iter().take(5).map(|question| question.text.clone()).collect();
-        assert!(asked.contains(&"failures support-2 support shop".to_owned()), "{asked:?}");
+        let asked: Vec<String> = script
+            .0
+            .lock()
+            .0
+            .iter()
+            .take(5)
+            .map(|question| question.text.clone())
+            .collect();
+        assert!(
+            asked.contains(&"failures support-2 support shop".to_owned()),
+            "{asked:?}"
+        );
         assert!(asked.contains(&"p95 support-2 support-1".to_owned()), "{asked:?}");
     }
 
@@ -427,7 +462,10 @@ mod tests {
             candidate: [requests, events],
         };
         let tally = between(&counters(10.0, 1.0), &counters(40.0, 3.4)).unwrap();
-        assert_eq!((tally.candidate, tally.stable), (Counts::new(30, 2), Counts::new(30, 0)));
+        assert_eq!(
+            (tally.candidate, tally.stable),
+            (Counts::new(30, 2), Counts::new(30, 0))
+        );
         assert_eq!(between(&counters(10.0, 1.0), &counters(4.0, 1.0)), None);
         assert_eq!(between(&counters(10.0, 1.0), &Value::Reading(1.0)), None);
         let boundaries = [(0, counters(1.0, 0.0)), (30, counters(9.0, 0.0))].map(|(start, value)| {
@@ -448,11 +486,17 @@ mod tests {
         figures.follow(&pool, Some((subject(vec![foreign]), 1)));
         sleep(Duration::from_secs(16)).await;
         let problem = figures.problem(&pool).unwrap();
-        assert!(problem.contains("no metric source secret, only: main"), "{problem}");
+        assert!(
+            problem.contains("no metric source secret, only: main"),
+            "{problem}"
+        );
         script.0.lock().1 = Some("connection refused".into());
         figures.follow(&pool, Some((subject(vec![counted()]), 1)));
         sleep(Duration::from_secs(16)).await;
-        assert_eq!(figures.problem(&pool).as_deref(), Some("checkouts cannot be read: connection refused"));
+        assert_eq!(
+            figures.problem(&pool).as_deref(),
+            Some("checkouts cannot be read: connection refused")
+        );
         assert!(figures.reports(&pool, 1_230, 30)[0].windows.is_empty());
         script.0.lock().1 = None;
         sleep(Duration::from_secs(16)).await;

@@ -64,7 +64,9 @@ impl Read for HttpRead {
             let document: Result<Value, _> = serde_json::from_slice(&body.to_bytes());
             if !status.is_success() {
                 // Prometheus says what is wrong with a query.
-                let said = document.ok().and_then(|document| Some(document["error"].as_str()?.to_owned()));
+                let said = document
+                    .ok()
+                    .and_then(|document| Some(document["error"].as_str()?.to_owned()));
                 return Err(format!(
                     "the source answered with {}{}",
                     status.as_u16(),
@@ -94,12 +96,17 @@ fn address(question: &Question) -> Result<(String, String), String> {
     match type_ {
         SourceType::Prometheus => {
             let query = encode(text);
-            Ok((format!("{address}/api/v1/query?query={query}&time={time}"), String::new()))
+            Ok((
+                format!("{address}/api/v1/query?query={query}&time={time}"),
+                String::new(),
+            ))
         }
         SourceType::JSON => {
             let (path, pointer) = text.split_once('#').unwrap_or((text, ""));
             if !path.starts_with('/') || path.contains(char::is_whitespace) {
-                return Err(format!("{text:?} has to be a path and a pointer, for example /stats#/requests"));
+                return Err(format!(
+                    "{text:?} has to be a path and a pointer, for example /stats#/requests"
+                ));
             }
             Ok((format!("{address}{path}"), pointer.to_owned()))
         }
@@ -111,7 +118,9 @@ fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len() * 2);
     for byte in text.bytes() {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte))
+            }
             _ => encoded.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -134,7 +143,12 @@ fn sample(answer: &Value, is_counter: bool) -> Result<f64, String> {
                 ));
             }
         },
-        other => return Err(format!("the query gives a {}, not a number", other.unwrap_or("nothing"))),
+        other => {
+            return Err(format!(
+                "the query gives a {}, not a number",
+                other.unwrap_or("nothing")
+            ));
+        }
     };
     number(value).ok_or_else(|| format!("the query gives {value}, which is no number"))
 }
@@ -176,15 +190,22 @@ mod tests {
             let vector = |samples: Value| json!({"status": "success", "data": {"resultType": "vector", "result": samples}});
             let one = json!({"metric": {}, "value": [1_700_000_000, "41.5"]});
             let (status, body) = match (request.uri().path(), request.uri().query().unwrap_or_default()) {
-                ("/stats/a", _) => (200, json!({"checkouts": {"done": 7, "text": "8.5", "none": null}})),
+                ("/stats/a", _) => (
+                    200,
+                    json!({"checkouts": {"done": 7, "text": "8.5", "none": null}}),
+                ),
                 (_, "query=sum%28x%7Ba%3D%22b%20c%22%7D%29&time=60") => (200, vector(json!([one]))),
-                (_, query) if query.starts_with("query=scalar") => (200, json!({"data": {"resultType": "scalar", "result": [1, "3"]}})),
+                (_, query) if query.starts_with("query=scalar") => {
+                    (200, json!({"data": {"resultType": "scalar", "result": [1, "3"]}}))
+                }
                 (_, query) if query.starts_with("query=none") => (200, vector(json!([]))),
                 (_, query) if query.starts_with("query=two") => (200, vector(json!([one, one]))),
                 (_, query) if query.starts_with("query=nan") => (200, vector(json!([{"value": [1, "NaN"]}]))),
                 _ => (400, json!({"status": "error", "error": "parse error"})),
             };
-            let response = http::Response::builder().status(status).body(Full::new(Bytes::from(body.to_string())));
+            let response = http::Response::builder()
+                .status(status)
+                .body(Full::new(Bytes::from(body.to_string())));
             Ok::<_, Infallible>(response.unwrap())
         };
         tokio::spawn(async move {
@@ -222,7 +243,11 @@ mod tests {
             (Prometheus, "two", "has 2 results; make it one"),
             (Prometheus, "nan", "which is no number"),
             (Prometheus, "sum(", "answered with 400: parse error"),
-            (JSON, "/stats/a#/checkouts/none", "no number at \"/checkouts/none\""),
+            (
+                JSON,
+                "/stats/a#/checkouts/none",
+                "no number at \"/checkouts/none\"",
+            ),
             (JSON, "stats", "has to be a path and a pointer"),
         ] {
             let error = ask(type_, text, false).await.unwrap_err();

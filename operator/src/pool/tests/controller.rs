@@ -103,7 +103,14 @@ pub(super) fn operator_asking(cluster: &FakeCluster, ask: Arc<dyn Ask>) -> Runni
         ask,
         figures: Figures::new(Arc::new(HttpRead::default()), Sources::new()),
     };
-    crate::pool::register_with(&mut manager, &caches, &scraper, health, standpoints.clone(), questions);
+    crate::pool::register_with(
+        &mut manager,
+        &caches,
+        &scraper,
+        health,
+        standpoints.clone(),
+        questions,
+    );
     crate::action::register(&mut manager, &caches, standpoints);
     Running::start(manager)
 }

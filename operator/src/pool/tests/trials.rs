@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::controller::{
-    MINUTE, POOL, change, command, answered, objects, operator, operator_asking, outcome, play, reach, shop, state,
+    MINUTE, POOL, answered, change, command, objects, operator, operator_asking, outcome, play, reach, shop,
+    state,
 };
 use crate::fakecluster::{FakeCluster, eventually};
 use crate::pool::trial::ask::{Ask, Target};
@@ -48,7 +49,10 @@ impl Ask for Candidates {
         let Probe::Http(test) = probe else {
             panic!("only requests are scripted: {probe:?}")
         };
-        assert!(target.name.starts_with("support-") && target.name.ends_with(".shop.svc"), "{target:?}");
+        assert!(
+            target.name.starts_with("support-") && target.name.ends_with(".shop.svc"),
+            "{target:?}"
+        );
         let mut script = self.0.lock();
         *script.asked.entry(test.path.clone()).or_default() += 1;
         let is_failing = script.failing.contains(&test.path.as_str());
@@ -136,7 +140,10 @@ async fn child_but(cluster: &FakeCluster, prefix: &str, but: &str) -> String {
 #[tokio::test(start_paused = true)]
 async fn a_failed_smoke_test_stops_a_release_before_its_first_request() {
     let candidates = Candidates::failing("/health");
-    let cluster = canary(json!([http("health", "BeforeTraffic"), http("ready", "BeforeTraffic")]));
+    let cluster = canary(json!([
+        http("health", "BeforeTraffic"),
+        http("ready", "BeforeTraffic")
+    ]));
     let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
     reach(&cluster, "Ready").await;
     assert_eq!(candidates.asked("/health"), 0, "the first revision is not tested");
@@ -154,10 +161,18 @@ async fn a_failed_smoke_test_stops_a_release_before_its_first_request() {
     assert!(cluster.events("support").contains(&"TestFailed".to_owned()));
     // Mended, and tried again: everything is asked anew, and the release goes on to its end.
     candidates.0.lock().failing.clear();
-    command(&cluster, "again", "Retry", json!({"revision": rejected["revision"], "attempt": 1}));
+    command(
+        &cluster,
+        "again",
+        "Retry",
+        json!({"revision": rejected["revision"], "attempt": 1}),
+    );
     answered(&cluster, "again", "Applied").await;
     reach(&cluster, "Ready").await;
-    assert_eq!(outcome(&cluster), "agent:1=0 agent:2=2 | agent:1:verified agent:2:stable | 100");
+    assert_eq!(
+        outcome(&cluster),
+        "agent:1=0 agent:2=2 | agent:1:verified agent:2:stable | 100"
+    );
     assert_eq!((candidates.asked("/health"), candidates.asked("/ready")), (3, 2));
     assert!(cluster.events("support").contains(&"TestsPassed".to_owned()));
 }
@@ -188,12 +203,18 @@ async fn a_rolling_update_and_a_blue_green_are_tested_before_traffic_too() {
 #[tokio::test(start_paused = true)]
 async fn a_test_that_fails_after_the_promotion_leads_back() {
     let candidates = Candidates::failing("/after");
-    let cluster = canary(json!([http("health", "BeforeAndAfter"), http("after", "AfterPromotion")]));
+    let cluster = canary(json!([
+        http("health", "BeforeAndAfter"),
+        http("after", "AfterPromotion")
+    ]));
     let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
     reach(&cluster, "Ready").await;
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     assert_eq!(highest_weight_until(&cluster, "SmokeTestFailed").await, 100);
-    assert_eq!(outcome(&cluster), "agent:1=2 agent:2=0 | agent:1:stable agent:2:rejected | 100");
+    assert_eq!(
+        outcome(&cluster),
+        "agent:1=2 agent:2=0 | agent:1:stable agent:2:rejected | 100"
+    );
     assert_eq!((candidates.asked("/health"), candidates.asked("/after")), (2, 2));
 }
 
@@ -210,14 +231,29 @@ async fn jobs_and_load_tests_are_awaited_and_survive_a_restart() {
     reach(&cluster, "Ready").await;
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     let job = child(&cluster, JOBS).await;
+    eventually("its result is in status", MINUTE, || {
+        let tests = cluster.get(POOL).unwrap()["status"]["rollout"]["tests"].clone();
+        if tests[0]["result"] == "Passed" {
+            Ok(())
+        } else {
+            Err(tests.to_string())
+        }
+    })
+    .await;
     drop(running);
     let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(
-        (candidates.asked("/health"), objects(&cluster, JOBS).len(), objects(&cluster, LOAD_TESTS).len()),
+        (
+            candidates.asked("/health"),
+            objects(&cluster, JOBS).len(),
+            objects(&cluster, LOAD_TESTS).len()
+        ),
         (1, 1, 0)
     );
-    cluster.update(&job, |job| job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]}));
+    cluster.update(&job, |job| {
+        job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]})
+    });
     let waiting = || {
         let tests = cluster.get(POOL).unwrap()["status"]["rollout"]["tests"].clone();
         let said = tests[2]["message"].as_str().unwrap_or_default().to_owned();
@@ -238,7 +274,11 @@ async fn jobs_and_load_tests_are_awaited_and_survive_a_restart() {
     cluster.update(&test, |test| test["status"] = json!({"verdict": "Invalid"}));
     eventually("another run", MINUTE, || {
         let count = objects(&cluster, LOAD_TESTS).len();
-        if count == 3 { Ok(()) } else { Err(format!("{count} load tests")) }
+        if count == 3 {
+            Ok(())
+        } else {
+            Err(format!("{count} load tests"))
+        }
     })
     .await;
     for object in objects(&cluster, LOAD_TESTS) {
@@ -248,13 +288,22 @@ async fn jobs_and_load_tests_are_awaited_and_survive_a_restart() {
         }
     }
     reach(&cluster, "Ready").await;
-    assert_eq!(outcome(&cluster), "agent:1=0 agent:2=2 | agent:1:verified agent:2:stable | 100");
+    assert_eq!(
+        outcome(&cluster),
+        "agent:1=0 agent:2=2 | agent:1:verified agent:2:stable | 100"
+    );
     // What was tested can be looked at until the next release begins.
     tokio::time::sleep(MINUTE).await;
-    assert_eq!((objects(&cluster, JOBS).len(), objects(&cluster, LOAD_TESTS).len()), (1, 3));
+    assert_eq!(
+        (objects(&cluster, JOBS).len(), objects(&cluster, LOAD_TESTS).len()),
+        (1, 3)
+    );
     change(&cluster, "/spec/agent/image", json!("agent:bad"));
     reach(&cluster, "CrashLoop").await;
-    assert_eq!((objects(&cluster, JOBS).len(), objects(&cluster, LOAD_TESTS).len()), (0, 1));
+    assert_eq!(
+        (objects(&cluster, JOBS).len(), objects(&cluster, LOAD_TESTS).len()),
+        (0, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -308,7 +357,11 @@ async fn a_quiet_step_is_topped_up_through_the_gateway_and_only_while_it_is_judg
     let shown = || {
         let pool = cluster.get(POOL).unwrap();
         let name = pool["status"]["rollout"]["topUpRef"]["name"].clone();
-        if name == made["metadata"]["name"] { Ok(()) } else { Err(format!("{:#}", pool["status"])) }
+        if name == made["metadata"]["name"] {
+            Ok(())
+        } else {
+            Err(format!("{:#}", pool["status"]))
+        }
     };
     eventually("status names it", MINUTE, shown).await;
     let ended = json!({"verdict": "Inconclusive", "completionTime": "2027-01-15T08:00:00Z"});
@@ -316,7 +369,11 @@ async fn a_quiet_step_is_topped_up_through_the_gateway_and_only_while_it_is_judg
     eventually("another run", MINUTE, || {
         let tests = objects(&cluster, LOAD_TESTS);
         let is_next = |test: &Value| test["metadata"]["annotations"]["flotilla.dev/run"] == "2";
-        if tests.iter().any(is_next) && tests.len() == 2 { Ok(()) } else { Err(format!("{tests:#?}")) }
+        if tests.iter().any(is_next) && tests.len() == 2 {
+            Ok(())
+        } else {
+            Err(format!("{tests:#?}"))
+        }
     })
     .await;
     let candidate = cluster.get(POOL).unwrap()["status"]["candidate"]["revision"].clone();
@@ -324,7 +381,11 @@ async fn a_quiet_step_is_topped_up_through_the_gateway_and_only_while_it_is_judg
     reach(&cluster, "Ready").await;
     eventually("it has ended", MINUTE, || {
         let tests = objects(&cluster, LOAD_TESTS);
-        if tests.len() == 1 { Ok(()) } else { Err(format!("{tests:#?}")) }
+        if tests.len() == 1 {
+            Ok(())
+        } else {
+            Err(format!("{tests:#?}"))
+        }
     })
     .await;
 }
@@ -332,15 +393,23 @@ async fn a_quiet_step_is_topped_up_through_the_gateway_and_only_while_it_is_judg
 #[tokio::test(start_paused = true)]
 async fn evidence_that_cannot_be_saved_holds_the_release_but_not_a_crash_loop() {
     let cluster = canary(json!([]));
-    cluster.update(POOL, |pool| pool["spec"]["rollout"]["analysis"] = json!({"warmupSeconds": 0}));
-    cluster.put(EVIDENCE, json!({"metadata": {"name": "support-evidence"}, "data": {"theirs": "1"}}));
+    cluster.update(POOL, |pool| {
+        pool["spec"]["rollout"]["analysis"] = json!({"warmupSeconds": 0})
+    });
+    cluster.put(
+        EVIDENCE,
+        json!({"metadata": {"name": "support-evidence"}, "data": {"theirs": "1"}}),
+    );
     let _running = operator(&cluster);
     reach(&cluster, "Ready").await;
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     reach(&cluster, "NameTaken").await;
     let waiting = cluster.get(POOL).unwrap()["status"]["rollout"]["waitingFor"]["message"].clone();
     assert!(
-        waiting.as_str().unwrap().contains("ConfigMap support-evidence exists and belongs to nobody"),
+        waiting
+            .as_str()
+            .unwrap()
+            .contains("ConfigMap support-evidence exists and belongs to nobody"),
         "{waiting}"
     );
     assert_eq!(cluster.get(EVIDENCE).unwrap()["data"], json!({"theirs": "1"}));
@@ -352,7 +421,11 @@ async fn evidence_that_cannot_be_saved_holds_the_release_but_not_a_crash_loop() 
     let candidate = cluster.get(POOL).unwrap()["status"]["candidate"]["revision"].clone();
     for pod in objects(&cluster, super::controller::PODS) {
         if pod["metadata"]["labels"][names::REVISION] == candidate {
-            let path = format!("{}/{}", super::controller::PODS, pod["metadata"]["name"].as_str().unwrap());
+            let path = format!(
+                "{}/{}",
+                super::controller::PODS,
+                pod["metadata"]["name"].as_str().unwrap()
+            );
             cluster.update(&path, |pod| pod["status"] = crashed.clone());
         }
     }

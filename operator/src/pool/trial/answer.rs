@@ -17,7 +17,8 @@ pub struct Call {
 /// The call that carries a prompt; `id` is unique to it.
 pub fn call(protocol: LoadProtocol, prompt: &str, id: &str) -> Call {
     const JSON: &str = "application/json";
-    let is_json = serde_json::from_str::<Value>(prompt).is_ok_and(|value| value.is_object() || value.is_array());
+    let is_json =
+        serde_json::from_str::<Value>(prompt).is_ok_and(|value| value.is_object() || value.is_array());
     match protocol {
         LoadProtocol::HTTP => Call {
             path: "/chat",
@@ -50,15 +51,18 @@ pub fn call(protocol: LoadProtocol, prompt: &str, id: &str) -> Call {
 /// # Errors
 /// A sentence, if the answer is none of its protocol or says that the agent failed.
 pub fn text(protocol: LoadProtocol, body: &str) -> Result<String, String> {
-    let parsed = || serde_json::from_str::<Value>(body).map_err(|error| format!("the answer is no JSON: {error}"));
+    let parsed =
+        || serde_json::from_str::<Value>(body).map_err(|error| format!("the answer is no JSON: {error}"));
     match protocol {
         LoadProtocol::HTTP => Ok(body.to_owned()),
         LoadProtocol::OpenAIChat => {
             let answer = parsed()?;
-            let content = answer.pointer("/choices/0/message/content").and_then(Value::as_str);
-            content
-                .map(str::to_owned)
-                .ok_or_else(|| "the answer is no chat completion: it has no choices[0].message.content".to_owned())
+            let content = answer
+                .pointer("/choices/0/message/content")
+                .and_then(Value::as_str);
+            content.map(str::to_owned).ok_or_else(|| {
+                "the answer is no chat completion: it has no choices[0].message.content".to_owned()
+            })
         }
         LoadProtocol::A2A => a2a(&parsed()?),
     }
@@ -67,7 +71,10 @@ pub fn text(protocol: LoadProtocol, body: &str) -> Result<String, String> {
 /// A message, or a task that is completed or asks its user back.
 fn a2a(answer: &Value) -> Result<String, String> {
     if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
-        let message = error.get("message").and_then(Value::as_str).unwrap_or("no message");
+        let message = error
+            .get("message")
+            .and_then(Value::as_str)
+            .unwrap_or("no message");
         return Err(format!("the agent answered with an error: {message}"));
     }
     let mut texts = Vec::new();
@@ -88,14 +95,23 @@ fn a2a(answer: &Value) -> Result<String, String> {
     if !matches!(state, "TASK_STATE_COMPLETED" | "TASK_STATE_INPUT_REQUIRED") {
         return Err(format!("the task is {state}: {}", texts.join("\n")));
     }
-    for artifact in task.get("artifacts").and_then(Value::as_array).into_iter().flatten() {
+    for artifact in task
+        .get("artifacts")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         parts(artifact, &mut texts);
     }
     Ok(texts.join("\n"))
 }
 
 fn parts(holder: &Value, texts: &mut Vec<String>) {
-    let parts = holder.get("parts").and_then(Value::as_array).into_iter().flatten();
+    let parts = holder
+        .get("parts")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     texts.extend(parts.filter_map(|part| part.get("text")?.as_str().map(str::to_owned)));
 }
 
@@ -111,11 +127,20 @@ mod tests {
             (call, body)
         };
         let (call, text) = body(LoadProtocol::HTTP, "ping");
-        assert_eq!((call.path, call.content_type, text), ("/chat", "text/plain; charset=utf-8", json!("ping")));
+        assert_eq!(
+            (call.path, call.content_type, text),
+            ("/chat", "text/plain; charset=utf-8", json!("ping"))
+        );
         let (call, object) = body(LoadProtocol::HTTP, "{\"message\": \"ping\"}");
-        assert_eq!((call.content_type, object), ("application/json", json!({"message": "ping"})));
+        assert_eq!(
+            (call.content_type, object),
+            ("application/json", json!({"message": "ping"}))
+        );
         let (call, chat) = body(LoadProtocol::OpenAIChat, "ping");
-        assert_eq!((call.path, &chat["messages"][0]["content"]), ("/v1/chat/completions", &json!("ping")));
+        assert_eq!(
+            (call.path, &chat["messages"][0]["content"]),
+            ("/v1/chat/completions", &json!("ping"))
+        );
         let (call, rpc) = body(LoadProtocol::A2A, "ping");
         assert_eq!((call.path, &rpc["method"]), ("/", &json!("SendMessage")));
         assert_eq!(rpc["params"]["message"]["parts"][0]["text"], "ping");
@@ -135,18 +160,38 @@ mod tests {
         for (protocol, body, expected) in [
             (LoadProtocol::HTTP, "pong", "pong"),
             (LoadProtocol::OpenAIChat, chat.as_str(), "pong"),
-            (LoadProtocol::A2A, r#"{"result": {"message": {"parts": [{"text": "pong"}]}}}"#, "pong"),
+            (
+                LoadProtocol::A2A,
+                r#"{"result": {"message": {"parts": [{"text": "pong"}]}}}"#,
+                "pong",
+            ),
             (LoadProtocol::A2A, &task("TASK_STATE_COMPLETED"), "done\npong"),
-            (LoadProtocol::A2A, &task("TASK_STATE_INPUT_REQUIRED"), "done\npong"),
+            (
+                LoadProtocol::A2A,
+                &task("TASK_STATE_INPUT_REQUIRED"),
+                "done\npong",
+            ),
         ] {
             assert_eq!(text(protocol, body).as_deref(), Ok(expected), "{body}");
         }
         for (protocol, body, part) in [
             (LoadProtocol::OpenAIChat, "no", "is no JSON"),
             (LoadProtocol::OpenAIChat, "{}", "no chat completion"),
-            (LoadProtocol::A2A, r#"{"error": {"code": -32603, "message": "no model"}}"#, "error: no model"),
-            (LoadProtocol::A2A, r#"{"result": {}}"#, "neither a message nor a task"),
-            (LoadProtocol::A2A, &task("TASK_STATE_FAILED"), "the task is TASK_STATE_FAILED: done"),
+            (
+                LoadProtocol::A2A,
+                r#"{"error": {"code": -32603, "message": "no model"}}"#,
+                "error: no model",
+            ),
+            (
+                LoadProtocol::A2A,
+                r#"{"result": {}}"#,
+                "neither a message nor a task",
+            ),
+            (
+                LoadProtocol::A2A,
+                &task("TASK_STATE_FAILED"),
+                "the task is TASK_STATE_FAILED: done",
+            ),
         ] {
             let error = text(protocol, body).unwrap_err();
             assert!(error.contains(part), "{error}");

@@ -134,10 +134,20 @@ impl Network {
         let what = format!("{method} {}", test.path);
         if i32::from(status.as_u16()) != test.expect_status {
             let (got, wanted) = (status.as_u16(), test.expect_status);
-            return Err(format!("{what} was answered with {got}, not {wanted}{}", excerpt(&body)));
+            return Err(format!(
+                "{what} was answered with {got}, not {wanted}{}",
+                excerpt(&body)
+            ));
         }
-        if let Some(wanted) = test.expect_contains.as_ref().filter(|wanted| !body.contains(*wanted)) {
-            return Err(format!("the answer to {what} does not contain {wanted:?}{}", excerpt(&body)));
+        if let Some(wanted) = test
+            .expect_contains
+            .as_ref()
+            .filter(|wanted| !body.contains(*wanted))
+        {
+            return Err(format!(
+                "the answer to {what} does not contain {wanted:?}{}",
+                excerpt(&body)
+            ));
         }
         Ok(format!("{what} was answered with {}", status.as_u16()))
     }
@@ -168,35 +178,62 @@ impl Network {
             return Err("the answer is empty".to_owned());
         }
         let (heard, lower) = (said.to_lowercase(), |text: &String| text.to_lowercase());
-        if let Some(wanted) = test.expect_contains.as_ref().filter(|wanted| !heard.contains(&lower(wanted))) {
-            return Err(format!("the answer does not contain {wanted:?}{}", excerpt(&said)));
+        if let Some(wanted) = test
+            .expect_contains
+            .as_ref()
+            .filter(|wanted| !heard.contains(&lower(wanted)))
+        {
+            return Err(format!(
+                "the answer does not contain {wanted:?}{}",
+                excerpt(&said)
+            ));
         }
-        if let Some(banned) = test.expect_without.as_ref().filter(|banned| heard.contains(&lower(banned))) {
+        if let Some(banned) = test
+            .expect_without
+            .as_ref()
+            .filter(|banned| heard.contains(&lower(banned)))
+        {
             return Err(format!("the answer contains {banned:?}{}", excerpt(&said)));
         }
         match test.max_milliseconds.and_then(|limit| u128::try_from(limit).ok()) {
-            Some(limit) if milliseconds > limit => {
-                Err(format!("the answer took {milliseconds} ms, {limit} ms are allowed"))
-            }
+            Some(limit) if milliseconds > limit => Err(format!(
+                "the answer took {milliseconds} ms, {limit} ms are allowed"
+            )),
             _ => Ok(format!("answered in {milliseconds} ms")),
         }
     }
 
     /// The status and as much of the body as is read, as text.
-    async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<(StatusCode, String), String> {
-        let response = self.0.request(request).await.map_err(|error| root_cause(&error))?;
+    async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        limit: usize,
+    ) -> Result<(StatusCode, String), String> {
+        let response = self
+            .0
+            .request(request)
+            .await
+            .map_err(|error| root_cause(&error))?;
         let status = response.status();
         let body = read(response.into_body(), limit).await?;
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 }
 
-fn request(method: &Method, path: &str, target: &Target, body: Bytes) -> Result<Request<Full<Bytes>>, String> {
+fn request(
+    method: &Method,
+    path: &str,
+    target: &Target,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, String> {
     Request::builder()
         .method(method)
         .uri(format!("http://{}{path}", target.authority()))
         .header(HOST, &target.name)
-        .header(USER_AGENT, concat!("flotilla-operator/", env!("CARGO_PKG_VERSION")))
+        .header(
+            USER_AGENT,
+            concat!("flotilla-operator/", env!("CARGO_PKG_VERSION")),
+        )
         .header(SYNTHETIC_HEADER, SMOKE_TEST)
         .body(Full::new(body))
         .map_err(|error| format!("the request cannot be sent: {error}"))
@@ -271,7 +308,9 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// The beginning of an answer in one line, for the end of a sentence.
 fn excerpt(body: &str) -> String {
-    let words: Vec<&str> = body.split(|char: char| char.is_whitespace() || char.is_control()).collect();
+    let words: Vec<&str> = body
+        .split(|char: char| char.is_whitespace() || char.is_control())
+        .collect();
     let line: String = words
         .into_iter()
         .filter(|word| !word.is_empty())
@@ -328,10 +367,18 @@ mod tests {
             "/" => {
                 let call: Value = serde_json::from_slice(&body).unwrap();
                 let text = &call["params"]["message"]["parts"][0]["text"];
-                (200, json!({"result": {"message": {"parts": [{"text": format!("Pong to {text}")}]}}}).to_string())
+                (
+                    200,
+                    json!({"result": {"message": {"parts": [{"text": format!("Pong to {text}")}]}}})
+                        .to_string(),
+                )
             }
             _ => {
-                let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+                let header = |name: &str| {
+                    head.headers
+                        .get(name)
+                        .map(|value| value.to_str().unwrap().to_owned())
+                };
                 let seen = ["host", "x-flotilla-synthetic", "x-tenant"].map(header);
                 (200, format!("{seen:?} {}", String::from_utf8_lossy(&body)))
             }
@@ -357,7 +404,11 @@ mod tests {
             ask(http(json!({"path": "/healthz"})), &target).await.as_deref(),
             Ok("GET /healthz was answered with 200")
         );
-        assert!(ask(http(json!({"path": "/admin", "expectStatus": 401})), &target).await.is_ok());
+        assert!(
+            ask(http(json!({"path": "/admin", "expectStatus": 401})), &target)
+                .await
+                .is_ok()
+        );
         assert_eq!(
             ask(http(json!({"path": "/broken"})), &target).await.unwrap_err(),
             "GET /broken was answered with 503, not 200: no database [0m"
@@ -367,7 +418,11 @@ mod tests {
             ask(missing, &target).await.unwrap_err(),
             "the answer to GET /healthz does not contain \"fine\": ok"
         );
-        assert!(ask(http(json!({"path": "/long", "expectContains": "xxx"})), &target).await.is_ok());
+        assert!(
+            ask(http(json!({"path": "/long", "expectContains": "xxx"})), &target)
+                .await
+                .is_ok()
+        );
         let echoed = http(json!({
             "method": "POST", "path": "/echo", "body": "hello", "headers": [{"name": "X-Tenant", "value": "t-1"}],
             "expectContains": "[Some(\"support-2.shop.svc\"), Some(\"smoke-test\"), Some(\"t-1\")] hello",
@@ -379,13 +434,32 @@ mod tests {
     async fn an_agent_is_held_against_what_it_says() {
         let target = agent().await;
         let says = |test: Value| Probe::Agent(serde_json::from_value(test).unwrap());
-        assert!(ask(says(json!({"prompt": "ping", "expectContains": "PONG"})), &target).await.is_ok());
+        assert!(
+            ask(says(json!({"prompt": "ping", "expectContains": "PONG"})), &target)
+                .await
+                .is_ok()
+        );
         for (test, part) in [
-            (json!({"prompt": "ping", "expectContains": "pang"}), "does not contain \"pang\": Pong to \"ping\""),
-            (json!({"prompt": "ping", "expectWithout": "pong"}), "the answer contains \"pong\""),
-            (json!({"prompt": "ping", "path": "/broken"}), "POST /broken was answered with 503: no database"),
-            (json!({"prompt": "ping", "path": "/healthz"}), "the answer is no JSON"),
-            (json!({"prompt": "ping", "protocol": "HTTP", "path": "/admin"}), "answered with 401"),
+            (
+                json!({"prompt": "ping", "expectContains": "pang"}),
+                "does not contain \"pang\": Pong to \"ping\"",
+            ),
+            (
+                json!({"prompt": "ping", "expectWithout": "pong"}),
+                "the answer contains \"pong\"",
+            ),
+            (
+                json!({"prompt": "ping", "path": "/broken"}),
+                "POST /broken was answered with 503: no database",
+            ),
+            (
+                json!({"prompt": "ping", "path": "/healthz"}),
+                "the answer is no JSON",
+            ),
+            (
+                json!({"prompt": "ping", "protocol": "HTTP", "path": "/admin"}),
+                "answered with 401",
+            ),
         ] {
             let error = ask(says(test), &target).await.unwrap_err();
             assert!(error.contains(part), "{error}");
@@ -399,8 +473,13 @@ mod tests {
         let free = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = free.local_addr().unwrap().port();
         drop(free);
-        let refused = ask(Probe::Tcp(TcpTest::default_of(port.into())), &target).await.unwrap_err();
-        assert!(refused.starts_with("no connection to support-2.shop.svc:"), "{refused}");
+        let refused = ask(Probe::Tcp(TcpTest::default_of(port.into())), &target)
+            .await
+            .unwrap_err();
+        assert!(
+            refused.starts_with("no connection to support-2.shop.svc:"),
+            "{refused}"
+        );
         let dns = |host: &str| Probe::Dns(DnsTest { host: host.into() });
         assert!(ask(dns("127.0.0.1"), &target).await.is_ok());
         let unknown = ask(dns("nobody.invalid"), &target).await.unwrap_err();

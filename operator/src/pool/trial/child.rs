@@ -93,8 +93,7 @@ pub fn job(whose: Whose<'_>, check: &Check, name: &str, content: &Content) -> Re
     let Test::Job(test) = &check.test else {
         return Err(format!("{} is no test of type Job", check.name));
     };
-    let over =
-        overlay_of(content.agent.pod_template.as_ref()).map_err(|problem| problem.sentence)?;
+    let over = overlay_of(content.agent.pod_template.as_ref()).map_err(|problem| problem.sentence)?;
     let mut template = pod::template(whose.pool, whose.revision, content, over);
     let metadata = metadata(whose, name, check);
     template.metadata = Some(ObjectMeta {
@@ -156,7 +155,11 @@ pub fn is_job_over(job: &Job) -> bool {
 
 /// What has come of a Job; `pods` are its pods.
 pub fn outcome_of_job(job: &Job, pods: impl FnOnce() -> Vec<Arc<Pod>>) -> Outcome {
-    let failed = job.status.as_ref().and_then(|status| status.failed).unwrap_or_default();
+    let failed = job
+        .status
+        .as_ref()
+        .and_then(|status| status.failed)
+        .unwrap_or_default();
     if job_condition(job, "Complete").is_some() {
         return Outcome::passed(failed + 1, "");
     }
@@ -303,14 +306,24 @@ mod tests {
                 "spec": {"containers": [{"name": "agent"}, {"name": "sidecar", "image": "proxy:1"}]}},
         }}));
         let check = check(command());
-        let job = job(whose(&pool), &check, "support-x", &content(&pool, &[("prompt", "ab")])).unwrap();
+        let job = job(
+            whose(&pool),
+            &check,
+            "support-x",
+            &content(&pool, &[("prompt", "ab")]),
+        )
+        .unwrap();
         let job = serde_json::to_value(job).unwrap();
         let spec = &job["spec"]["template"]["spec"];
         assert_eq!(spec["containers"].as_array().unwrap().len(), 1);
         let container = &spec["containers"][0];
         assert_eq!(
             (&container["image"], &container["command"], &container["args"]),
-            (&json!("agent:2"), &json!(["python", "smoke.py"]), &json!(["--db"]))
+            (
+                &json!("agent:2"),
+                &json!(["python", "smoke.py"]),
+                &json!(["--db"])
+            )
         );
         let names: Vec<&str> = container["env"]
             .as_array()
@@ -318,7 +331,10 @@ mod tests {
             .iter()
             .filter_map(|variable| variable["name"].as_str())
             .collect();
-        assert!(names.contains(&"CRM_TOKEN") && names.contains(&"FLOTILLA_REVISION_URL"), "{names:?}");
+        assert!(
+            names.contains(&"CRM_TOKEN") && names.contains(&"FLOTILLA_REVISION_URL"),
+            "{names:?}"
+        );
         for gone in ["ports", "readinessProbe", "lifecycle"] {
             assert!(container[gone].is_null(), "{gone}");
         }
@@ -329,10 +345,16 @@ mod tests {
         }
         assert_eq!(labels[names::TESTED_POOL], "support");
         assert_eq!(
-            (&job["spec"]["backoffLimit"], &job["spec"]["activeDeadlineSeconds"]),
+            (
+                &job["spec"]["backoffLimit"],
+                &job["spec"]["activeDeadlineSeconds"]
+            ),
             (&json!(1), &json!(180))
         );
-        assert_eq!((&spec["restartPolicy"], &spec["activeDeadlineSeconds"]), (&json!("Never"), &json!(30)));
+        assert_eq!(
+            (&spec["restartPolicy"], &spec["activeDeadlineSeconds"]),
+            (&json!("Never"), &json!(30))
+        );
     }
 
     #[test]
@@ -371,14 +393,26 @@ mod tests {
         let job = |status: Value| -> Job {
             serde_json::from_value(json!({"metadata": {"name": "j"}, "status": status})).unwrap()
         };
-        let ended = |type_: &str, failed: i32| job(json!({"failed": failed, "conditions": [{"type": type_, "status": "True", "message": "BackoffLimitExceeded"}]}));
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
-            "name": "agent", "image": "a", "imageID": "", "ready": false, "restartCount": 0,
-            "state": {"terminated": {"exitCode": 7, "message": "no route to db\n"}},
-        }]}}))
+        let ended = |type_: &str, failed: i32| {
+            job(
+                json!({"failed": failed, "conditions": [{"type": type_, "status": "True", "message": "BackoffLimitExceeded"}]}),
+            )
+        };
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"name": "p"}, "status": {"containerStatuses": [{
+                "name": "agent", "image": "a", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": 7, "message": "no route to db\n"}},
+            }]}}),
+        )
         .unwrap();
-        assert_eq!(outcome_of_job(&job(json!({"active": 1})), Vec::new).state, State::Running);
-        assert_eq!(outcome_of_job(&ended("Complete", 1), Vec::new), Outcome::passed(2, ""));
+        assert_eq!(
+            outcome_of_job(&job(json!({"active": 1})), Vec::new).state,
+            State::Running
+        );
+        assert_eq!(
+            outcome_of_job(&ended("Complete", 1), Vec::new),
+            Outcome::passed(2, "")
+        );
         assert_eq!(
             outcome_of_job(&ended("Failed", 2), || vec![Arc::new(pod)]),
             Outcome::failed(2, "the command exited with 7: no route to db")
@@ -418,7 +452,13 @@ mod tests {
     fn a_load_test_is_the_template_against_the_revisions_service() {
         let pool = pool(json!({"agent": {"protocol": "A2A"}}));
         let check = check(Test::LoadTest("smoke-load".into()));
-        let made = load_test(whose(&pool), &check, "support-x", &template(json!({})), Protocol::A2A);
+        let made = load_test(
+            whose(&pool),
+            &check,
+            "support-x",
+            &template(json!({})),
+            Protocol::A2A,
+        );
         let service = made.spec.target.service_ref.as_ref().unwrap();
         assert_eq!((service.name.as_str(), service.port), ("support-2", 80));
         assert!(made.spec.target.pool_ref.is_none() && !made.spec.suspend);
@@ -438,7 +478,8 @@ mod tests {
             made.checked_add(SignedDuration::from_secs(seconds)).unwrap()
         };
         let outcome = |status: Value, spec: Value, after| {
-            let test = template(json!({"metadata": {"creationTimestamp": made}, "spec": spec, "status": status}));
+            let test =
+                template(json!({"metadata": {"creationTimestamp": made}, "spec": spec, "status": status}));
             outcome_of_load_test(&test, 30, 1, at(after)).state
         };
         assert_eq!(outcome(json!({}), json!({}), 29), State::Running);
@@ -449,9 +490,16 @@ mod tests {
             ("Inconclusive", State::Undecided),
             ("Invalid", State::Undecided),
         ] {
-            assert_eq!(outcome(json!({"verdict": verdict}), json!({}), 99), state, "{verdict}");
+            assert_eq!(
+                outcome(json!({"verdict": verdict}), json!({}), 99),
+                state,
+                "{verdict}"
+            );
         }
         let lenient = json!({"onInconclusive": "Pass"});
-        assert_eq!(outcome(json!({"verdict": "Inconclusive"}), lenient, 0), State::Passed);
+        assert_eq!(
+            outcome(json!({"verdict": "Inconclusive"}), lenient, 0),
+            State::Passed
+        );
     }
 }

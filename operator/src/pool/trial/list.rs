@@ -1,9 +1,7 @@
 //! Which tests a rung has, by the spec. Pure.
 
 use flotilla_crds::AgentPoolSpec;
-use flotilla_crds::release_test::{
-    AgentTest, DnsTest, HttpTest, JobTest, SmokeTest, SmokeTestType, TcpTest,
-};
+use flotilla_crds::release_test::{AgentTest, DnsTest, HttpTest, JobTest, SmokeTest, SmokeTestType, TcpTest};
 use serde::Serialize;
 
 /// Name of a step's load test.

@@ -195,12 +195,12 @@ impl Trials {
 
     /// Counts and reports what has ended since the last look.
     fn tell(&self, before: Option<&Sitting>, sitting: &Sitting, notes: &mut Vec<Note>) {
-        let Sitting {
-            revision, weight, ..
-        } = sitting;
+        let Sitting { revision, weight, .. } = sitting;
         for check in &sitting.checks {
             let outcome = sitting.outcome(&check.name);
-            let was = before.map(|before| before.outcome(&check.name).state).unwrap_or_default();
+            let was = before
+                .map(|before| before.outcome(&check.name).state)
+                .unwrap_or_default();
             if was == outcome.state || !outcome.state.is_final() {
                 continue;
             }
@@ -245,12 +245,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// What has come of a test that may run, and the object to create for it.
-    fn hold(
-        &self,
-        check: &Check,
-        before: &Outcome,
-        tickets: &mut Vec<Ticket>,
-    ) -> (Outcome, Option<Action>) {
+    fn hold(&self, check: &Check, before: &Outcome, tickets: &mut Vec<Ticket>) -> (Outcome, Option<Action>) {
         match &check.test {
             Test::Probe(_) => {
                 let ticket = Ticket {
@@ -369,13 +364,23 @@ fn sweep(observed: &Observed, caches: &Caches) -> Vec<Action> {
     let jobs = caches.jobs.owned_by(&uid);
     let jobs = jobs
         .iter()
-        .filter(|job: &&Arc<Job>| goes(job.annotations().get(names::TESTED_RELEASE), child::is_job_over(job)))
+        .filter(|job: &&Arc<Job>| {
+            goes(
+                job.annotations().get(names::TESTED_RELEASE),
+                child::is_job_over(job),
+            )
+        })
         .map(|job| Action::delete(&**job));
     let tests = caches.load_tests.owned_by(&uid);
     let tests = tests
         .iter()
         .filter(|test| !top_up::is_stale(test, None))
-        .filter(|test| goes(test.annotations().get(names::TESTED_RELEASE), child::has_verdict(test)))
+        .filter(|test| {
+            goes(
+                test.annotations().get(names::TESTED_RELEASE),
+                child::has_verdict(test),
+            )
+        })
         .map(|test| Action::delete(&**test));
     jobs.chain(tests).collect()
 }

@@ -324,7 +324,10 @@ mod tests {
         ] {
             let runner = Runner::new(Arc::new(Arc::new(Script::default())));
             let working = tokio::spawn(runner.clone().run());
-            assert_eq!(outcome(&runner, &pool, &ticket("health", http(), attempts)).await, expected);
+            assert_eq!(
+                outcome(&runner, &pool, &ticket("health", http(), attempts)).await,
+                expected
+            );
             working.abort();
         }
         let runner = Runner::new(Arc::new(Arc::new(Script::default())));
@@ -340,12 +343,17 @@ mod tests {
         script.asked.store(2, Ordering::SeqCst);
         let runner = Runner::new(Arc::new(Arc::clone(&script)));
         let working = tokio::spawn(runner.clone().run());
-        let pools: Vec<Key> = (0..40).map(|number| Key::new("shop", format!("p-{number}"))).collect();
+        let pools: Vec<Key> = (0..40)
+            .map(|number| Key::new("shop", format!("p-{number}")))
+            .collect();
         for pool in pools.iter().chain(&pools) {
             runner.outcome(pool, &ticket("health", http(), 1), target);
         }
         for pool in &pools {
-            assert_eq!(outcome(&runner, pool, &ticket("health", http(), 1)).await.state, State::Passed);
+            assert_eq!(
+                outcome(&runner, pool, &ticket("health", http(), 1)).await.state,
+                State::Passed
+            );
         }
         assert_eq!(script.most.load(Ordering::SeqCst), CONCURRENCY);
         assert_eq!(script.asked.load(Ordering::SeqCst), 42);

@@ -276,7 +276,9 @@ impl Sitting {
 /// What the release hears about its rung: from the evidence and from the tests. Harm that is shown leads back whatever the
 /// tests say, and nothing goes on before they are passed.
 pub fn combine(sitting: Option<&Sitting>, evidence: Option<Gate>, reached: Option<&Reached>) -> Option<Gate> {
-    let Some((sitting, reached)) = sitting.zip(reached).filter(|(sitting, reached)| sitting.is_of(reached))
+    let Some((sitting, reached)) = sitting
+        .zip(reached)
+        .filter(|(sitting, reached)| sitting.is_of(reached))
     else {
         return evidence;
     };
@@ -337,7 +339,11 @@ mod tests {
 
     #[test]
     fn a_test_starts_when_what_it_depends_on_is_passed_and_is_not_repeated() {
-        let checks = [check("health", &[]), check("dns", &[]), check("agent", &["health"])];
+        let checks = [
+            check("health", &[]),
+            check("dns", &[]),
+            check("agent", &["health"]),
+        ];
         let mut sitting = Sitting::new(&reached(0));
         let mut held = Vec::new();
         sitting.advance(&checks, |check, _| {
@@ -357,25 +363,49 @@ mod tests {
         assert_eq!(held, ["health", "agent"]);
         assert!(sitting.is_passed() && sitting.gate().is_none());
         // One that is edited is held again, one that is gone is forgotten.
-        let edited = [Check { seconds: 5, ..check("health", &[]) }];
+        let edited = [Check {
+            seconds: 5,
+            ..check("health", &[])
+        }];
         held.clear();
         sitting.advance(&edited, |check, _| {
             held.push(check.name.clone());
             Outcome::running()
         });
-        assert_eq!((held, sitting.outcome("dns")), (vec!["health".to_owned()], Outcome::default()));
+        assert_eq!(
+            (held, sitting.outcome("dns")),
+            (vec!["health".to_owned()], Outcome::default())
+        );
     }
 
     #[test]
     fn the_gravest_outcome_speaks() {
         use State::{Failed, Passed, Running, Undecided, Waiting};
         for (states, opinion, word, part) in [
-            (vec![("a", Passed), ("b", Running)], Opinion::Continue, TESTING, "1 of 2 tests are passed; open: b (said so)"),
-            (vec![("a", Undecided), ("b", Running)], Opinion::Hold, TEST_UNDECIDED, "a: said so; create a RolloutAction"),
-            (vec![("a", Undecided), ("b", Failed), ("c", Waiting)], Opinion::RollBack, "SmokeTestFailed", "b: said so"),
+            (
+                vec![("a", Passed), ("b", Running)],
+                Opinion::Continue,
+                TESTING,
+                "1 of 2 tests are passed; open: b (said so)",
+            ),
+            (
+                vec![("a", Undecided), ("b", Running)],
+                Opinion::Hold,
+                TEST_UNDECIDED,
+                "a: said so; create a RolloutAction",
+            ),
+            (
+                vec![("a", Undecided), ("b", Failed), ("c", Waiting)],
+                Opinion::RollBack,
+                "SmokeTestFailed",
+                "b: said so",
+            ),
         ] {
             let gate = sitting(&states).gate().unwrap();
-            assert_eq!((gate.opinion, gate.reason.word.as_str(), gate.by_test), (opinion, word, true));
+            assert_eq!(
+                (gate.opinion, gate.reason.word.as_str(), gate.by_test),
+                (opinion, word, true)
+            );
             assert!(gate.reason.message.starts_with(part), "{}", gate.reason.message);
         }
         assert_eq!(sitting(&[("a", Passed)]).gate(), None);

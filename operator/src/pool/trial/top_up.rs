@@ -89,7 +89,9 @@ pub fn decide(
         }
         Some(newest) => {
             let status = newest.status.as_ref();
-            let ended = status.and_then(|status| status.completion_time.as_ref()).map(|time| time.0);
+            let ended = status
+                .and_then(|status| status.completion_time.as_ref())
+                .map(|time| time.0);
             let is_invalid = status.and_then(|status| status.verdict) == Some(Verdict::Invalid);
             if is_invalid && ended.is_some_and(|ended| now.duration_since(ended) < AFTER_INVALID) {
                 return TopUpErrands {
@@ -135,7 +137,10 @@ fn build(whose: Whose<'_>, top_up: &TopUp, template: &LoadTest, run: i32) -> Loa
     spec.suspend = false;
     spec.ttl_seconds_after_finished = None;
     // Other requests in each run.
-    spec.seed = spec.seed.saturating_add(i64::from(run) - 1).min(9_007_199_254_740_991);
+    spec.seed = spec
+        .seed
+        .saturating_add(i64::from(run) - 1)
+        .min(9_007_199_254_740_991);
     let mut metadata = child::metadata(whose, &child::name(whose, &check, run), &check);
     metadata
         .annotations
@@ -167,7 +172,8 @@ mod tests {
     }
 
     fn floor() -> TopUp {
-        serde_json::from_value(json!({"templateRef": {"name": "quiet"}, "minRequestsPerSecond": "0.5"})).unwrap()
+        serde_json::from_value(json!({"templateRef": {"name": "quiet"}, "minRequestsPerSecond": "0.5"}))
+            .unwrap()
     }
 
     fn with_status(test: &LoadTest, status: Value) -> Arc<LoadTest> {
@@ -209,16 +215,34 @@ mod tests {
         let running = [with_status(&first, json!({}))];
         let going = look(&running, Some(&template), 5.0);
         assert!(going.actions.is_empty() && going.running == Some(first.name_any()));
-        let ended = |verdict: &str, at: &str| [with_status(&first, json!({"verdict": verdict, "completionTime": at}))];
+        let ended = |verdict: &str, at: &str| {
+            [with_status(
+                &first,
+                json!({"verdict": verdict, "completionTime": at}),
+            )]
+        };
         let next = look(&ended("Failed", "2026-01-01T00:00:59Z"), Some(&template), 5.0);
         let second = created(&next).unwrap();
         assert!(!next.begins && second.name_any() != first.name_any());
         assert_eq!((second.spec.seed, run_of(&second)), (first.spec.seed + 1, 2));
-        assert!(look(&ended("Invalid", "2026-01-01T00:00:01Z"), Some(&template), 5.0).actions.is_empty());
-        assert!(created(&look(&ended("Invalid", "2026-01-01T00:00:00Z"), Some(&template), 5.0)).is_some());
+        assert!(
+            look(&ended("Invalid", "2026-01-01T00:00:01Z"), Some(&template), 5.0)
+                .actions
+                .is_empty()
+        );
+        assert!(
+            created(&look(
+                &ended("Invalid", "2026-01-01T00:00:00Z"),
+                Some(&template),
+                5.0
+            ))
+            .is_some()
+        );
         let both = [Arc::new(second.clone()), Arc::new(first.clone())];
         let kept = look(&both, Some(&template), 5.0);
-        assert!(matches!(kept.actions.as_slice(), [Action::Delete { target, .. }] if target.key.name == first.name_any()));
+        assert!(
+            matches!(kept.actions.as_slice(), [Action::Delete { target, .. }] if target.key.name == first.name_any())
+        );
         // Another step, another attempt, or none: it stops.
         assert!(!is_stale(&first, Some(whose)));
         for step in [
