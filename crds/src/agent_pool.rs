@@ -1,6 +1,7 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+use crate::release_test::TestStatus;
 pub use crate::rollout::*;
 use crate::{names, rules};
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};
@@ -847,6 +848,14 @@ pub struct RolloutStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
     pub measured_weight_percent: Option<String>,
+    /// topUpRef names the LoadTest that sends synthetic requests, while one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_up_ref: Option<LocalRef>,
+    /// tests of the new revision at this step, in the order of `smokeTests`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub tests: Vec<TestStatus>,
     /// metrics by which the new revision is judged at this step.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -12,11 +12,13 @@ pub mod model_provider;
 pub mod names;
 pub mod quota;
 pub mod reference;
+pub mod release_test;
 pub mod rollout;
 pub mod rollout_action;
 pub mod route;
 mod rules;
 pub mod schema;
+pub mod sourced_metric;
 pub mod yaml;
 
 pub use agent_pool::{AgentPool, AgentPoolSpec, AgentPoolStatus};

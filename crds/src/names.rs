@@ -28,6 +28,13 @@ pub const REJECTED_REASON: &str = "flotilla.dev/rejected-reason";
 /// Label on a snapshot ConfigMap: the content's hash.
 pub const CONTENT_HASH: &str = "flotilla.dev/content-hash";
 
+/// Label on Jobs and LoadTests that test a revision, and on the Jobs' pods: the pool's name. No Service selects by it.
+pub const TESTED_POOL: &str = "flotilla.dev/tested-pool";
+/// Annotation on them: the release they belong to, `<revision>/<attempt>`.
+pub const TESTED_RELEASE: &str = "flotilla.dev/tested-release";
+/// Annotation on them: the test's name.
+pub const TEST: &str = "flotilla.dev/test";
+
 /// Name of the gateway's Deployment, Service, ServiceAccount, RoleBinding and PodDisruptionBudget in each namespace.
 pub const GATEWAY: &str = "flotilla-gateway";
 /// Name of the Lease that says which gateway replica deals out quotas, and of the ConfigMap with its records.

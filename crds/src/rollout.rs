@@ -4,7 +4,10 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::common::LocalRef;
+use crate::release_test::{SmokeTest, StepLoadTest};
 use crate::rules;
+use crate::sourced_metric::SourcedMetric;
 
 /// How a new revision replaces the one that serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -16,7 +19,11 @@ use crate::rules;
     validation = Rule::new("self.type == 'BlueGreen' || !has(self.blueGreen)")
         .message("blueGreen holds the settings of type BlueGreen; remove it or write type: BlueGreen"),
     validation = Rule::new("self.type != 'RollingUpdate' || !has(self.analysis)")
-        .message("analysis judges a Canary or a BlueGreen release; a RollingUpdate goes on by readiness alone: remove analysis or change type")
+        .message("analysis judges a Canary or a BlueGreen release; a RollingUpdate goes on by readiness alone: remove analysis or change type"),
+    validation = Rule::new("self.type == 'Canary' || !has(self.analysis) || !has(self.analysis.topUp)")
+        .message("analysis.topUp is for the steps of a Canary; leave it out, or write type: Canary"),
+    validation = Rule::new("self.type != 'RollingUpdate' || !has(self.smokeTests) || self.smokeTests.all(t, t.when == 'BeforeTraffic')")
+        .message("smokeTests: after a RollingUpdate there is no way back, so its tests run before traffic only; write when: BeforeTraffic or change type")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
@@ -38,6 +45,19 @@ pub struct Rollout {
     /// requests against those of the revision that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub analysis: Option<Analysis>,
+    /// smokeTests that a new revision must pass before it gets traffic, and, where a test says so, again when it has all of
+    /// it. They go to the revision's own Service, at the same time unless one depends on another. One that fails stops the
+    /// release; the first revision of a pool is not tested. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into()]),
+        validation = Rule::new("self.all(t, !has(t.dependsOn) || t.dependsOn.all(d, self.map(o, o.name).indexOf(d) >= 0 && self.map(o, o.name).indexOf(d) < self.map(o, o.name).indexOf(t.name)))")
+            .message("smokeTests: dependsOn must name tests further up in the list"),
+        validation = Rule::new("self.all(t, !has(t.dependsOn) || self.all(o, !(o.name in t.dependsOn) || o.when == 'BeforeAndAfter' || o.when == t.when))")
+            .message("smokeTests: a test must run whenever one that depends on it does; give both the same when, or this one BeforeAndAfter")
+    )]
+    pub smoke_tests: Vec<SmokeTest>,
     /// paused stops a release where it stands; what serves goes on serving. Default false.
     #[serde(default)]
     pub paused: bool,
@@ -71,6 +91,7 @@ impl Default for Rollout {
             canary: None,
             blue_green: None,
             analysis: None,
+            smoke_tests: Vec::new(),
             paused: false,
             pinned_revision: None,
             rollback_window_revisions: 3,
@@ -194,6 +215,10 @@ pub struct CanaryStep {
     /// Automatic.
     #[serde(default)]
     pub approval: Approval,
+    /// loadTest that the new revision must pass at this step, besides the evidence: one that has Failed leads back. Default:
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_test: Option<StepLoadTest>,
 }
 
 /// Who lets a step pass.
@@ -278,6 +303,16 @@ pub struct Analysis {
     /// latency judges how many requests take longer than each of some thresholds. Default: latency is not judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencyAnalysis>,
+    /// metrics whose numbers come from another source than the gateways: counts that are compared, or values with limits.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub metrics: Vec<SourcedMetric>,
+    /// topUp runs synthetic load through the gateway while a step of a canary has too little traffic to be judged. Default:
+    /// none; such a step waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_up: Option<TopUp>,
     /// warmupSeconds at the start of each step whose requests do not count, on either side: new pods are cold. Default 30.
     #[serde(default = "half_minute")]
     #[schemars(range(min = 0, max = 3600))]
@@ -290,9 +325,27 @@ impl Default for Analysis {
             strictness: Strictness::default(),
             errors: ErrorAnalysis::default(),
             latency: None,
+            metrics: Vec::new(),
+            top_up: None,
             warmup_seconds: half_minute(),
         }
     }
+}
+
+/// Synthetic load for a quiet pool. Its requests carry the header `X-Flotilla-Synthetic: load-test`, cost tokens like any other, and
+/// count on both revisions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TopUp {
+    /// templateRef names a LoadTest of this namespace that is copied, with this pool as its target, and run again and again until
+    /// the step is decided. One with `suspend: true` never runs itself.
+    pub template_ref: LocalRef,
+    /// minRequestsPerSecond of the whole pool below which the load begins, as a decimal string, for example `"0.5"`. Default
+    /// `"1"`.
+    #[serde(default = "one_per_second")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(validation = Rule::new(rules::RATE).message("topUp.minRequestsPerSecond must be a decimal string from \"0.001\" to \"100000\", for example \"0.5\""))]
+    pub min_requests_per_second: String,
 }
 
 /// How sure a verdict must be.
@@ -417,6 +470,9 @@ fn ten_minutes() -> i32 {
 }
 fn hour() -> i32 {
     3600
+}
+fn one_per_second() -> String {
+    "1".to_owned()
 }
 fn one_percent() -> String {
     "1".to_owned()

@@ -55,6 +55,12 @@ pub(crate) fn money() -> Rule {
         .message("a price must be a decimal string, for example \"0.25\"")
 }
 
+/// A number with a sign.
+pub(crate) fn decimal() -> Rule {
+    Rule::new("self.matches('^-?[0-9]{1,12}([.][0-9]{1,6})?$')")
+        .message("a limit must be a decimal string, for example \"4.5\"")
+}
+
 /// A percentage.
 pub(crate) fn percent() -> Rule {
     Rule::new("self.matches('^[0-9]{1,2}([.][0-9]{1,4})?$')")
@@ -73,6 +79,20 @@ pub(crate) fn one_of(field: &str, members: &[&str]) -> Rule {
     };
     Rule::new(format!("{} == 1", count.join(" + ")))
         .message(&*format!("{field}: write exactly one of {names}"))
+}
+
+/// The member of a union by type: only with its own type.
+pub(crate) fn union_member(type_: &str, member: &str) -> Rule {
+    Rule::new(format!("self.type == '{type_}' || !has(self.{member})")).message(&*format!(
+        "{member} holds the settings of type {type_}; remove it or write type: {type_}"
+    ))
+}
+
+/// A host's name for DNS.
+pub(crate) fn host_name() -> Rule {
+    Rule::new("self.matches('^[A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?([.][A-Za-z0-9]([-A-Za-z0-9]*[A-Za-z0-9])?)*$')").message(
+        "a host is a name of letters, digits, '-' and '.', without a scheme or port, for example db.example.com",
+    )
 }
 
 /// None of `fields` may change.

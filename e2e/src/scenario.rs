@@ -6,6 +6,7 @@ pub mod judged;
 pub mod load_test;
 pub mod pool;
 pub mod release;
+pub mod release_tests;
 pub mod releases;
 pub mod rest;
 pub mod scale;

@@ -122,6 +122,18 @@ pub struct RunArgs {
     )]
     pub upgrade_parallelism: u32,
 
+    /// Sources of numbers that pools may name in analysis.metrics, as NAME=URL: a Prometheus, or a service that answers with
+    /// JSON. Plain http, without credentials. Several are separated by commas. Default: none.
+    #[arg(
+        long = "metric-source",
+        env = "FLOTILLA_METRIC_SOURCES",
+        value_name = "NAME=URL",
+        value_delimiter = ',',
+        value_parser = metric_source,
+        help_heading = "Releases"
+    )]
+    pub metric_sources: Vec<(String, String)>,
+
     /// Name of the Lease that elects the leader.
     #[arg(
         long,
@@ -197,6 +209,25 @@ pub enum LogFormat {
     Json,
 }
 
+/// A source of numbers: its name, and its address without a slash at the end.
+fn metric_source(text: &str) -> Result<(String, String), String> {
+    let help = "write NAME=URL, for example main=http://prometheus.monitoring.svc:9090";
+    let (name, url) = text.split_once('=').ok_or(help)?;
+    let is_name = |name: &str| {
+        name.starts_with(|first: char| first.is_ascii_lowercase())
+            && name
+                .chars()
+                .all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-')
+    };
+    let uri = url
+        .parse::<http::Uri>()
+        .map_err(|error| format!("{error}; {help}"))?;
+    if !is_name(name) || uri.scheme_str() != Some("http") || uri.host().is_none() || uri.query().is_some() {
+        return Err(help.to_owned());
+    }
+    Ok((name.to_owned(), url.trim_end_matches('/').to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -237,5 +268,26 @@ mod tests {
         assert!(matches!(cli.command, Some(Command::Run(args)) if args.lease_name == "x"));
         let cli = Cli::try_parse_from(["flotilla-operator", "crds"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Crds)));
+    }
+
+    #[test]
+    fn metric_sources_have_a_name_and_a_plain_address() {
+        let parse = |text: &str| Cli::try_parse_from(["flotilla-operator", "--metric-source", text]);
+        let cli = parse("main=http://prometheus.monitoring.svc:9090/,own=http://own.svc/api").unwrap();
+        let expected = [
+            ("main", "http://prometheus.monitoring.svc:9090"),
+            ("own", "http://own.svc/api"),
+        ]
+        .map(|(name, url)| (name.to_owned(), url.to_owned()));
+        assert_eq!(cli.run.metric_sources, expected);
+        for bad in [
+            "http://prometheus.svc",
+            "Main=http://p.svc",
+            "main=https://p.svc",
+            "main=p.svc",
+            "main=http://p.svc?a=b",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 }

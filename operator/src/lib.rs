@@ -49,6 +49,8 @@ pub struct Settings {
     pub gateway_env: Vec<(String, String)>,
     /// Namespaces whose gateways are replaced at the same time after an upgrade.
     pub upgrade_parallelism: usize,
+    /// Sources that `analysis.metrics` of a pool may name.
+    pub metric_sources: pool::figures::Sources,
 }
 
 /// Why the program ended.
@@ -130,6 +132,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
         gateway_replicas: args.gateway_replicas,
         gateway_env: args.gateway_env,
         upgrade_parallelism: usize::try_from(args.upgrade_parallelism).unwrap_or(usize::MAX),
+        metric_sources: args.metric_sources.into_iter().collect(),
     };
     register(&mut manager, &settings);
 
@@ -156,7 +159,14 @@ pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
     };
     gateway::register(manager, &caches, gateways, health.clone());
     let standpoints = pool::memory::Standpoints::default();
-    pool::register(manager, &caches, &scraper, health.clone(), standpoints.clone());
+    pool::register(
+        manager,
+        &caches,
+        &scraper,
+        health.clone(),
+        standpoints.clone(),
+        settings.metric_sources.clone(),
+    );
     action::register(manager, &caches, standpoints);
     provider::register(manager, &caches, scraper, health);
     let load_generators = loadtest::Settings {

@@ -414,6 +414,7 @@ fn what(counted: &Counted, index: usize) -> String {
     };
     match counted {
         Counted::Errors => "failed".to_owned(),
+        Counted::Events => "ended badly".to_owned(),
         Counted::Latency(thresholds) => above(thresholds, " ms"),
         Counted::FirstByte(thresholds) => format!("with a first byte {}", above(thresholds, " ms")),
         Counted::Above(thresholds) => above(thresholds, ""),

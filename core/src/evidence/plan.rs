@@ -101,6 +101,8 @@ pub enum Counted {
     Latency(Vec<u64>),
     /// Requests whose first body byte took longer than each of these, in milliseconds.
     FirstByte(Vec<u64>),
+    /// Requests or tasks that ended badly, as another source than the gateway counts them.
+    Events,
     /// Requests or tasks with more than each of these, in the source's own unit (tokens, cost …); counted by another
     /// source than the gateway.
     Above(Vec<u64>),
@@ -136,7 +138,7 @@ impl Counted {
     /// The number of event series.
     pub fn series(&self) -> usize {
         match self {
-            Self::Errors => 1,
+            Self::Errors | Self::Events => 1,
             Self::Latency(thresholds) | Self::FirstByte(thresholds) | Self::Above(thresholds) => {
                 thresholds.len()
             }

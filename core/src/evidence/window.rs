@@ -175,7 +175,7 @@ fn cohort(window: &WindowStats, counted: &Counted) -> Option<Counts> {
             &window.first_byte,
             thresholds,
         )),
-        Counted::Above(_) => None,
+        Counted::Events | Counted::Above(_) => None,
     }
 }
 

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 use super::shift::{Shift, Wait, surge};
 use super::{
-    Arm, Change, Decision, Gateways, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
-    Trouble, Waiting,
+    Arm, Change, Decision, Gateways, Ladder, Member, Progress, Reason, Situation, Standing, State, Subject,
+    Target, Trouble, Waiting,
 };
 
 /// What to do now. A pure function; called again at every change and at every deadline. Carrying out any part of the
@@ -16,18 +16,25 @@ pub fn decide(situation: &Situation) -> Decision {
     let mut members = situation.members.clone();
     let mut changes = Vec::new();
     let mut passed = None;
+    let mut left_out = false;
     let rungs = situation.ladder.as_ref().map_or(0, |ladder| ladder.rungs.len());
-    // Each round settles one change of standing, of which there are fewer than revisions, or one rung.
-    for _ in 0..=situation.members.len() + rungs + 2 {
+    // Each round settles one change of standing, of which there are fewer than revisions, or one rung, or where to begin.
+    for _ in 0..=situation.members.len() + rungs + 3 {
         match Round::new(situation, &members).run() {
             Verdict::Done(mut decision) => {
                 decision.changes = changes;
                 // Of a revision that is no candidate any more nothing is remembered.
                 decision.passed =
                     passed.filter(|(revision, _)| decision.candidate.as_ref() == Some(revision));
+                decision.left_out = left_out && decision.passed.is_some();
                 return *decision;
             }
-            Verdict::Pass(revision, weight) => {
+            Verdict::Pass {
+                revision,
+                weight,
+                is_left_out,
+            } => {
+                left_out |= is_left_out;
                 for member in members.iter_mut().filter(|member| member.revision == revision) {
                     member.passed = Some(weight);
                 }
@@ -76,6 +83,7 @@ fn empty() -> Decision {
         candidate: None,
         changes: Vec::new(),
         passed: None,
+        left_out: false,
         scale: Vec::new(),
         traffic: Vec::new(),
         state: State::Empty,
@@ -88,8 +96,13 @@ fn empty() -> Decision {
 
 enum Verdict {
     Change(Change),
-    /// The candidate of this name has passed the rung of this weight.
-    Pass(String, i32),
+    /// A candidate is through with the rungs up to this weight.
+    Pass {
+        revision: String,
+        weight: i32,
+        /// It has not answered their questions; its traffic cannot.
+        is_left_out: bool,
+    },
     Done(Box<Decision>),
 }
 
@@ -286,7 +299,7 @@ impl<'a> Round<'a> {
             return decision.into();
         }
         match &self.situation.ladder {
-            Some(ladder) if !candidate.is_trusted && !is_down(stable) => {
+            Some(ladder) if !candidate.is_trusted && !rolls(ladder, stable, candidate) => {
                 self.climb(ladder, stable, candidate, decision)
             }
             _ => self.roll(stable, candidate, decision),
@@ -573,6 +586,14 @@ impl<'a> Round<'a> {
         };
         decision.state = state;
     }
+}
+
+/// Whether a candidate has left its ladder, or needs none, and goes on batch by batch. A rung of weight 0 comes first in any
+/// case.
+fn rolls(ladder: &Ladder, stable: &Member, candidate: &Member) -> bool {
+    let has_begun = candidate.passed.is_some() || candidate.weight.unwrap_or_default() > 0;
+    let begins_without = ladder.rungs.first().is_some_and(|rung| rung.weight == 0);
+    (ladder.rolls && has_begun) || (is_down(stable) && (has_begun || !begins_without))
 }
 
 /// The weights of two revisions. Both are named as long as both matter, so that gateways know the endpoints of the

@@ -41,10 +41,13 @@ pub enum OnUndecided {
 }
 
 /// How a candidate takes over, rung by rung.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ladder {
     /// Weights strictly ascending; all the traffic is implied.
     pub rungs: Vec<Rung>,
+    /// A candidate that has had no traffic yet leaves out the rungs up to this weight, but for one of weight 0: the traffic
+    /// cannot judge them in time.
+    pub starts_above: Option<i32>,
     /// Least pods of a candidate with traffic: one pod on a bad node must not decide. Never more than replicas.
     pub least_pods: i32,
     /// Stable keeps all its pods until the candidate has all the traffic; else it gives up what the candidate carries.
@@ -55,6 +58,10 @@ pub struct Ladder {
     pub bake: SignedDuration,
     /// When a rung is not decided in time.
     pub on_undecided: OnUndecided,
+    /// With all the traffic there are tests to pass, however short the bake is.
+    pub tested_after: bool,
+    /// After a rung of weight 0 it goes on batch by batch ([`super::Shift`]); there are no further ones.
+    pub rolls: bool,
 }
 
 impl Ladder {
@@ -63,6 +70,15 @@ impl Ladder {
     pub fn rung(&self, passed: Option<i32>, weight: i32) -> Option<&Rung> {
         let mut rungs = self.rungs.iter();
         rungs.find(|rung| passed.is_none_or(|passed| rung.weight > passed) && rung.weight >= weight)
+    }
+
+    /// The weight up to which rungs are left out now, by a candidate without traffic; none once it has passed a rung with
+    /// traffic, while one without is still to be passed, and where nothing is to be left out.
+    pub fn left_out(&self, passed: Option<i32>) -> Option<i32> {
+        let next = self.rung(passed, 0)?;
+        let has_begun = passed.is_some_and(|passed| passed > 0);
+        self.starts_above
+            .filter(|above| !has_begun && next.weight > 0 && next.weight <= *above)
     }
 
     /// Position of a rung of this weight, from 0; the number of rungs for all the traffic.
@@ -228,7 +244,7 @@ mod tests {
             keeps_stable: true,
             scale_down_delay: SignedDuration::ZERO,
             bake: SignedDuration::ZERO,
-            on_undecided: OnUndecided::Hold,
+            ..Ladder::default()
         }
     }
 
@@ -378,6 +394,35 @@ mod tests {
         };
         assert_eq!((started.step().incoming, started.step().wait), (2, Wait::Room));
         assert_eq!(Climb { others: 3, ..started }.step().incoming, 4);
+    }
+
+    #[test]
+    fn what_the_traffic_cannot_judge_is_left_out_before_the_first_traffic_and_never_later() {
+        let ladder = Ladder {
+            starts_above: Some(10),
+            ..ladder(&[1, 10, 25])
+        };
+        for (passed, left_out) in [
+            (None, Some(10)),
+            (Some(1), None),
+            (Some(10), None),
+            (Some(100), None),
+        ] {
+            assert_eq!(ladder.left_out(passed), left_out, "{passed:?}");
+        }
+        let tested = Ladder {
+            rungs: super::tests::ladder(&[0, 1, 10, 25]).rungs,
+            ..ladder.clone()
+        };
+        assert_eq!(
+            (tested.left_out(None), tested.left_out(Some(0))),
+            (None, Some(10))
+        );
+        let from_the_first = Ladder {
+            starts_above: None,
+            ..ladder
+        };
+        assert_eq!(from_the_first.left_out(None), None);
     }
 
     #[test]

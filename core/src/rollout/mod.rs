@@ -220,6 +220,8 @@ pub struct Gate {
     pub reason: Reason,
     /// When the opinion changes by itself at the latest, if it does.
     pub deadline: Option<Timestamp>,
+    /// It comes from tests that have not all been passed, not from evidence: a bake does not end before they are.
+    pub by_test: bool,
 }
 
 /// A rung that every gateway has confirmed.
@@ -328,6 +330,8 @@ pub struct Decision {
     pub changes: Vec<Change>,
     /// A weight whose question the candidate has answered: to be written with its revision, before what follows from it.
     pub passed: Option<(String, i32)>,
+    /// Rungs up to that weight were left out, not answered: the traffic could not judge them in time.
+    pub left_out: bool,
     /// `spec.replicas` by revision; what is not named stays.
     pub scale: Vec<(String, i32)>,
     /// The weights, in percent; they add up to 100. Empty while nothing can serve.

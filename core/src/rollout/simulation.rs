@@ -103,7 +103,7 @@ impl World {
             keeps_stable,
             scale_down_delay: SignedDuration::from_secs(delay),
             bake: SignedDuration::from_secs(bake),
-            on_undecided: OnUndecided::Hold,
+            ..Ladder::default()
         };
         Self {
             ladder: Some(ladder),
@@ -124,6 +124,7 @@ impl World {
             opinion,
             reason: Reason::new("AnalysisFailed", "errors"),
             deadline: None,
+            by_test: false,
         })
     }
 

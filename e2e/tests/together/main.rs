@@ -12,6 +12,7 @@ mod policies;
 mod pool;
 mod quota;
 mod release;
+mod release_tests;
 mod releases;
 mod secrets;
 mod sessions;

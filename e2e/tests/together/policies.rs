@@ -200,6 +200,11 @@ async fn who_sets_a_field_must_have_the_right_that_it_uses() {
         let account = pool(json!({"serviceAccountName": "admin"}));
         let variable = |secret: &str| pool(json!({"env": [{"name": "A", "value": "b"}, from_secret("B", secret)]}));
         let all_keys = |secret: &str| pool(json!({"envFrom": [{"secretRef": {"name": secret, "optional": true}}]}));
+        let smoke = |test: Value| {
+            let mut test = test;
+            test["name"] = json!("test");
+            json!({"spec": {"rollout": {"smokeTests": [test]}}})
+        };
         let env: &[&str] = &["give Secret theirs to what this pool runs", "eve has neither"];
         let others: &[&str] = &["give Secret others to what this pool runs", "carol has neither"];
         let of_carol: &[&str] = &["which carol may not"];
@@ -303,6 +308,9 @@ async fn who_changes_something_else_needs_no_right() {
             ("an owner", &whole, json!({"metadata": {"finalizers": ["example.com/f"]}}), FINE),
             ("replicas", &whole, json!({"spec": {"replicas": 7}}), FINE),
             ("the release's pace", &whole, json!({"spec": {"rollout": {"settleSeconds": 9}}}), FINE),
+            ("a test without a command", &whole, smoke(json!({"type": "HTTP", "http": {"path": "/healthz"}})), FINE),
+            ("a test's command", &whole, smoke(json!({"type": "Job", "job": {"command": ["sh"]}})), PODS),
+            ("a test's command beside a Secret", &secret_only, smoke(json!({"type": "Job", "job": {"command": ["sh"]}})), env),
             ("the prompt", &whole, agent(json!({"prompt": {"text": "Be brief."}})), FINE),
             ("the model", &whole, agent(json!({"models": [{"name": "default", "providerRef": {"name": "p"}, "model": "m"}]})), FINE),
             ("slots", &whole, agent(json!({"concurrency": 3})), FINE),

@@ -17,6 +17,9 @@ use http_body_util::Full;
 /// compared with it.
 pub const REQUEST_HEADER: HeaderName = HeaderName::from_static("x-flotilla-request");
 
+/// Marks requests that no user sent.
+pub const SYNTHETIC_HEADER: HeaderName = HeaderName::from_static("x-flotilla-synthetic");
+
 /// The tokens that an answer says it took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -68,6 +71,7 @@ impl RequestBuilder {
             USER_AGENT,
             HeaderValue::from_static(concat!("flotilla-loadgen/", env!("CARGO_PKG_VERSION"))),
         );
+        headers.insert(SYNTHETIC_HEADER, HeaderValue::from_static("load-test"));
         if method != Method::GET {
             headers.insert(CONTENT_TYPE, value(content_type)?);
         }

@@ -177,7 +177,7 @@ fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -
     }
     let weight = match action.spec.type_ {
         ActionType::PromoteFull => 100,
-        _ if step.weight >= 100 => {
+        _ if step.weight >= 100 && !step.awaits_tests => {
             return Err(format!("{name} has all the traffic already; Abort leads it back"));
         }
         ActionType::Promote if !step.awaits_person => {

@@ -14,7 +14,6 @@ use super::build::{
 };
 use super::dereference::{Observed, is_ready};
 use super::gateways::Reports;
-use super::judge;
 use super::memory::Memory;
 use super::plan::Restarting;
 use super::validate::{Wanted, overlay_of};
@@ -26,6 +25,8 @@ pub(super) struct Draft<'a> {
     pub(super) observed: &'a Observed,
     pub(super) wanted: Option<&'a Wanted>,
     pub(super) decision: &'a Decision,
+    /// Where a candidate begins and why, see [`super::judge::start`].
+    pub(super) start: Option<(i32, String)>,
     pub(super) now: Timestamp,
     pub(super) actions: Vec<Action>,
     pub(super) check: Option<(String, Pod)>,
@@ -141,7 +142,7 @@ impl Draft<'_> {
                     if change.standing == Standing::Candidate && self.has_served_lately(&known.record) {
                         patch["metadata"]["annotations"][controller_revision::TRUSTED] = "true".into();
                     } else if change.standing == Standing::Candidate
-                        && let Some((weight, _)) = self.left_out()
+                        && let Some(weight) = self.passed_by(&change.revision)
                     {
                         patch["metadata"]["annotations"][controller_revision::PASSED] =
                             weight.to_string().into();
@@ -159,7 +160,7 @@ impl Draft<'_> {
                             order,
                         );
                         if change.standing == Standing::Candidate
-                            && let Some((weight, _)) = self.left_out()
+                            && let Some(weight) = self.passed_by(&change.revision)
                         {
                             record
                                 .annotations_mut()
@@ -172,11 +173,18 @@ impl Draft<'_> {
         }
     }
 
-    /// The weight below the step at which a new candidate starts, and why, see [`judge::left_out`].
-    fn left_out(&self) -> Option<(i32, String)> {
-        let stable = self.decision.stable.as_deref()?;
-        let traffic = judge::traffic(&self.observed.gateways, &self.observed.name(), stable);
-        judge::left_out(&self.observed.pool.spec, traffic)
+    /// The weight that a revision has just passed or left out.
+    fn passed_by(&self, revision: &str) -> Option<i32> {
+        let passed = self.decision.passed.as_ref();
+        passed
+            .filter(|(whose, _)| whose == revision)
+            .map(|(_, weight)| *weight)
+    }
+
+    /// Why a candidate that begins now does not begin at the first step.
+    fn why_left_out(&self) -> Option<&str> {
+        let (_, why) = self.start.as_ref().filter(|_| self.decision.left_out)?;
+        Some(why)
     }
 
     /// Whether a revision is among those that served last.
@@ -193,14 +201,29 @@ impl Draft<'_> {
         let Some((revision, weight)) = &self.decision.passed else {
             return;
         };
+        // With its standing it is written in one.
+        if self
+            .decision
+            .changes
+            .iter()
+            .any(|change| change.revision == *revision)
+        {
+            return;
+        }
         let known = self.observed.revisions.iter();
         if let Some(known) = known.into_iter().find(|known| known.record.revision == *revision) {
             self.actions.push(Action::patch_exactly(
                 &*known.object,
                 controller_revision::pass(*weight),
             ));
-            let text = format!("{revision} has proved itself at {weight} % and goes on");
-            self.actions.push(Action::event(Note::normal("StepPassed", text)));
+            let note = match self.why_left_out() {
+                Some(why) => Note::normal("StepsLeftOut", format!("{revision} {why}")),
+                None => Note::normal(
+                    "StepPassed",
+                    format!("{revision} has proved itself at {weight} % and goes on"),
+                ),
+            };
+            self.actions.push(Action::event(note));
         }
     }
 
@@ -338,13 +361,13 @@ impl Draft<'_> {
             let note = match (change.standing, &change.reason) {
                 (Standing::Candidate, _) => {
                     let known = self.observed.record(revision);
-                    let text = match self.left_out() {
+                    let text = match self.why_left_out() {
                         _ if known.is_some_and(|known| self.has_served_lately(known)) => {
                             format!(
                                 "{revision} served not long ago and takes over again without being judged"
                             )
                         }
-                        Some((_, why)) => format!("{revision} is being released; it {why}"),
+                        Some(why) => format!("{revision} is being released; it {why}"),
                         None => format!("{revision} is being released"),
                     };
                     Note::normal("ReleaseStarted", text)

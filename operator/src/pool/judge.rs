@@ -11,8 +11,9 @@ use flotilla_core::evidence::{
     self, Compare, Counted, Evidence, Judgement, Metric, Mode, Permit, Question, Report, Rule, Scrape, Step,
     StormBreaker, Verdict,
 };
-use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing};
+use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing, shift};
 use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode, Approval, CanaryStep, StableScale};
+use flotilla_crds::sourced_metric::SourcedMetric;
 use flotilla_crds::{AgentPool, AgentPoolSpec};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -23,8 +24,10 @@ use tracing::warn;
 
 use super::build::child_meta;
 use super::dereference::Observed;
+use super::figures::{Figures, Subject};
 use super::memory::Memory;
-use crate::runtime::{Action, Error, Key, Note, Visit};
+use super::trial::list;
+use crate::runtime::{Action, Error, Failure as _, Key, Note, Visit};
 use crate::scrape::View;
 
 /// Key of the checkpoint in its ConfigMap.
@@ -44,6 +47,7 @@ pub fn steps(canary: &api::Canary) -> Vec<CanaryStep> {
         decide_within_seconds: clamp(rung.decide_within_seconds),
         replicas: None,
         approval: Approval::Automatic,
+        load_test: None,
     };
     evidence::DEFAULT_STEPS.iter().map(step).collect()
 }
@@ -61,8 +65,14 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
             pods: step.replicas,
             needs_approval: step.approval == Approval::Manual,
         };
+        let steps = steps(&canary);
+        let tested = list::tests_before(spec).then(|| Rung {
+            weight: 0,
+            pods: steps.first().and_then(|step| step.replicas),
+            needs_approval: false,
+        });
         return Some(Ladder {
-            rungs: steps(&canary).iter().map(rung).collect(),
+            rungs: tested.into_iter().chain(steps.iter().map(rung)).collect(),
             least_pods: canary.candidate_min_replicas,
             keeps_stable: canary.stable_scale == StableScale::Keep,
             scale_down_delay: seconds(canary.scale_down_delay_seconds),
@@ -72,9 +82,13 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
                 api::OnUndecided::Promote => OnUndecided::Promote,
                 api::OnUndecided::Abort => OnUndecided::Abort,
             },
+            tested_after: list::tests_after(spec),
+            ..Ladder::default()
         });
     }
-    let green = spec.rollout.blue_green()?;
+    let Some(green) = spec.rollout.blue_green() else {
+        return list::tests_before(spec).then(|| tested_batch(spec));
+    };
     Some(Ladder {
         rungs: vec![Rung {
             weight: 0,
@@ -85,15 +99,62 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
         keeps_stable: true,
         scale_down_delay: seconds(green.scale_down_delay_seconds),
         bake: seconds(green.bake_seconds),
-        on_undecided: OnUndecided::Hold,
+        tested_after: list::tests_after(spec),
+        ..Ladder::default()
+    })
+}
+
+/// A rolling update whose first batch is tested before it gets traffic.
+fn tested_batch(spec: &AgentPoolSpec) -> Ladder {
+    let batch = shift::surge(spec.effective_replicas(), spec.rolling_update().max_surge_percent);
+    Ladder {
+        rungs: vec![Rung {
+            weight: 0,
+            pods: Some(batch),
+            needs_approval: false,
+        }],
+        least_pods: 1,
+        keeps_stable: true,
+        rolls: true,
+        ..Ladder::default()
+    }
+}
+
+fn mode(mode: AnalysisMode) -> Mode {
+    match mode {
+        AnalysisMode::Enforce => Mode::Enforce,
+        AnalysisMode::Observe => Mode::Observe,
+    }
+}
+
+/// A metric whose numbers come from another source; none if it says nothing to judge by, which the schema does not let through.
+pub fn sourced(metric: &SourcedMetric) -> Option<Metric> {
+    let limit = |text: &Option<String>| {
+        let value: f64 = text.as_deref()?.parse().ok()?;
+        Some((value * 1e6).round() as i64)
+    };
+    let rule = match (&metric.counts, &metric.threshold) {
+        (Some(counts), _) => Rule::Compare(Compare {
+            counted: Counted::Events,
+            tolerate_worse_percent: u32::try_from(counts.tolerate_worse_percent).unwrap_or_default(),
+            acceptable_millionths: millionths(&counts.acceptable_percent),
+            ..Compare::errors()
+        }),
+        (None, Some(threshold)) => Rule::Threshold(evidence::Threshold {
+            minimum_millionths: limit(&threshold.minimum),
+            maximum_millionths: limit(&threshold.maximum),
+            failure_limit: u32::try_from(threshold.failure_limit).unwrap_or_default(),
+        }),
+        (None, None) => return None,
+    };
+    Some(Metric {
+        name: metric.name.clone(),
+        mode: mode(metric.mode),
+        rule,
     })
 }
 
 fn metrics(analysis: &Analysis) -> Vec<Metric> {
-    let mode = |mode: AnalysisMode| match mode {
-        AnalysisMode::Enforce => Mode::Enforce,
-        AnalysisMode::Observe => Mode::Observe,
-    };
     let percent = |number: i32| u32::try_from(number).unwrap_or_default();
     let errors = &analysis.errors;
     let mut metrics = vec![Metric {
@@ -106,6 +167,7 @@ fn metrics(analysis: &Analysis) -> Vec<Metric> {
             ..Compare::errors()
         }),
     }];
+    metrics.extend(analysis.metrics.iter().filter_map(sourced));
     metrics.extend(analysis.latency.as_ref().map(|latency| {
         let thresholds = latency.thresholds_milliseconds.iter();
         let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
@@ -206,7 +268,34 @@ fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit:
         deadline: (opinion == Opinion::Continue)
             .then(|| Timestamp::from_second(due).ok())
             .flatten(),
+        by_test: false,
     }
+}
+
+/// The gate while the evidence behind it cannot be saved: a restart would lose it, so nothing advances by it.
+fn unsaved(gate: Gate, error: &Error) -> Gate {
+    if gate.opinion == Opinion::RollBack {
+        return gate;
+    }
+    let message = format!("the evidence cannot be saved, so the release waits: {error}");
+    Gate {
+        opinion: Opinion::Hold,
+        reason: Reason::new(error.category(), message),
+        deadline: None,
+        ..gate
+    }
+}
+
+/// Where a release of this pool starts that starts now, see [`left_out`].
+pub fn start(observed: &Observed) -> Option<(i32, String)> {
+    let spec = &observed.pool.spec;
+    spec.rollout.canary().filter(|canary| canary.steps.is_empty())?;
+    let records = observed.revisions.iter().map(|known| &known.record);
+    let stable = records
+        .filter(|record| record.standing == Standing::Stable)
+        .max_by_key(|record| record.order)?;
+    let traffic = traffic(&observed.gateways, &observed.name(), &stable.revision);
+    left_out(spec, traffic)
 }
 
 /// The weight below the step at which a release of this pool starts: where the spec names no steps, those that its traffic cannot judge in
@@ -264,6 +353,8 @@ struct Open {
     uid: String,
     first_epoch: i64,
     evidence: Evidence,
+    /// It is ahead of its checkpoint.
+    unsaved: bool,
 }
 
 /// What was heard about the rung in force.
@@ -276,19 +367,46 @@ pub struct Heard {
 }
 
 /// Judges all pools' releases.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Court {
     open: Mutex<HashMap<Key, Open>>,
     storm: Mutex<StormBreaker>,
+    figures: Figures,
 }
 
 impl Court {
+    /// Hears `figures` beside the gateways.
+    pub fn new(figures: Figures) -> Self {
+        Self {
+            open: Mutex::default(),
+            storm: Mutex::default(),
+            figures,
+        }
+    }
+
     /// What the evidence says now about the rung in force; none while no rung is reached. Writes a checkpoint when a window has
     /// closed.
     ///
+    /// A checkpoint that cannot be written for longer (its name is taken, a quota) stops the release where it stands, but
+    /// for harm that is shown: that is in the record of the revision as soon as it is acted on.
+    ///
     /// # Errors
-    /// When the checkpoint cannot be read or written: then nothing is decided, and the next visit tries again.
+    /// When the API server cannot be asked: then nothing is decided, and the next visit tries again.
     pub async fn hear(
+        &self,
+        visit: &Visit,
+        observed: &Observed,
+        memory: &Memory,
+        now: Timestamp,
+    ) -> Result<Option<Arc<Heard>>, Error> {
+        let heard = self.judge(visit, observed, memory, now).await?;
+        if heard.is_none() {
+            self.figures.follow(visit.key(), None);
+        }
+        Ok(heard)
+    }
+
+    async fn judge(
         &self,
         visit: &Visit,
         observed: &Observed,
@@ -313,6 +431,10 @@ impl Court {
         if candidate.revision != reached.revision || candidate.attempt != reached.attempt {
             return Ok(None);
         }
+        // Before its first traffic there is nothing to count, but for what a blue-green's bake compares with.
+        if reached.weight == 0 && spec.rollout.blue_green().is_none() {
+            return Ok(None);
+        }
         let whose = evidence::Key {
             stable: stable.revision.clone(),
             candidate: candidate.revision.clone(),
@@ -321,6 +443,15 @@ impl Court {
         let mut open = self.open(visit, observed, whose, epoch).await?;
         let plan = evidence_plan(spec, &ladder, reached, epoch, open.first_epoch);
         let name = observed.name();
+        let subject = Subject {
+            uid: observed.pool.uid().unwrap_or_default(),
+            stable: stable.revision.clone(),
+            candidate: candidate.revision.clone(),
+            attempt: candidate.attempt,
+            metrics: spec.rollout.analysis().metrics,
+        };
+        self.figures.follow(visit.key(), Some((subject, epoch)));
+        let read = self.figures.reports(visit.key(), now.as_second(), plan.closes(0));
         let scrape = Scrape {
             now: now.as_second(),
             complete: observed.gateways.iter().all(|view| !view.ready || view.fresh),
@@ -329,13 +460,23 @@ impl Court {
                 .iter()
                 .filter_map(|view| view.stats.as_ref())
                 .map(|stats| Report::of_gateway(stats, &name, &stable.revision, &candidate.revision, &plan))
+                .chain(read)
                 .collect(),
         };
         let update = open.evidence.update(&plan, &scrape);
-        if update.applied > 0 {
-            visit
-                .execute(vec![Action::apply(&checkpoint(&observed.pool, &open))])
-                .await?;
+        let mut refusal = None;
+        if update.applied > 0 || open.unsaved {
+            let save = Action::apply(&checkpoint(&observed.pool, &open));
+            open.unsaved = match visit.execute(vec![save]).await {
+                Ok(_) => false,
+                Err(
+                    error @ (Error::NameTaken { .. } | Error::Refused { .. } | Error::BeingCollected { .. }),
+                ) => {
+                    refusal = Some(error);
+                    true
+                }
+                Err(error) => return Err(error),
+            };
         }
         for metric in update.reset {
             visit.note(Note::normal(
@@ -354,6 +495,14 @@ impl Court {
         };
         self.open.lock().insert(visit.key().clone(), open);
         let gate = gate(&judgement, &plan, reached, permit);
+        let mut gate = match refusal {
+            Some(error) => unsaved(gate, &error),
+            None => gate,
+        };
+        let is_open = !matches!(gate.opinion, Opinion::Advance | Opinion::RollBack);
+        if let Some(problem) = self.figures.problem(visit.key()).filter(|_| is_open) {
+            gate.reason.message = format!("{}; metric {problem}", gate.reason.message);
+        }
         Ok(Some(Arc::new(Heard { gate, judgement })))
     }
 
@@ -365,6 +514,7 @@ impl Court {
 
     /// Drops what is known of a pool that is gone.
     pub fn forget(&self, key: &Key) {
+        self.figures.follow(key, None);
         self.open.lock().remove(key);
     }
 
@@ -383,12 +533,16 @@ impl Court {
         }
         let key = Key::new(&visit.key().namespace, config_map_name(&observed.name()));
         let kept = visit.read::<ConfigMap>(&key).await?;
-        let case = kept.and_then(|kept| kept.data?.remove(CHECKPOINT));
+        let is_ours = |kept: &ConfigMap| kept.owner_references().iter().any(|owner| owner.uid == uid);
+        let case = kept
+            .filter(is_ours)
+            .and_then(|kept| kept.data?.remove(CHECKPOINT));
         let read = case.and_then(|text| match restore(&text) {
             Ok((first_epoch, evidence)) => Some(Open {
                 uid: uid.clone(),
                 first_epoch,
                 evidence,
+                unsaved: false,
             }),
             Err(error) => {
                 warn!(%error, "the evidence of this release begins anew");
@@ -399,6 +553,7 @@ impl Court {
             uid,
             first_epoch: epoch,
             evidence: Evidence::new(whose),
+            unsaved: false,
         }))
     }
 }
@@ -463,6 +618,25 @@ mod tests {
     }
 
     #[test]
+    fn tests_before_traffic_are_a_rung_of_their_own() {
+        let tests = json!([{"name": "health", "type": "HTTP", "when": "BeforeAndAfter"}]);
+        let ladder_of = |rollout: serde_json::Value| {
+            let mut spec = json!({"replicas": 8, "rollout": rollout});
+            spec["rollout"]["smokeTests"] = tests.clone();
+            ladder(&pool(spec).spec).unwrap()
+        };
+        let canary =
+            ladder_of(json!({"type": "Canary", "canary": {"steps": [{"weight": 5, "replicas": 3}]}}));
+        let rungs: Vec<_> = canary.rungs.iter().map(|rung| (rung.weight, rung.pods)).collect();
+        assert_eq!(rungs, [(0, Some(3)), (5, Some(3))]);
+        assert!(canary.tested_after && !canary.rolls);
+        let green = ladder_of(json!({"type": "BlueGreen"}));
+        assert_eq!((green.rungs.len(), green.tested_after), (1, true));
+        let rolling = ladder_of(json!({}));
+        assert_eq!((rolling.rungs[0].pods, rolling.rolls), (Some(2), true));
+    }
+
+    #[test]
     fn each_rung_asks_what_its_step_says_and_the_last_one_bakes() {
         let spec = json!({"rollout": {
             "type": "Canary",
@@ -506,6 +680,39 @@ mod tests {
         assert_eq!(
             (bake.step.question, bake.step.min_seconds, bake.step.index),
             (Question::Bake, 90, 1)
+        );
+    }
+
+    #[test]
+    fn metrics_of_other_sources_are_compared_or_held_against_limits() {
+        let plan = asked(
+            json!({"rollout": {"type": "Canary", "analysis": {"metrics": [
+                {"name": "checkouts", "source": {"type": "Prometheus", "name": "main"},
+                    "counts": {"requests": "a{{revision}}", "events": "b{{revision}}", "acceptablePercent": "0.5"}},
+                {"name": "p95", "mode": "Observe", "source": {"type": "JSON", "name": "own"},
+                    "threshold": {"value": "/x#/y", "minimum": "-1", "maximum": "4.5", "failureLimit": 2}},
+            ]}}}),
+            10,
+        );
+        let Rule::Compare(checkouts) = &plan.metrics[1].rule else {
+            panic!()
+        };
+        assert_eq!(
+            (
+                &checkouts.counted,
+                checkouts.acceptable_millionths,
+                checkouts.tolerate_worse_percent
+            ),
+            (&Counted::Events, 5_000, 20)
+        );
+        let expected = evidence::Threshold {
+            minimum_millionths: Some(-1_000_000),
+            maximum_millionths: Some(4_500_000),
+            failure_limit: 2,
+        };
+        assert_eq!(
+            (&plan.metrics[2].rule, plan.metrics[2].mode),
+            (&Rule::Threshold(expected), Mode::Observe)
         );
     }
 
@@ -560,6 +767,30 @@ mod tests {
     }
 
     #[test]
+    fn evidence_that_cannot_be_saved_holds_but_for_harm() {
+        let plan = asked(json!({"rollout": {"type": "Canary"}}), 10);
+        let error = Error::NameTaken {
+            kind: "ConfigMap".into(),
+            name: "support-evidence".into(),
+            owner: "nobody".into(),
+        };
+        for (verdict, opinion, word) in [
+            (Verdict::Advance, Opinion::Hold, "NameTaken"),
+            (Verdict::Continue, Opinion::Hold, "NameTaken"),
+            (Verdict::Rollback, Opinion::RollBack, "AnalysisFailed"),
+        ] {
+            let judgement = Judgement {
+                verdict,
+                metrics: Vec::new(),
+                eta_seconds: None,
+                message: String::new(),
+            };
+            let gate = unsaved(gate(&judgement, &plan, &reached(10), Permit::RollBack), &error);
+            assert_eq!((gate.opinion, gate.reason.word.as_str()), (opinion, word));
+        }
+    }
+
+    #[test]
     fn little_traffic_leaves_steps_out_only_where_none_are_named() {
         let rate = |requests_per_second| {
             Some(evidence::Traffic {
@@ -593,6 +824,7 @@ mod tests {
             uid: "u-1".into(),
             first_epoch: 9,
             evidence: Evidence::new(whose),
+            unsaved: false,
         };
         let kept = checkpoint(&pool(json!({})), &open);
         assert_eq!(kept.metadata.name.as_deref(), Some("support-evidence"));

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::judge::Heard;
+use super::trial::sitting::Sitting;
 use super::validate::WAITING_FOR_REFERENCE;
 use crate::runtime::Key;
 
@@ -38,6 +39,10 @@ pub struct Memory {
     pub reached: Option<Reached>,
     /// What was heard about it at this visit.
     pub heard: Option<Arc<Heard>>,
+    /// The tests at that rung.
+    pub sitting: Option<Arc<Sitting>>,
+    /// The LoadTest that sends synthetic requests for it.
+    pub top_up: Option<String>,
 }
 
 impl Memory {
@@ -80,6 +85,10 @@ impl Memory {
                 best,
             }),
             waiting_since: start.filter(|_| is_reference),
+            sitting: reached
+                .as_ref()
+                .and_then(|reached| Sitting::recovered(reached, status))
+                .map(Arc::new),
             reached,
             ..Self::default()
         }
@@ -134,6 +143,8 @@ pub struct StepPoint {
     pub weight: i32,
     /// It waits for a person, not for evidence.
     pub awaits_person: bool,
+    /// It waits for tests that are not passed.
+    pub awaits_tests: bool,
 }
 
 /// The standpoints of all pools. Cheap to clone.

@@ -7,6 +7,7 @@
 //! | where the release stands and what is next | [`flotilla_core::rollout`], [`plan`] | no: pure |
 //! | the objects for it | `draft`, [`build`] | no: pure |
 //! | carried out | [`Visit::execute`](crate::runtime::Visit::execute) | yes |
+//! | whether a candidate may go on | [`judge`]: by evidence; [`trial`]: by tests | a checkpoint; the candidate itself; [`figures`] |
 //! | told | [`status`] | pure; written on change |
 //!
 //! The truth about a pool's releases is in the labels of its ControllerRevisions, its ReplicaSets and the weights in
@@ -16,6 +17,7 @@
 pub mod build;
 pub mod dereference;
 mod draft;
+pub mod figures;
 pub mod gateways;
 pub mod judge;
 pub mod memory;
@@ -24,6 +26,7 @@ pub mod ports;
 pub mod prune;
 pub mod sources;
 pub mod status;
+pub mod trial;
 pub mod trouble;
 pub mod validate;
 pub mod victims;
@@ -52,11 +55,17 @@ use crate::runtime::{
 };
 use crate::scrape::{PROVIDER_PREFIX, Scraper};
 use dereference::{Observed, dereference};
+use figures::read::HttpRead;
+use figures::{Figures, Sources};
 use judge::Court;
 use memory::{Memories, Memory, Standpoint, Standpoints, StepPoint};
 use plan::{Plan, plan};
 use ports::Ports;
 use sources::SourceReader;
+use trial::Trials;
+use trial::ask::{Ask, Network};
+use trial::runner::Runner;
+use trial::sitting::{TEST_UNDECIDED, TESTING};
 use validate::{INVALID_POD_TEMPLATE, Problem, Wanted, validate};
 
 /// After this long the API server is asked again about pods it refused: its policies may have changed.
@@ -78,16 +87,46 @@ pub struct PoolReconciler {
     memories: Memories,
     standpoints: Standpoints,
     court: Court,
+    trials: Trials,
 }
 
-/// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about.
+/// How candidates and sources are asked. Replaced in tests.
+pub struct Questions {
+    /// Probes of candidates.
+    pub ask: Arc<dyn Ask>,
+    /// Numbers from other sources than the gateways.
+    pub figures: Figures,
+}
+
+/// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about;
+/// `sources` are those that `analysis.metrics` may name.
 pub fn register(
     manager: &mut Manager,
     caches: &Caches,
     scraper: &Scraper,
     health: GatewayHealth,
     standpoints: Standpoints,
+    sources: Sources,
 ) -> Trigger {
+    let questions = Questions {
+        ask: Arc::new(Network::default()),
+        figures: Figures::new(Arc::new(HttpRead::default()), sources),
+    };
+    register_with(manager, caches, scraper, health, standpoints, questions)
+}
+
+/// [`register`] with another way to ask candidates.
+pub fn register_with(
+    manager: &mut Manager,
+    caches: &Caches,
+    scraper: &Scraper,
+    health: GatewayHealth,
+    standpoints: Standpoints,
+    questions: Questions,
+) -> Trigger {
+    let Questions { ask, figures } = questions;
+    let runner = Runner::new(ask);
+    let trials = Trials::new(runner.clone(), manager.metrics());
     let of_namespace = |caches: &Caches| {
         let pools = caches.pools.clone();
         move |namespace: &str, uses: &dyn Fn(&AgentPool) -> bool| -> Vec<Key> {
@@ -107,6 +146,8 @@ pub fn register(
         .owns(&caches.services)
         .owns(&caches.service_accounts)
         .owns(&caches.disruption_budgets)
+        .owns(&caches.jobs)
+        .owns(&caches.load_tests)
         .watches(&caches.pods, of_pod)
         .watches(&caches.actions, |action| {
             vec![Key::new(
@@ -143,10 +184,16 @@ pub fn register(
                 sources: SourceReader::default(),
                 ports: Ports::default(),
                 memories: Memories::default(),
-                court: Court::default(),
+                court: Court::new(figures.clone()),
+                trials,
                 standpoints,
             },
         );
+    runner.tell(trigger.clone());
+    manager.leader_task("release tests", move |_| runner.clone().run());
+    manager.leader_task("metric sources", move |context| {
+        figures.clone().run(context.clock.clone())
+    });
     let told = trigger.clone();
     scraper.on_report(move |key| {
         if !key.name.starts_with(PROVIDER_PREFIX) {
@@ -221,6 +268,8 @@ impl Reconciler for PoolReconciler {
         let mut wanted = validate(&observed);
         let mut memory = self.memories.recall(key, &uid, &observed.status);
         memory.heard = self.court.hear(visit, &observed, &memory, now).await?;
+        let errands = self.trials.look(key, &observed, &mut memory, &self.caches, now);
+        errands.notes.into_iter().for_each(|note| visit.note(note));
         let mut made = plan(&observed, &wanted, &memory, now);
         if made.lacks_bytes {
             observed = self.look(&pool, visit, true).await?;
@@ -241,6 +290,7 @@ impl Reconciler for PoolReconciler {
         self.tell_standpoint(&observed, &wanted, &made, key);
         self.scraper.set_eager(key, made.eager);
 
+        made.actions.extend(errands.actions);
         let blocked = match visit.execute(std::mem::take(&mut made.actions)).await {
             Ok(_) => None,
             Err(error) => match blocking(&error) {
@@ -274,6 +324,7 @@ impl Reconciler for PoolReconciler {
         self.ports.forget(key);
         self.memories.forget(key);
         self.court.forget(key);
+        self.trials.forget(key);
         self.standpoints.forget(key);
         self.scraper.set_eager(key, false);
     }
@@ -368,7 +419,11 @@ fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
     Some(StepPoint {
         index: ladder.index(reached.weight),
         weight: reached.weight,
-        awaits_person: !matches!(waiting, Some(judge::EVIDENCE_CONTINUES | "Judging") | None),
+        awaits_person: !matches!(
+            waiting,
+            Some(judge::EVIDENCE_CONTINUES | "Judging" | TESTING) | None
+        ),
+        awaits_tests: matches!(waiting, Some(TESTING | TEST_UNDECIDED)),
     })
 }
 
@@ -425,12 +480,14 @@ fn may_mend(code: u16, message: &str) -> bool {
 fn blocking(error: &Error) -> Option<Problem> {
     match error {
         Error::NameTaken { .. } => Some(Problem::invalid("NameTaken", error.to_string())),
+        // What a ReplicaSet is made of is the pods' template and our own fields.
         Error::Refused {
             code: 422, message, ..
-        } => Some(Problem::invalid(
+        } if error.is_refusal_of("ReplicaSet") => Some(Problem::invalid(
             INVALID_POD_TEMPLATE,
-            format!("the API server refuses it: {message}"),
+            format!("the API server refuses the pods: {message}"),
         )),
+        Error::Refused { code: 422, .. } => Some(Problem::invalid("Refused", error.to_string())),
         Error::Refused {
             code: 403, message, ..
         } if message.contains("exceeded quota") => Some(Problem::waiting("QuotaExceeded", message.clone())),

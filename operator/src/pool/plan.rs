@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flotilla_core::rollout::{Arm, Decision, Gateways, Member, Situation, Standing, State, Target, decide};
+use flotilla_core::rollout::{
+    Arm, Decision, Gateways, Ladder, Member, Situation, Standing, State, Target, decide,
+};
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,6 +19,7 @@ use super::draft::Draft;
 use super::gateways::Reports;
 use super::judge;
 use super::memory::Memory;
+use super::trial::sitting;
 use super::trouble;
 use super::validate::{INVALID_POD_TEMPLATE, Problem, Wanted};
 use crate::runtime::Action;
@@ -85,6 +88,11 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
     let attempt = wanted
         .and_then(|wanted| observed.record(&wanted.revision))
         .map_or(1, |record| record.attempt);
+    let start = judge::start(observed);
+    let ladder = judge::ladder(spec).map(|ladder| Ladder {
+        starts_above: start.as_ref().map(|(above, _)| *above),
+        ..ladder
+    });
     let decision = decide(&Situation {
         now,
         replicas: spec.effective_replicas(),
@@ -97,8 +105,12 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         members: members.clone(),
         gateways: gateways.clone(),
         progress: memory.progress.clone(),
-        ladder: judge::ladder(spec),
-        gate: memory.heard.as_ref().map(|heard| heard.gate.clone()),
+        ladder,
+        gate: sitting::combine(
+            memory.sitting.as_deref(),
+            memory.heard.as_ref().map(|heard| heard.gate.clone()),
+            memory.reached.as_ref(),
+        ),
         reached: memory.reached.clone(),
     });
     memory.progress.clone_from(&decision.progress);
@@ -112,6 +124,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         observed,
         wanted,
         decision: &decision,
+        start,
         now,
         actions: Vec::new(),
         check: None,

@@ -9,7 +9,8 @@ use flotilla_crds::agent_pool::{
     CandidateStatus, CountStatus, LastAction, MetricStatus, RejectedRevision, RestartStatus, RolloutStatus,
     StableStatus, StepStatus, TrafficShare, WaitingFor,
 };
-use flotilla_crds::common::condition;
+use flotilla_crds::common::{LocalRef, condition};
+use flotilla_crds::release_test::TestStatus;
 use flotilla_crds::rollout_action::ActionResult;
 use flotilla_crds::{AgentPoolStatus, names};
 use jiff::Timestamp;
@@ -293,7 +294,7 @@ fn conditions(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: 
         conditions.set(condition::AVAILABLE, false, "CapacityMissing", message);
     }
 
-    let ladder = judge::ladder(&observed.pool.spec);
+    let ladder = judge::ladder(&observed.pool.spec).filter(|ladder| !ladder.rolls);
     if ladder.is_some() || conditions.get(condition::BAKING).is_some() {
         let bakes = plan.decision.state == State::Baking;
         let message = if bakes { sentence.as_str() } else { "" };
@@ -359,6 +360,8 @@ fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Optio
         waiting_for: waiting,
         step: step(observed, plan),
         measured_weight_percent: measured_weight(plan),
+        top_up_ref: top_up(plan),
+        tests: tests(plan),
         metrics: metrics(plan),
     })
 }
@@ -371,6 +374,20 @@ fn step(observed: &Observed, plan: &Plan) -> Option<StepStatus> {
         weight: reached.weight,
         start_time: Some(Time(reached.since)),
     })
+}
+
+/// The tests of the rung that is still in force.
+fn tests(plan: &Plan) -> Vec<TestStatus> {
+    let sitting = plan.memory.sitting.as_deref().zip(plan.decision.reached.as_ref());
+    let sitting = sitting.filter(|(sitting, reached)| sitting.is_of(reached));
+    sitting.map(|(sitting, _)| sitting.status()).unwrap_or_default()
+}
+
+/// The LoadTest that sends synthetic requests for it.
+fn top_up(plan: &Plan) -> Option<LocalRef> {
+    plan.decision.reached.as_ref()?;
+    let name = plan.memory.top_up.clone()?;
+    Some(LocalRef { name })
 }
 
 /// The judgement of this visit, if it is about the rung that is still in force.

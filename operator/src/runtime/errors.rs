@@ -161,6 +161,11 @@ impl Error {
         }
     }
 
+    /// Whether the API server refused something about an object of this kind: `action` reads "verb Kind name".
+    pub fn is_refusal_of(&self, kind: &str) -> bool {
+        matches!(self, Self::Refused { action, .. } if action.split(' ').nth(1) == Some(kind))
+    }
+
     /// Whether the API server said that the object is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code: 404, .. })

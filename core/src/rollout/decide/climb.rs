@@ -37,9 +37,20 @@ impl Round<'_> {
         }
 
         let weight = candidate.weight.unwrap_or_default();
+        let left_out = ladder.left_out(candidate.passed);
+        if let Some(left_out) = left_out.filter(|_| weight == 0 && !paused) {
+            return Verdict::Pass {
+                revision: candidate.revision.clone(),
+                weight: left_out,
+                is_left_out: true,
+            };
+        }
         let rung = ladder.rung(candidate.passed, weight);
         let goal = rung.map_or(100, |rung| rung.weight);
         let known = self.reached(candidate, goal).filter(|_| weight == goal);
+        let awaits_tests = rung.is_none()
+            && ladder.tested_after
+            && known.is_none_or(|reached| !self.is_tested(candidate, reached));
         let stays_until = known.map(|reached| deadline(reached.since, ladder.scale_down_delay));
         let climb = Climb {
             ladder,
@@ -50,7 +61,7 @@ impl Round<'_> {
             rung,
             confirmed: self.is_confirmed(),
             hold: paused,
-            keeps_outgoing: stays_until.is_none_or(|until| now < until),
+            keeps_outgoing: awaits_tests || stays_until.is_none_or(|until| now < until),
             others: self.others(&[stable, candidate]),
             surge: self.surge,
         };
@@ -118,6 +129,13 @@ impl Round<'_> {
         gate.filter(|gate| gate.weight == reached.weight)
     }
 
+    /// Whether the tests on all the traffic are passed, and what is said comes from the evidence alone; or somebody has
+    /// decided not to wait for them.
+    fn is_tested(&self, candidate: &Member, reached: &Reached) -> bool {
+        candidate.passed.is_some_and(|passed| passed >= 100)
+            || self.gate(reached).is_some_and(|gate| !gate.by_test)
+    }
+
     /// The rung is reached: what is said about it?
     fn judge(
         &self,
@@ -144,7 +162,11 @@ impl Round<'_> {
             (Opinion::RollBack, _) => return reject(gate.reason.clone()),
             (Opinion::Undecided, OnUndecided::Abort) => return reject(gate.reason.clone()),
             (Opinion::Advance, _) | (Opinion::Undecided, OnUndecided::Promote) if !needs_approval => {
-                return Verdict::Pass(name.clone(), goal);
+                return Verdict::Pass {
+                    revision: name.clone(),
+                    weight: goal,
+                    is_left_out: false,
+                };
             }
             (Opinion::Advance, _) | (Opinion::Undecided, OnUndecided::Promote) => {
                 let message = format!(
@@ -165,12 +187,15 @@ impl Round<'_> {
         self.look_on(State::Judging, waiting, reached, candidate, decision)
     }
 
-    /// All the traffic is there. Without a bake and a delay that is all.
+    /// All the traffic is there. Without a bake, a delay and tests that is all.
     fn bake(&self, ladder: &Ladder, reached: Reached, candidate: &Member, decision: Decision) -> Verdict {
         let now = self.situation.now;
         let name = &candidate.revision;
         let baked = deadline(reached.since, ladder.bake);
-        let gate = self.gate(&reached).filter(|_| !ladder.bake.is_zero());
+        let is_tested = !ladder.tested_after || self.is_tested(candidate, &reached);
+        let gate = self
+            .gate(&reached)
+            .filter(|gate| gate.by_test || !ladder.bake.is_zero());
         let is_held = match gate {
             Some(gate) if gate.opinion == Opinion::RollBack => {
                 return Verdict::change(name, Standing::Rejected, Some(gate.reason.clone()));
@@ -180,11 +205,15 @@ impl Round<'_> {
             None => false,
         };
         let end: Timestamp = baked.max(deadline(reached.since, ladder.scale_down_delay));
-        if now >= end {
+        if now >= end && is_tested {
             return Verdict::change(name, Standing::Stable, None);
         }
         let waiting = match gate {
-            Some(gate) if is_held => said(gate),
+            Some(gate) if is_held || gate.by_test && !is_tested => said(gate),
+            None if !is_tested => {
+                let message = format!("{name} has all the traffic and is being tested");
+                wait("Testing", message, None)
+            }
             _ if now < baked => {
                 let message = format!("{name} serves and is still judged; until then it can be led back");
                 wait("Baking", message, Some(baked))

@@ -18,7 +18,7 @@ fn ladder() -> Ladder {
         keeps_stable: true,
         scale_down_delay: SignedDuration::from_secs(30),
         bake: SignedDuration::from_secs(300),
-        on_undecided: OnUndecided::Hold,
+        ..Ladder::default()
     }
 }
 
@@ -28,6 +28,7 @@ fn said(weight: i32, opinion: Opinion) -> Gate {
         opinion,
         reason: Reason::new("AnalysisFailed", "errors: 9 of 10 failed"),
         deadline: None,
+        by_test: false,
     }
 }
 
@@ -281,6 +282,116 @@ fn rungs_edited_on_the_way_keep_the_weight() {
     });
     gone.members[1].passed = Some(10);
     assert_eq!(scale(&decide(&gone), CANDIDATE), Some(10));
+}
+
+#[test]
+fn a_retry_begins_at_the_smallest_rung_that_the_traffic_can_judge() {
+    let starting = Ladder {
+        starts_above: Some(10),
+        ..ladder()
+    };
+    let situation = pool(10).releasing(ready(10), ready(5), 0).climbing(starting);
+    let decision = decide(&situation);
+    assert_eq!(
+        (decision.passed.clone(), decision.left_out),
+        (Some((CANDIDATE.to_owned(), 10)), true)
+    );
+    assert_eq!(traffic(&decision), [(STABLE, 50), (CANDIDATE, 50)]);
+    // A new candidate gets it with its record.
+    let decision = decide(&Situation {
+        members: vec![situation.members[0].clone()],
+        ..situation.clone()
+    });
+    assert_eq!(changes(&decision), [(CANDIDATE, Standing::Candidate)]);
+    assert_eq!(decision.passed, Some((CANDIDATE.to_owned(), 10)));
+    // Traffic is never taken back for it.
+    let mut judged = situation;
+    judged.members[1].weight = Some(10);
+    assert_eq!((decide(&judged).passed, decide(&judged).left_out), (None, false));
+}
+
+#[test]
+fn all_the_traffic_is_not_the_end_before_its_tests_are_passed() {
+    let tested = || Ladder {
+        tested_after: true,
+        bake: SignedDuration::ZERO,
+        scale_down_delay: SignedDuration::ZERO,
+        ..ladder()
+    };
+    let heard = |opinion, by_test| {
+        let situation = baking().climbing(tested());
+        Situation {
+            gate: Some(Gate {
+                by_test,
+                ..said(100, opinion)
+            }),
+            ..situation
+        }
+    };
+    let unheard = decide(&baking().climbing(tested()));
+    assert_eq!(
+        (unheard.state.clone(), word(&unheard)),
+        (State::Baking, Some("Testing"))
+    );
+    for opinion in [Opinion::Continue, Opinion::Hold] {
+        let waiting = decide(&heard(opinion, true));
+        assert_eq!(
+            (waiting.state.clone(), changes(&waiting)),
+            (State::Baking, vec![])
+        );
+        // The way back needs no new pods.
+        assert_eq!(scale(&waiting, STABLE), Some(10));
+    }
+    let failed = decide(&heard(Opinion::RollBack, true));
+    assert_eq!(changes(&failed), [(CANDIDATE, Standing::Rejected)]);
+    assert_eq!(traffic(&failed), [(STABLE, 100)]);
+    let passed = decide(&heard(Opinion::Advance, false));
+    assert_eq!(
+        changes(&passed),
+        [(CANDIDATE, Standing::Stable), (STABLE, Standing::Verified)]
+    );
+}
+
+#[test]
+fn a_rolling_update_is_tested_by_its_first_batch_and_then_rolls() {
+    let tested = || Ladder {
+        rungs: vec![Rung {
+            pods: Some(2),
+            ..rung(0)
+        }],
+        least_pods: 1,
+        keeps_stable: true,
+        rolls: true,
+        ..Ladder::default()
+    };
+    let fresh = decide(&pool(8).releasing(ready(8), ready(0), 0).climbing(tested()));
+    assert_eq!(
+        (scale(&fresh, CANDIDATE), traffic(&fresh)),
+        (Some(2), vec![(STABLE, 100), (CANDIDATE, 0)])
+    );
+    let there = || {
+        pool(8)
+            .releasing(ready(8), ready(2), 0)
+            .climbing(tested())
+            .at_rung(None, 0, 900)
+    };
+    let judged = decide(&there());
+    assert_eq!(
+        (judged.state.clone(), judged.passed.clone()),
+        (State::Judging, None)
+    );
+    let failed = decide(&there().hearing(0, Opinion::RollBack));
+    assert_eq!(changes(&failed), [(CANDIDATE, Standing::Rejected)]);
+    let passed = decide(&there().hearing(0, Opinion::Advance));
+    assert_eq!(passed.passed, Some((CANDIDATE.to_owned(), 0)));
+    assert_eq!(
+        (passed.state.clone(), traffic(&passed)),
+        (State::Releasing, vec![(STABLE, 75), (CANDIDATE, 25)])
+    );
+    // What has traffic is not asked again, even if the mark was lost.
+    let rolling = decide(&pool(8).releasing(ready(6), ready(4), 25).climbing(tested()));
+    assert_eq!(rolling.state, State::Releasing);
+    assert_eq!(traffic(&rolling), [(STABLE, 50), (CANDIDATE, 50)]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_core::stats::{PoolStats, RevisionStats, Stats, VERSION};
+use flotilla_core::stats::{PoolStats, RevisionStats, Stats, VERSION, WINDOW_SECONDS, WindowStats};
 use flotilla_crds::names;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -13,19 +13,23 @@ use serde_json::{Value, json};
 
 use crate::caches::Caches;
 use crate::fakecluster::{FakeCluster, Fault, Running, eventually};
+use crate::pool::Questions;
+use crate::pool::figures::read::HttpRead;
+use crate::pool::figures::{Figures, Sources};
 use crate::pool::memory::Standpoints;
+use crate::pool::trial::ask::{Ask, Network};
 use crate::scrape::{self, Fetch};
 
-const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
+pub(super) const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
 const ACTIONS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/rolloutactions";
 const PROMPT: &str = "/api/v1/namespaces/shop/configmaps/prompts";
-const PODS: &str = "/api/v1/namespaces/shop/pods";
+pub(super) const PODS: &str = "/api/v1/namespaces/shop/pods";
 const FRONT: &str = "/api/v1/namespaces/shop/services/support";
-const SETS: &str = "/apis/apps/v1/namespaces/shop/replicasets/";
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const SETS: &str = "/apis/apps/v1/namespaces/shop/replicasets/";
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A gateway that does what the pool's status says.
-struct Gateways(FakeCluster);
+pub(super) struct Gateways(FakeCluster);
 
 impl Fetch for Gateways {
     fn fetch(&self, _: IpAddr) -> BoxFuture<'static, Result<Stats, String>> {
@@ -47,6 +51,7 @@ impl Fetch for Gateways {
                 name.to_owned(),
                 RevisionStats {
                     endpoints,
+                    windows: windows(cluster, &status),
                     ..RevisionStats::default()
                 },
             )
@@ -61,6 +66,8 @@ impl Fetch for Gateways {
         };
         let stats = Stats {
             version: VERSION,
+            instance: "g-1".to_owned(),
+            time_milliseconds: cluster.now().as_millisecond(),
             pools: [("support".to_owned(), pool)].into(),
             ..Stats::default()
         };
@@ -68,19 +75,48 @@ impl Fetch for Gateways {
     }
 }
 
-fn operator(cluster: &FakeCluster) -> Running {
+/// Ten good requests of each revision in each of the last windows, under the weights in force.
+fn windows(cluster: &FakeCluster, status: &Value) -> Vec<WindowStats> {
+    let newest = cluster.now().as_second().div_euclid(WINDOW_SECONDS) * WINDOW_SECONDS;
+    let window = |ago: i64| WindowStats {
+        start: newest - ago * WINDOW_SECONDS,
+        epoch: status["trafficGeneration"].as_i64().unwrap_or(-1),
+        started: 10,
+        ended: 10,
+        ..WindowStats::default()
+    };
+    (0..16).rev().map(window).collect()
+}
+
+pub(super) fn operator(cluster: &FakeCluster) -> Running {
+    operator_asking(cluster, Arc::new(Network::default()))
+}
+
+/// An operator that asks candidates in another way.
+pub(super) fn operator_asking(cluster: &FakeCluster, ask: Arc<dyn Ask>) -> Running {
     let mut manager = cluster.manager();
     let caches = Caches::new(&mut manager);
     let scraper = scrape::register(&mut manager, &caches.pods, Arc::new(Gateways(cluster.clone())));
     let standpoints = Standpoints::default();
     let health = crate::gateway::GatewayHealth::default();
-    crate::pool::register(&mut manager, &caches, &scraper, health, standpoints.clone());
+    let questions = Questions {
+        ask,
+        figures: Figures::new(Arc::new(HttpRead::default()), Sources::new()),
+    };
+    crate::pool::register_with(
+        &mut manager,
+        &caches,
+        &scraper,
+        health,
+        standpoints.clone(),
+        questions,
+    );
     crate::action::register(&mut manager, &caches, standpoints);
     Running::start(manager)
 }
 
 /// A namespace with a gateway and the pool `support` of two replicas.
-fn shop(spec: Value) -> FakeCluster {
+pub(super) fn shop(spec: Value) -> FakeCluster {
     let cluster = FakeCluster::new();
     let gateway = format!("{PODS}/flotilla-gateway-1");
     let labels = json!({names::APP_NAME: names::GATEWAY, names::MANAGED_BY: names::MANAGER});
@@ -101,7 +137,7 @@ fn ready(address: &str) -> Value {
     json!({"podIP": address, "conditions": [{"type": "Ready", "status": "True"}]})
 }
 
-fn objects(cluster: &FakeCluster, prefix: &str) -> Vec<Value> {
+pub(super) fn objects(cluster: &FakeCluster, prefix: &str) -> Vec<Value> {
     let paths = cluster.paths("shop");
     let of_kind = paths.iter().filter(|path| path.starts_with(prefix));
     of_kind.filter_map(|path| cluster.get(path)).collect()
@@ -123,7 +159,7 @@ fn image(set: &Value) -> String {
 }
 
 /// The ReplicaSet controller and kubelet, once. Pods of images with `bad` in their name crash.
-fn play(cluster: &FakeCluster) {
+pub(super) fn play(cluster: &FakeCluster) {
     for set in objects(cluster, SETS) {
         let name = set["metadata"]["name"].as_str().unwrap();
         let wanted = set["spec"]["replicas"].as_u64().unwrap_or_default() as usize;
@@ -163,7 +199,7 @@ fn play(cluster: &FakeCluster) {
     }
 }
 
-fn state(cluster: &FakeCluster) -> String {
+pub(super) fn state(cluster: &FakeCluster) -> String {
     let conditions = cluster.get(POOL).unwrap()["status"]["conditions"].clone();
     let conditions = conditions.as_array().cloned().unwrap_or_default();
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
@@ -172,7 +208,7 @@ fn state(cluster: &FakeCluster) -> String {
         .unwrap_or_default()
 }
 
-fn sentence(cluster: &FakeCluster) -> String {
+pub(super) fn sentence(cluster: &FakeCluster) -> String {
     cluster.get(POOL).unwrap()["status"]["conditions"][0]["message"]
         .as_str()
         .unwrap_or_default()
@@ -180,7 +216,7 @@ fn sentence(cluster: &FakeCluster) -> String {
 }
 
 /// Plays until the pool is in a state, and of a generation.
-async fn reach(cluster: &FakeCluster, expected: &str) {
+pub(super) async fn reach(cluster: &FakeCluster, expected: &str) {
     eventually(expected, 5 * MINUTE, || {
         play(cluster);
         let pool = cluster.get(POOL).unwrap();
@@ -194,12 +230,12 @@ async fn reach(cluster: &FakeCluster, expected: &str) {
     .await;
 }
 
-fn change(cluster: &FakeCluster, pointer: &str, value: Value) {
+pub(super) fn change(cluster: &FakeCluster, pointer: &str, value: Value) {
     cluster.update(POOL, |pool| *pool.pointer_mut(pointer).unwrap() = value);
 }
 
 /// What a release leaves: images by size, standings by image, weights.
-fn outcome(cluster: &FakeCluster) -> String {
+pub(super) fn outcome(cluster: &FakeCluster) -> String {
     let sets: Vec<_> = objects(cluster, SETS)
         .iter()
         .map(|set| format!("{}={}", image(set), set["spec"]["replicas"]))
@@ -376,7 +412,7 @@ async fn the_gateways_service_is_left_alone() {
     assert_ne!(cluster.get(POOL).unwrap()["status"]["gatewayPort"], 8080);
 }
 
-fn command(cluster: &FakeCluster, name: &str, type_: &str, expect: Value) {
+pub(super) fn command(cluster: &FakeCluster, name: &str, type_: &str, expect: Value) {
     let spec = json!({"poolRef": {"name": "support"}, "type": type_, "expect": expect});
     cluster.put(
         &format!("{ACTIONS}/{name}"),
@@ -384,7 +420,7 @@ fn command(cluster: &FakeCluster, name: &str, type_: &str, expect: Value) {
     );
 }
 
-async fn answered(cluster: &FakeCluster, name: &str, expected: &str) -> String {
+pub(super) async fn answered(cluster: &FakeCluster, name: &str, expected: &str) -> String {
     let path = format!("{ACTIONS}/{name}");
     eventually(name, 3 * MINUTE, || {
         play(cluster);
