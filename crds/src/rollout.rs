@@ -47,7 +47,7 @@ pub struct Rollout {
     pub analysis: Option<Analysis>,
     /// smokeTests that a new revision must pass before it gets traffic, and, where a test says so, again when it has all of
     /// it. They go to the revision's own Service, at the same time unless one depends on another. One that fails stops the
-    /// release; the first revision of a pool is not tested. Default: none.
+    /// release. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(
@@ -58,6 +58,11 @@ pub struct Rollout {
             .message("smokeTests: a test must run whenever one that depends on it does; give both the same when, or this one BeforeAndAfter")
     )]
     pub smoke_tests: Vec<SmokeTest>,
+    /// initialGates says what the first revision of a pool has to pass. Enforce: the smokeTests that run before traffic, so that the
+    /// pool is not Ready and serves nobody until it has passed them; Skip: nothing, since there is nothing to go back to. Default
+    /// Enforce.
+    #[serde(default)]
+    pub initial_gates: InitialGates,
     /// paused stops a release where it stands; what serves goes on serving. Default false.
     #[serde(default)]
     pub paused: bool,
@@ -92,6 +97,7 @@ impl Default for Rollout {
             blue_green: None,
             analysis: None,
             smoke_tests: Vec::new(),
+            initial_gates: InitialGates::default(),
             paused: false,
             pinned_revision: None,
             rollback_window_revisions: 3,
@@ -219,6 +225,16 @@ pub struct CanaryStep {
     /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_test: Option<StepLoadTest>,
+}
+
+/// What the first revision of a pool has to pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum InitialGates {
+    /// Its smoke tests.
+    #[default]
+    Enforce,
+    /// Nothing.
+    Skip,
 }
 
 /// Who lets a step pass.

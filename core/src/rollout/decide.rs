@@ -1,6 +1,7 @@
 //! Choosing the state of a release and what it does next.
 
 mod climb;
+mod first;
 
 use jiff::Timestamp;
 
@@ -156,10 +157,7 @@ impl<'a> Round<'a> {
             with.max_by_key(|member| member.order)
         };
         let Some(stable) = newest(Standing::Stable) else {
-            return match target {
-                Some(first) => Verdict::change(first, Standing::Stable, None),
-                None => empty().into(),
-            };
+            return self.begin(target);
         };
         // A promotion that was cut short between its two writes.
         let stale =

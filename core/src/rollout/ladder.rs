@@ -58,6 +58,8 @@ pub struct Ladder {
     pub bake: SignedDuration,
     /// When a rung is not decided in time.
     pub on_undecided: OnUndecided,
+    /// A pool's first revision, too, has tests to pass before it serves.
+    pub tests_first: bool,
     /// With all the traffic there are tests to pass, however short the bake is.
     pub tested_after: bool,
     /// After a rung of weight 0 it goes on batch by batch ([`super::Shift`]); there are no further ones.

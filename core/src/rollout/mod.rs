@@ -29,7 +29,8 @@
 //! * A rejected revision is not tried again until the spec names another one or somebody asks ([`Standing::Rejected`]
 //!   turned into [`Standing::Candidate`] from outside).
 //! * Superseding returns to stable first: a third revision never inherits the second one's traffic.
-//! * The first revision of a pool is stable from the start; there is nothing to protect from it.
+//! * The first revision of a pool is stable from the start, since there is nothing to protect from it; with [`Ladder::tests_first`]
+//!   from its tests on.
 //! * Where nothing of stable serves, for a reason of its own pods, a candidate takes over as its pods become available: it may be the fix.
 
 mod decide;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use flotilla_crds::agent_pool::AgentPoolStatus;
 use flotilla_crds::common::find;
 use flotilla_crds::{AgentPool, LoadTest, names};
@@ -42,6 +42,8 @@ pub async fn release(namespace: &Namespace, rollout: Value) -> Result<Tested> {
     pool::provider(namespace).await?;
     let mut base = with(fixtures::pool("support", 2), "/spec/rollout", rollout);
     base["spec"]["agent"]["protocol"] = json!("A2A");
+    // What is tested here is the second one.
+    base["spec"]["rollout"]["initialGates"] = json!("Skip");
     namespace.apply(&base).await?;
     let before = pool::ready(namespace, "support", SOON).await?;
     let stable = |status: &AgentPoolStatus| status.stable.as_ref().map(|stable| stable.revision.clone());
@@ -79,4 +81,25 @@ pub async fn release(namespace: &Namespace, rollout: Value) -> Result<Tested> {
             .map(|rejected| format!("{}: {}", rejected.reason, rejected.message)),
         load_tests: tests.items.into_iter().map(verdict).collect(),
     })
+}
+
+/// A first revision whose smoke test fails, and then one that passes it.
+pub async fn first_revision(namespace: Namespace) -> Result<()> {
+    pool::provider(&namespace).await?;
+    let rollout = |path: &str| json!({"type": "Canary", "settleSeconds": 0, "smokeTests": [{"name": "health", "type": "HTTP", "http": {"path": path}, "attempts": 1}]});
+    let base = fixtures::pool("support", 1);
+    namespace
+        .apply(&with(base.clone(), "/spec/rollout", rollout("/no-such-path")))
+        .await?;
+    pool::condition_is(&namespace, "support", "Ready", &["SmokeTestFailed"], SOON * 2).await?;
+    let status = namespace.api::<AgentPool>().get("support").await?.status;
+    let status = status.unwrap_or_default();
+    ensure!(status.stable.is_none() && status.traffic.is_empty(), "{status:?}");
+    // Another revision, and tests that it can pass.
+    let prompt = format!("{} Release 2.", fixtures::PROMPT);
+    let mended = with(base, "/spec/rollout", rollout("/healthz"));
+    namespace
+        .apply(&with(mended, "/spec/agent/prompt/text", json!(prompt)))
+        .await?;
+    pool::ready(&namespace, "support", SOON * 2).await.map(drop)
 }

@@ -1,8 +1,13 @@
 //! Releases whose new revision is tested before traffic, at a step and after the promotion.
 
-use flotilla_e2e::scenario::release_tests::{release, template};
+use flotilla_e2e::scenario::release_tests::{first_revision, release, template};
 use flotilla_e2e::with_namespace;
 use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_revision_serves_once_it_has_passed_its_tests() {
+    with_namespace("smoke-first", first_revision).await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_smoke_test_stops_a_release_before_its_first_request() {

@@ -12,7 +12,9 @@ use flotilla_core::evidence::{
     StormBreaker, Verdict,
 };
 use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing, shift};
-use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode, Approval, CanaryStep, StableScale};
+use flotilla_crds::agent_pool::{
+    self as api, Analysis, AnalysisMode, Approval, CanaryStep, InitialGates, StableScale,
+};
 use flotilla_crds::sourced_metric::SourcedMetric;
 use flotilla_crds::{AgentPool, AgentPoolSpec};
 use jiff::{SignedDuration, Timestamp};
@@ -82,6 +84,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
                 api::OnUndecided::Promote => OnUndecided::Promote,
                 api::OnUndecided::Abort => OnUndecided::Abort,
             },
+            tests_first: tests_first(spec),
             tested_after: list::tests_after(spec),
             ..Ladder::default()
         });
@@ -99,9 +102,14 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
         keeps_stable: true,
         scale_down_delay: seconds(green.scale_down_delay_seconds),
         bake: seconds(green.bake_seconds),
+        tests_first: tests_first(spec),
         tested_after: list::tests_after(spec),
         ..Ladder::default()
     })
+}
+
+fn tests_first(spec: &AgentPoolSpec) -> bool {
+    list::tests_before(spec) && spec.rollout.initial_gates == InitialGates::Enforce
 }
 
 /// A rolling update whose first batch is tested before it gets traffic.
@@ -116,6 +124,7 @@ fn tested_batch(spec: &AgentPoolSpec) -> Ladder {
         least_pods: 1,
         keeps_stable: true,
         rolls: true,
+        tests_first: tests_first(spec),
         ..Ladder::default()
     }
 }

@@ -114,7 +114,7 @@ impl Round<'_> {
     }
 
     /// What is known of the candidate's rung of this weight.
-    fn reached(&self, candidate: &Member, goal: i32) -> Option<&Reached> {
+    pub(super) fn reached(&self, candidate: &Member, goal: i32) -> Option<&Reached> {
         self.situation.reached.as_ref().filter(|reached| {
             reached.revision == candidate.revision
                 && reached.attempt == self.situation.attempt
@@ -122,7 +122,7 @@ impl Round<'_> {
         })
     }
 
-    fn gate(&self, reached: &Reached) -> Option<&Gate> {
+    pub(super) fn gate(&self, reached: &Reached) -> Option<&Gate> {
         // An opinion about a rung that was not known to be reached is about another time.
         let is_known = self.situation.reached.as_ref() == Some(reached);
         let gate = self.situation.gate.as_ref().filter(|_| is_known);
@@ -227,7 +227,7 @@ impl Round<'_> {
     }
 
     /// Nothing moves; no deadline for progress runs.
-    fn look_on(
+    pub(super) fn look_on(
         &self,
         state: State,
         waiting: Waiting,
@@ -242,7 +242,7 @@ impl Round<'_> {
     }
 }
 
-fn said(gate: &Gate) -> Waiting {
+pub(super) fn said(gate: &Gate) -> Waiting {
     Waiting {
         reason: gate.reason.clone(),
         deadline: gate.deadline,

@@ -433,3 +433,47 @@ fn where_nothing_of_stable_serves_the_candidate_may_be_the_fix() {
     recovered.members[0].weight = Some(70);
     assert_eq!(traffic(&decide(&recovered)), [(STABLE, 70), (CANDIDATE, 30)]);
 }
+
+#[test]
+fn a_first_revision_with_tests_serves_nobody_before_it_has_passed_them() {
+    let ladder = Ladder {
+        rungs: vec![rung(0), rung(10)],
+        tests_first: true,
+        ..ladder()
+    };
+    let first = pool(4).asking(CANDIDATE).climbing(ladder.clone());
+    let begun = decide(&first);
+    assert_eq!(changes(&begun), [(CANDIDATE, Standing::Candidate)]);
+    assert_eq!((scale(&begun, CANDIDATE), traffic(&begun)), (Some(4), vec![]));
+    assert_eq!((begun.stable.as_deref(), begun.state), (None, State::Starting));
+
+    let tested = |arm, opinion: Option<Opinion>| {
+        let situation = first.clone().with(CANDIDATE, Standing::Candidate, arm, None);
+        let situation = situation.at_rung(None, 0, 900);
+        decide(&match opinion {
+            Some(opinion) => situation.hearing(0, opinion),
+            None => situation,
+        })
+    };
+    assert_eq!(word(&tested(ready(3), None)), Some("ReplicasAvailable"));
+    assert_eq!(word(&tested(ready(4), None)), Some("Testing"));
+    let waits = tested(ready(4), Some(Opinion::Continue));
+    assert_eq!((waits.state, traffic(&waits)), (State::Judging, vec![]));
+    let passed = tested(ready(4), Some(Opinion::Advance));
+    assert_eq!(changes(&passed), [(CANDIDATE, Standing::Stable)]);
+    assert_eq!(traffic(&passed), [(CANDIDATE, 100)]);
+    let failed = tested(ready(4), Some(Opinion::RollBack));
+    assert_eq!(changes(&failed), [(CANDIDATE, Standing::Rejected)]);
+    assert!(matches!(failed.state, State::Rejected(_)) && traffic(&failed).is_empty());
+    assert_eq!(scale(&failed, CANDIDATE), Some(0));
+
+    // A corrected spec begins anew; without tests it is stable from the start.
+    let failed = first.with(CANDIDATE, Standing::Rejected, ready(0), None);
+    let corrected = decide(&failed.clone().asking("p-c"));
+    assert_eq!(changes(&corrected), [("p-c", Standing::Candidate)]);
+    let untested = failed.climbing(Ladder {
+        tests_first: false,
+        ..ladder
+    });
+    assert_eq!(changes(&decide(&untested)), [(CANDIDATE, Standing::Stable)]);
+}

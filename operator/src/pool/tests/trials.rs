@@ -74,7 +74,7 @@ fn http(name: &str, when: &str) -> Value {
 fn canary(tests: Value) -> FakeCluster {
     let step = json!({"weight": 50, "minDurationSeconds": 0, "decideWithinSeconds": 86400});
     shop(json!({"rollout": {
-        "settleSeconds": 1, "type": "Canary", "smokeTests": tests,
+        "settleSeconds": 1, "type": "Canary", "smokeTests": tests, "initialGates": "Skip",
         "canary": {"steps": [step], "bakeSeconds": 0, "scaleDownDelaySeconds": 0, "onUndecided": "Promote"},
         "analysis": {"warmupSeconds": 0, "errors": {"mode": "Observe"}},
     }}))
@@ -146,7 +146,7 @@ async fn a_failed_smoke_test_stops_a_release_before_its_first_request() {
     ]));
     let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
     reach(&cluster, "Ready").await;
-    assert_eq!(candidates.asked("/health"), 0, "the first revision is not tested");
+    assert_eq!(candidates.asked("/health"), 0, "initialGates is Skip");
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     assert_eq!(highest_weight_until(&cluster, "SmokeTestFailed").await, 0);
     assert_eq!((candidates.asked("/health"), candidates.asked("/ready")), (2, 1));
@@ -178,6 +178,32 @@ async fn a_failed_smoke_test_stops_a_release_before_its_first_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_revision_that_fails_its_tests_serves_nobody() {
+    for rollout in [json!({}), json!({"type": "Canary"}), json!({"type": "BlueGreen"})] {
+        let candidates = Candidates::failing("/health");
+        let mut rollout = rollout;
+        rollout["settleSeconds"] = json!(1);
+        rollout["smokeTests"] = json!([http("health", "BeforeTraffic")]);
+        let cluster = shop(json!({"rollout": rollout}));
+        let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
+        assert_eq!(highest_weight_until(&cluster, "SmokeTestFailed").await, 0);
+        let status = cluster.get(POOL).unwrap()["status"].clone();
+        assert!(
+            status["traffic"].is_null() && status["stable"].is_null(),
+            "{status:#}"
+        );
+        assert!(candidates.asked("/health") > 0);
+        candidates.0.lock().failing.clear();
+        change(&cluster, "/spec/agent/image", json!("agent:2"));
+        reach(&cluster, "Ready").await;
+        assert_eq!(
+            outcome(&cluster),
+            "agent:1=0 agent:2=2 | agent:1:rejected agent:2:stable | 100"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rolling_update_and_a_blue_green_are_tested_before_traffic_too() {
     for rollout in [
         json!({"settleSeconds": 1}),
@@ -186,6 +212,7 @@ async fn a_rolling_update_and_a_blue_green_are_tested_before_traffic_too() {
         let candidates = Candidates::failing("/health");
         let mut rollout = rollout;
         rollout["smokeTests"] = json!([http("health", "BeforeTraffic")]);
+        rollout["initialGates"] = json!("Skip");
         let cluster = shop(json!({"rollout": rollout}));
         let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
         reach(&cluster, "Ready").await;
