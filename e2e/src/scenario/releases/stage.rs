@@ -6,7 +6,7 @@ use crate::traffic::{Plan, Traffic};
 use crate::{Namespace, fixtures, wait};
 use anyhow::{Result, bail, ensure};
 use flotilla_crds::agent_pool::StableStatus;
-use flotilla_crds::common::{LocalRef, is_true};
+use flotilla_crds::common::{LocalRef, find, is_true};
 use flotilla_crds::rollout_action::{ActionResult, ActionType, Expect, RolloutAction, RolloutActionSpec};
 use flotilla_crds::{AgentPool, AgentPoolStatus, names};
 use k8s_openapi::api::core::v1::Pod;
@@ -179,9 +179,12 @@ impl Stage {
         .await
     }
 
-    /// Waits for the reason of Ready.
-    pub async fn reason(&self, reason: &str) -> Result<String> {
-        pool::condition_is(&self.namespace, POOL, "Ready", &[reason], LONGEST).await
+    /// Waits for the reason of Ready, whatever its status.
+    pub async fn reason(&self, reason: &str) -> Result<()> {
+        let is = |status: &AgentPoolStatus| {
+            find(&status.conditions, "Ready").is_some_and(|ready| ready.reason == reason)
+        };
+        self.until(&format!("Ready to say {reason}"), is).await.map(drop)
     }
 
     /// Gives a command and its answer.
