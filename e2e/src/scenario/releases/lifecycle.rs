@@ -5,7 +5,8 @@ use super::stage::{LONGEST, POOL, Stage, canary, candidate_ready, holds, stable_
 use crate::scenario::pool;
 use crate::{Namespace, operator, wait};
 use anyhow::{Context, Result, bail, ensure};
-use flotilla_crds::rollout_action::ActionType;
+use flotilla_crds::AgentPoolStatus;
+use flotilla_crds::rollout_action::{ActionResult, ActionType};
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::ListParams;
@@ -21,7 +22,7 @@ scenarios!(
     paused_while_it_is_superseded,
     pinned,
     stopped_under_way,
-    restarted_while_a_step_is_held,
+    restarted_at_rest_and_not_in_a_release,
     a_config_map_alone_and_its_bytes_back,
     deleted_under_way,
     kubectl_waits_for_it,
@@ -164,8 +165,10 @@ async fn paused_while_it_is_superseded(namespace: Namespace) -> Result<()> {
         })
         .await?;
     stage.change("/spec/rollout/paused", json!(false)).await?;
-    let third = stage.candidate_at(50).await?;
-    ensure!(third != second && weight_of(&stage.status().await?, &stable) == 50);
+    let other = |status: &AgentPoolStatus| status.candidate.as_ref().is_some_and(|c| c.revision != second);
+    stage.until("the third one", other).await?;
+    stage.candidate_at(50).await?;
+    ensure!(weight_of(&stage.status().await?, &stable) == 50);
     stage.has_pods(&second, 0).await?;
     stage.end().await
 }
@@ -209,8 +212,9 @@ async fn stopped_under_way(namespace: Namespace) -> Result<()> {
     stage.end().await
 }
 
-async fn restarted_while_a_step_is_held(namespace: Namespace) -> Result<()> {
-    let (stage, stable, _) = Stage::at_first_step(namespace, 2, &[50]).await?;
+async fn restarted_at_rest_and_not_in_a_release(namespace: Namespace) -> Result<()> {
+    let mut stage = Stage::serving(namespace, 2, canary(&[50])).await?;
+    let stable = stage.stable().await?;
     let before = stage.pods(&stable).await?;
     stage.act(ActionType::Restart, &stable, None).await?;
     wait::until("other pods", LONGEST, || async {
@@ -219,10 +223,14 @@ async fn restarted_while_a_step_is_held(namespace: Namespace) -> Result<()> {
         if all_new { Ok(()) } else { Err(format!("{now:?}")) }
     })
     .await?;
+    stage.ready().await?;
+    stage.release("second").await?;
     stage.candidate_at(50).await?;
-    stage
-        .until("both sides", |s| stable_ready(s) == 2 && candidate_ready(s) == 1)
-        .await?;
+    let (result, message) = stage.command(ActionType::Restart, &stable, None).await?;
+    ensure!(
+        result == ActionResult::Rejected && message.contains("restart when that has ended"),
+        "{message}"
+    );
     stage.end().await
 }
 
