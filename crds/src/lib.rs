@@ -17,6 +17,7 @@ pub mod rollout_action;
 pub mod route;
 mod rules;
 pub mod schema;
+pub mod traffic;
 pub mod yaml;
 
 pub use agent_pool::{AgentPool, AgentPoolSpec, AgentPoolStatus};

@@ -115,7 +115,8 @@ impl Default for RollingUpdate {
 #[serde(rename_all = "camelCase")]
 pub struct Canary {
     /// candidateMinReplicas is the fewest pods the new revision has while it has traffic, up to `replicas`: one pod on a bad
-    /// node must not decide a release. Default 2.
+    /// node must not decide a release. With traffic.type ReplicaRatio each of them takes its part of the work: write 1 where the
+    /// first step should be as small as it can be. Default 2.
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 1000))]
     pub candidate_min_replicas: i32,
@@ -138,7 +139,8 @@ pub struct Canary {
     #[serde(default = "ten_minutes")]
     #[schemars(range(min = 0, max = 604800))]
     pub bake_seconds: i32,
-    /// scaleDownDelaySeconds for which the old revision's pods stay after 100 %. Default 300.
+    /// scaleDownDelaySeconds for which the old revision's pods stay after 100 %. With traffic.type ReplicaRatio they would go on
+    /// working, so they go at once. Default 300.
     #[serde(default = "five_minutes")]
     #[schemars(range(min = 0, max = 604800))]
     pub scale_down_delay_seconds: i32,

@@ -17,6 +17,7 @@
 //!
 //! * [`shift`] moves capacity and traffic between two revisions, one safe step at a time.
 //! * [`ladder`] does so by the weights that a canary must prove itself with, or at once (blue-green).
+//! * [`ratio`] does the same where numbers of pods are all the weight there is.
 //! * [`decide`] chooses the state, judges a candidate, and names the changes of standing.
 //! * [`restart`] replaces the pods of one revision.
 //!
@@ -33,6 +34,7 @@
 
 mod decide;
 pub mod ladder;
+pub mod ratio;
 pub mod restart;
 pub mod shift;
 
@@ -45,6 +47,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use decide::decide;
 pub use ladder::{Ladder, OnUndecided, Rung};
+pub use ratio::Split;
 pub use restart::{Restart, RestartStep};
 pub use shift::{Arm, Shift, Step, Wait};
 

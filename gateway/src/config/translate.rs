@@ -53,6 +53,8 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
     let pools = objects
         .pools
         .iter()
+        // Its work does not come this way; its agents' calls of models do.
+        .filter(|(_, pool)| !pool.spec.traffic.is_by_number())
         .map(|(name, pool)| {
             (
                 name.clone(),

@@ -55,7 +55,7 @@ pub struct Observed {
     pub gateway_problem: Option<String>,
     /// What its agent refers to.
     pub sources: Sources,
-    /// Its port on the gateways; none when all are taken.
+    /// Its port on the gateways; none when all are taken, or when they have no part in its traffic.
     pub port: Option<i32>,
 }
 
@@ -129,7 +129,12 @@ pub async fn dereference(
     });
     let recovered = services.iter().find_map(|service| service::gateway_port(service));
     let neighbours = caches.pools.in_namespace(&key.namespace);
-    let port = ports.assign(&pool, recovered, neighbours.iter().map(|pool| &**pool));
+    let port = if pool.spec.traffic.is_by_number() {
+        ports.forget(key);
+        None
+    } else {
+        ports.assign(&pool, recovered, neighbours.iter().map(|pool| &**pool))
+    };
     Ok(Observed {
         status: pool.status.clone().unwrap_or_default(),
         providers: providers.collect(),

@@ -271,9 +271,16 @@ impl Draft<'_> {
             return;
         }
         self.actions.extend(of_revisions.iter().map(Action::apply));
-        if let Some(port) = self.observed.port {
-            self.actions.push(Action::apply(&service::front(pool, port)));
-        }
+        let front = match self.observed.port {
+            Some(port) => Some(service::front(pool, port)),
+            None if pool.spec.traffic.is_by_number() => pool
+                .spec
+                .traffic
+                .has_front()
+                .then(|| service::front_to_pods(pool)),
+            None => None,
+        };
+        self.actions.extend(front.as_ref().map(Action::apply));
         self.actions.push(Action::apply(&disruption_budget::build(pool)));
     }
 

@@ -12,7 +12,7 @@ use flotilla_core::evidence::{
     StormBreaker, Verdict,
 };
 use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing};
-use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode, Approval, CanaryStep, StableScale};
+use flotilla_crds::agent_pool::{self as api, AnalysisMode, Approval, CanaryStep, StableScale};
 use flotilla_crds::{AgentPool, AgentPoolSpec};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -31,6 +31,8 @@ use crate::scrape::View;
 const CHECKPOINT: &str = "checkpoint.json";
 /// Reason of a gate while its evidence is being gathered.
 pub const EVIDENCE_CONTINUES: &str = "EvidenceContinues";
+/// Reason of a gate that no metric decides, while the step lasts.
+pub const STEP_LASTS: &str = "StepLasts";
 
 /// The steps of a canary: those of the spec, else the default ladder.
 pub fn steps(canary: &api::Canary) -> Vec<CanaryStep> {
@@ -65,6 +67,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
             rungs: steps(&canary).iter().map(rung).collect(),
             least_pods: canary.candidate_min_replicas,
             keeps_stable: canary.stable_scale == StableScale::Keep,
+            by_number: spec.traffic.is_by_number(),
             scale_down_delay: seconds(canary.scale_down_delay_seconds),
             bake: seconds(canary.bake_seconds),
             on_undecided: match canary.on_undecided {
@@ -83,13 +86,19 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
         }],
         least_pods: 1,
         keeps_stable: true,
+        by_number: spec.traffic.is_by_number(),
         scale_down_delay: seconds(green.scale_down_delay_seconds),
         bake: seconds(green.bake_seconds),
         on_undecided: OnUndecided::Hold,
     })
 }
 
-fn metrics(analysis: &Analysis) -> Vec<Metric> {
+/// What the gateways count of a pool and a release is judged by; nothing where its traffic does not pass them.
+fn metrics(spec: &AgentPoolSpec) -> Vec<Metric> {
+    if !spec.traffic.is_counted() {
+        return Vec::new();
+    }
+    let analysis = spec.rollout.analysis();
     let mode = |mode: AnalysisMode| match mode {
         AnalysisMode::Enforce => Mode::Enforce,
         AnalysisMode::Observe => Mode::Observe,
@@ -161,7 +170,7 @@ fn evidence_plan(
             api::Strictness::Standard => evidence::Strictness::Standard,
             api::Strictness::Strict => evidence::Strictness::Strict,
         },
-        metrics: metrics(&analysis),
+        metrics: metrics(spec),
         step: Step {
             index: u32::try_from(ladder.index(reached.weight)).unwrap_or(u32::MAX),
             question,
@@ -182,6 +191,9 @@ fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit:
     let (opinion, word) = match judgement.verdict {
         _ if reached.weight == 0 => (Opinion::Advance, "Previewed"),
         Verdict::Advance => (Opinion::Advance, "EvidenceComplete"),
+        Verdict::Continue if plan.metrics.iter().all(|metric| metric.mode == Mode::Observe) => {
+            (Opinion::Continue, STEP_LASTS)
+        }
         Verdict::Continue => (Opinion::Continue, EVIDENCE_CONTINUES),
         Verdict::NoData => (Opinion::Hold, "NoData"),
         Verdict::CommonMode => (Opinion::Hold, "StableDegraded"),
@@ -219,7 +231,7 @@ pub fn left_out(spec: &AgentPoolSpec, rate: Option<evidence::Traffic>) -> Option
         api::Strictness::Standard => evidence::Strictness::Standard,
         api::Strictness::Strict => evidence::Strictness::Strict,
     };
-    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness, &metrics(&analysis), rate?);
+    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness, &metrics(spec), rate?);
     let before = steps(&canary).get(start.step.checked_sub(1)?)?.weight;
     Some((before, start.message))
 }
@@ -353,7 +365,13 @@ impl Court {
             _ => Permit::RollBack,
         };
         self.open.lock().insert(visit.key().clone(), open);
-        let gate = gate(&judgement, &plan, reached, permit);
+        let mut gate = gate(&judgement, &plan, reached, permit);
+        if plan.metrics.is_empty() {
+            gate.reason.message += &format!(
+                "; with traffic.type {:?} no request is counted: time and approval decide",
+                spec.traffic.type_
+            );
+        }
         Ok(Some(Arc::new(Heard { gate, judgement })))
     }
 

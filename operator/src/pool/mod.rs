@@ -368,7 +368,7 @@ fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
     Some(StepPoint {
         index: ladder.index(reached.weight),
         weight: reached.weight,
-        awaits_person: !matches!(waiting, Some(judge::EVIDENCE_CONTINUES | "Judging") | None),
+        awaits_person: !matches!(waiting, Some(judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | "Judging") | None),
     })
 }
 

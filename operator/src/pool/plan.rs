@@ -73,9 +73,11 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         _ => None,
     };
     let name = observed.name();
+    let by_number = observed.pool.spec.traffic.is_by_number();
     let reports = Reports {
         pool: &name,
-        views: &observed.gateways,
+        // They know nothing of a pool whose weights are numbers of replicas.
+        views: if by_number { &[] } else { &observed.gateways },
         problem: observed.gateway_problem.as_deref(),
     };
     let members = members(observed, &reports, &mut memory, now);
@@ -144,7 +146,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
     );
     Plan {
         actions,
-        eager: is_moving || held || restarting.is_some(),
+        eager: !by_number && (is_moving || held || restarting.is_some()),
         decision,
         problem,
         members,
@@ -225,7 +227,11 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
                 wanted,
                 existing: count(pods.len()),
                 available: count(available),
-                seen: count(reports.seen(revision, pods)),
+                seen: if observed.pool.spec.traffic.is_by_number() {
+                    count(available)
+                } else {
+                    count(reports.seen(revision, pods))
+                },
             },
             weight: share.map(|share| share.weight),
             trouble,
@@ -274,6 +280,9 @@ fn target(observed: &Observed, wanted: Option<&Wanted>, memory: &mut Memory, now
 /// What the gateways have applied. While only one revision has ever been in question since they last confirmed, they
 /// need not be asked again: neither a scale-up nor a restart of the operator wakes them.
 fn gateways(observed: &Observed, reports: &Reports<'_>, members: &[Member], memory: &Memory) -> Gateways {
+    if observed.pool.spec.traffic.is_by_number() {
+        return Gateways::Confirmed;
+    }
     let Some(generation) = observed.status.traffic_generation else {
         return if reports.views.iter().any(|view| view.ready) {
             Gateways::Pending

@@ -214,7 +214,7 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
                 .map(|waiting| waiting.reason.word.as_str())
                 .unwrap_or_default();
             match word {
-                judge::EVIDENCE_CONTINUES | "Judging" => (
+                judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | "Judging" => (
                     false,
                     "Judging".into(),
                     format!("{candidate} is judged at {weight} %; status.rollout shows its evidence"),
@@ -358,7 +358,7 @@ fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Optio
         progress_time: moved.map(Time),
         waiting_for: waiting,
         step: step(observed, plan),
-        measured_weight_percent: measured_weight(plan),
+        measured_weight_percent: measured_weight(observed, plan),
         metrics: metrics(plan),
     })
 }
@@ -380,13 +380,22 @@ fn judgement(plan: &Plan) -> Option<&flotilla_core::evidence::Judgement> {
     (heard.gate.weight == reached.weight).then_some(&heard.judgement)
 }
 
-/// The candidate's share of the counted requests, from the metric that has counted most.
-fn measured_weight(plan: &Plan) -> Option<String> {
+/// The candidate's share of the counted requests, from the metric that has counted most; where nobody counts, of the ready
+/// replicas.
+fn measured_weight(observed: &Observed, plan: &Plan) -> Option<String> {
+    let percent = |part: f64, all: f64| (all > 0.0).then(|| format!("{:.1}", part * 100.0 / all));
+    if observed.pool.spec.traffic.is_by_number() {
+        let ready = |revision: &Option<String>| {
+            let arm = arm(&plan.members, revision.as_deref()?);
+            Some(f64::from(arm.available))
+        };
+        let candidate = ready(&plan.decision.candidate)?;
+        return percent(candidate, candidate + ready(&plan.decision.stable)?);
+    }
     let metrics = judgement(plan)?.metrics.iter().map(|metric| &metric.step);
     let counts = metrics.map(|tally| (tally.candidate.requests, tally.stable.requests));
     let (candidate, stable) = counts.max_by_key(|(candidate, stable)| candidate + stable)?;
-    let all = candidate + stable;
-    (all > 0).then(|| format!("{:.1}", candidate as f64 * 100.0 / all as f64))
+    percent(candidate as f64, (candidate + stable) as f64)
 }
 
 fn metrics(plan: &Plan) -> Vec<MetricStatus> {

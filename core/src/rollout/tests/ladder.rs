@@ -16,6 +16,7 @@ fn ladder() -> Ladder {
         rungs: vec![rung(10), rung(50)],
         least_pods: 1,
         keeps_stable: true,
+        by_number: false,
         scale_down_delay: SignedDuration::from_secs(30),
         bake: SignedDuration::from_secs(300),
         on_undecided: OnUndecided::Hold,
