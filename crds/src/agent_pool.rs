@@ -49,6 +49,8 @@ use std::collections::BTreeMap;
         .message("spec.sessions are kept by the gateway; leave them out or set spec.traffic.type: Gateway"),
     validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type != 'ReplicaRatio' || !has(self.spec.rollout) || self.spec.rollout.type != 'BlueGreen'")
         .message("spec.rollout.type BlueGreen needs replicas that can be held back, and with spec.traffic.type ReplicaRatio each ready one works; choose Canary or RollingUpdate"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type != 'ReplicaRatio' || !has(self.spec.rollout) || !has(self.spec.rollout.preview)")
+        .message("spec.rollout.preview goes by a request's header, and with spec.traffic.type ReplicaRatio nobody sees requests; leave it out or set spec.traffic.type: Gateway"),
     validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type == 'Gateway' || !has(self.spec.rollout) || !has(self.spec.rollout.analysis) || !has(self.spec.rollout.analysis.latency)")
         .message("spec.rollout.analysis.latency is counted in the gateway; leave it out or set spec.traffic.type: Gateway"),
     validation = Rule::new("!has(self.spec.rollout) || !has(self.spec.rollout.pinnedRevision) || self.spec.rollout.pinnedRevision == '' || self.spec.rollout.pinnedRevision.startsWith(self.metadata.name + '-')")
@@ -341,6 +343,10 @@ pub struct Probes {
         .message("retries.perTryTimeoutSeconds must be below requestTimeoutSeconds, or there is no time for a second try"),
     validation = Rule::new("!has(self.queue) || self.queue.maxRequests <= self.maxConcurrentRequests")
         .message("queue.maxRequests must not be above maxConcurrentRequests, which counts those that wait, too"),
+    validation = Rule::new("self.type == 'HTTPRoute' || !has(self.httpRoute)")
+        .message("httpRoute holds the settings of type HTTPRoute; remove it or write type: HTTPRoute"),
+    validation = Rule::new("self.type != 'HTTPRoute' || has(self.httpRoute)")
+        .message("type HTTPRoute needs httpRoute.parentRefs, the Gateways that take the requests; write for example httpRoute: {parentRefs: [{name: public, namespace: infra}]}"),
     validation = Rule::new("self.type == 'ReplicaRatio' || !has(self.replicaRatio)")
         .message("replicaRatio holds the settings of type ReplicaRatio; remove it or change type"),
     validation = Rule::new("self.type != 'ReplicaRatio' || !has(self.serviceName) || (has(self.replicaRatio) && self.replicaRatio.service == 'Pods')")
@@ -352,12 +358,18 @@ pub struct Traffic {
     /// what it is judged by. ReplicaRatio: for workers without HTTP; each ready replica takes its part of the work, so a weight is
     /// approximated by numbers of replicas (`status.rollout.measuredWeightPercent` shows the true one), and as nobody counts
     /// requests, a release goes on by time and approval; balancing, retries, ejection and queue have no part in it, and
-    /// requestTimeoutSeconds is the time that a replica gets to end its work when it stops. Default Gateway.
+    /// requestTimeoutSeconds is the time that a replica gets to end its work when it stops. HTTPRoute: a Gateway of the Gateway API
+    /// sends requests straight to the replicas, by the weights of an HTTPRoute called like the pool that the operator owns; as
+    /// they do not pass Flotilla's gateway they are not counted either, and balancing, timeouts and retries are that Gateway's;
+    /// the front Service leads through Flotilla's gateway as ever. Default Gateway.
     #[serde(default, rename = "type")]
     pub type_: TrafficType,
     /// replicaRatio holds the settings of type ReplicaRatio.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica_ratio: Option<ReplicaRatio>,
+    /// httpRoute holds the settings of type HTTPRoute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_route: Option<HTTPRouteTraffic>,
     /// serviceName of the front Service that clients use, on port 80. Default: the pool's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
@@ -399,6 +411,7 @@ impl Default for Traffic {
         Self {
             type_: TrafficType::default(),
             replica_ratio: None,
+            http_route: None,
             service_name: None,
             balancing: Balancing::default(),
             request_timeout_seconds: 120,
@@ -799,6 +812,9 @@ pub struct TrafficShare {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub since_generation: Option<i64>,
+    /// preview is true on the revision that gets the requests of `rollout.preview`, whatever its weight.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub preview: bool,
 }
 
 /// Where a release stands.
@@ -946,6 +962,9 @@ pub struct RestartStatus {
     pub replaced: Option<String>,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
 fn one() -> i32 {
     1
 }

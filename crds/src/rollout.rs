@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rules;
+use crate::traffic::Preview;
 
 /// How a new revision replaces the one that serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -15,6 +16,8 @@ use crate::rules;
         .message("canary holds the settings of type Canary; remove it or write type: Canary"),
     validation = Rule::new("self.type == 'BlueGreen' || !has(self.blueGreen)")
         .message("blueGreen holds the settings of type BlueGreen; remove it or write type: BlueGreen"),
+    validation = Rule::new("self.type != 'RollingUpdate' || !has(self.preview)")
+        .message("preview is for a Canary or a BlueGreen release; a RollingUpdate has no time for testers: remove preview or change type"),
     validation = Rule::new("self.type != 'RollingUpdate' || !has(self.analysis)")
         .message("analysis judges a Canary or a BlueGreen release; a RollingUpdate goes on by readiness alone: remove analysis or change type")
 )]
@@ -38,6 +41,11 @@ pub struct Rollout {
     /// requests against those of the revision that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub analysis: Option<Analysis>,
+    /// preview lets testers in before everybody else: requests with this header go to the new revision as soon as it has a ready
+    /// replica, whatever its weight, and count for nobody (Canary and BlueGreen). Without a release they go where all others go.
+    /// Default: none do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
     /// paused stops a release where it stands; what serves goes on serving. Default false.
     #[serde(default)]
     pub paused: bool,
@@ -71,6 +79,7 @@ impl Default for Rollout {
             canary: None,
             blue_green: None,
             analysis: None,
+            preview: None,
             paused: false,
             pinned_revision: None,
             rollback_window_revisions: 3,

@@ -165,6 +165,8 @@ pub enum Gateways {
     Pending,
     /// There is none, or one cannot be reached; a sentence.
     Unreachable(String),
+    /// Something else that carries the traffic does not follow the weights.
+    Unrouted(Reason),
 }
 
 /// What a deadline is counted for. Another subject starts another count.

@@ -23,6 +23,8 @@ pub struct Claim {
     pub stick: Option<Arc<Revision>>,
     /// The conversation it belongs to.
     pub session: Option<Session>,
+    /// It is a tester's: it goes where testers go, and counts for nobody.
+    pub is_preview: bool,
     /// Since when it has been in a queue.
     pub(super) queued: Option<Instant>,
 }
@@ -43,6 +45,7 @@ impl Claim {
             avoid: Vec::new(),
             stick: None,
             session: None,
+            is_preview: false,
             queued: None,
         }
     }

@@ -140,6 +140,7 @@ pub fn pool() -> PoolConfig {
         priority_header: None,
         stopped: false,
         sessions: None,
+        preview: None,
         revisions: BTreeMap::new(),
     }
 }

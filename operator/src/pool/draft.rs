@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::build::{
-    controller_revision, disruption_budget, pod, replica_set, service, service_account, snapshot,
+    controller_revision, disruption_budget, http_route, pod, replica_set, service, service_account, snapshot,
 };
 use super::dereference::{Observed, is_ready};
 use super::gateways::Reports;
@@ -19,7 +19,7 @@ use super::memory::Memory;
 use super::plan::Restarting;
 use super::validate::{Wanted, overlay_of};
 use super::{prune, victims};
-use crate::runtime::{Action, Note};
+use crate::runtime::{Action, Note, Presence};
 
 /// A plan being written.
 pub(super) struct Draft<'a> {
@@ -47,6 +47,7 @@ impl Draft<'_> {
             }
         }
         self.services();
+        self.route();
         if self.decision.changes.is_empty() {
             self.actions
                 .extend(prune::prune(self.observed, self.wanted, self.decision));
@@ -282,6 +283,16 @@ impl Draft<'_> {
         };
         self.actions.extend(front.as_ref().map(Action::apply));
         self.actions.push(Action::apply(&disruption_budget::build(pool)));
+    }
+
+    /// The HTTPRoute with the weights decided: last of what carries traffic, because it may be refused.
+    fn route(&mut self) {
+        if self.observed.routing != Presence::Present {
+            return;
+        }
+        let (traffic, _) = super::status::traffic(self.observed, self.decision, self.now);
+        let route = http_route::build(&self.observed.pool, &traffic);
+        self.actions.extend(route.as_ref().map(Action::apply));
     }
 
     /// Replaces old pods of the stable revision, when that was commanded and nothing is being released.

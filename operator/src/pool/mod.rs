@@ -22,6 +22,7 @@ pub mod memory;
 pub mod plan;
 pub mod ports;
 pub mod prune;
+pub mod routing;
 pub mod sources;
 pub mod status;
 pub mod trouble;
@@ -107,6 +108,7 @@ pub fn register(
         .owns(&caches.services)
         .owns(&caches.service_accounts)
         .owns(&caches.disruption_budgets)
+        .owns(&caches.routes.cache)
         .watches(&caches.pods, of_pod)
         .watches(&caches.actions, |action| {
             vec![Key::new(
@@ -425,6 +427,14 @@ fn may_mend(code: u16, message: &str) -> bool {
 fn blocking(error: &Error) -> Option<Problem> {
     match error {
         Error::NameTaken { .. } => Some(Problem::invalid("NameTaken", error.to_string())),
+        Error::Refused {
+            code: 422,
+            message,
+            action,
+        } if action.contains(" HTTPRoute ") => Some(Problem::invalid(
+            "InvalidRoute",
+            format!("spec.traffic.httpRoute: the API server refuses the HTTPRoute: {message}"),
+        )),
         Error::Refused {
             code: 422, message, ..
         } => Some(Problem::invalid(

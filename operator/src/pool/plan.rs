@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flotilla_core::rollout::{Arm, Decision, Gateways, Member, Situation, Standing, State, Target, decide};
+use flotilla_core::rollout::{
+    Arm, Decision, Gateways, Member, Reason, Situation, Standing, State, Target, decide,
+};
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,14 +19,17 @@ use super::draft::Draft;
 use super::gateways::Reports;
 use super::judge;
 use super::memory::Memory;
+use super::routing;
 use super::trouble;
 use super::validate::{INVALID_POD_TEMPLATE, Problem, Wanted};
-use crate::runtime::Action;
+use crate::runtime::{Action, Presence};
 
 /// While pods are waited for, troubles that show only by their age are looked for this often.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(10);
 /// While a candidate is judged, its evidence is looked at this often.
 const LOOK_AT_EVIDENCE: Duration = Duration::from_secs(5);
+/// While the Gateway API is missing it is looked for this often.
+const LOOK_FOR_ROUTES: Duration = Duration::from_secs(5);
 /// A scale-down waits this long for gateways to say what is in flight; their answer comes earlier.
 const AWAIT_REPORT: Duration = Duration::from_secs(1);
 
@@ -82,7 +87,8 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
     };
     let members = members(observed, &reports, &mut memory, now);
     let target = target(observed, wanted, &mut memory, now);
-    let gateways = gateways(observed, &reports, &members, &memory);
+    let unrouted = routing::obstacle(observed, &mut memory, now);
+    let gateways = gateways(observed, &reports, &members, &memory, unrouted);
     let spec = &observed.pool.spec;
     let attempt = wanted
         .and_then(|wanted| observed.record(&wanted.revision))
@@ -141,6 +147,8 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         problem.as_ref(),
         &memory,
         held,
+        // Nobody tells when the Gateway API is installed.
+        spec.traffic.is_routed() && observed.routing != Presence::Present,
         now,
         deadline(observed),
     );
@@ -278,8 +286,15 @@ fn target(observed: &Observed, wanted: Option<&Wanted>, memory: &mut Memory, now
 }
 
 /// What the gateways have applied. While only one revision has ever been in question since they last confirmed, they
-/// need not be asked again: neither a scale-up nor a restart of the operator wakes them.
-fn gateways(observed: &Observed, reports: &Reports<'_>, members: &[Member], memory: &Memory) -> Gateways {
+/// need not be asked again: neither a scale-up nor a restart of the operator wakes them. `unrouted` is why an HTTPRoute does not
+/// carry the weights.
+fn gateways(
+    observed: &Observed,
+    reports: &Reports<'_>,
+    members: &[Member],
+    memory: &Memory,
+    unrouted: Option<Reason>,
+) -> Gateways {
     if observed.pool.spec.traffic.is_by_number() {
         return Gateways::Confirmed;
     }
@@ -296,6 +311,10 @@ fn gateways(observed: &Observed, reports: &Reports<'_>, members: &[Member], memo
             .iter()
             .any(|member| member.standing == Standing::Candidate);
     let was_ready = is_true(&observed.status.conditions, condition::READY);
+    // A route that was changed by hand is put right before anybody need know.
+    if let Some(reason) = unrouted.filter(|reason| !(is_alone && was_ready && routing::is_passing(reason))) {
+        return Gateways::Unrouted(reason);
+    }
     if is_alone && (was_ready || memory.confirmed == Some(generation)) {
         return Gateways::Confirmed;
     }
@@ -307,6 +326,7 @@ fn look_again(
     problem: Option<&Problem>,
     memory: &Memory,
     held: bool,
+    awaits_routes: bool,
     now: Timestamp,
     deadline: SignedDuration,
 ) -> Option<Duration> {
@@ -320,7 +340,8 @@ fn look_again(
         .as_ref()
         .filter(|_| problem.is_some())
         .map(|(_, _, until)| *until);
-    let times = [of_wait, of_problem, of_refusal]
+    let of_route = routing::settles(memory, now);
+    let times = [of_wait, of_problem, of_refusal, of_route]
         .into_iter()
         .flatten()
         .filter(|time| *time > now)
@@ -333,6 +354,7 @@ fn look_again(
         .chain(is_waiting_for_pods.then_some(LOOK_FOR_TROUBLE))
         .chain(held.then_some(AWAIT_REPORT))
         .chain(decision.reached.is_some().then_some(LOOK_AT_EVIDENCE))
+        .chain(awaits_routes.then_some(LOOK_FOR_ROUTES))
         .min()
 }
 

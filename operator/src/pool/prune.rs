@@ -68,13 +68,17 @@ pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) 
     let front = spec.traffic.has_front().then(|| spec.front_service(&pool));
     for of_pool in &observed.services {
         let name = of_pool.name_any();
-        let is_surplus = match service::is_of_revision(of_pool) {
-            true => goes(&name),
-            false => front != Some(name.as_str()),
+        let is_unused = if service::is_of_revision(of_pool) {
+            goes(&name)
+        } else {
+            front != Some(name.as_str())
         };
-        if is_surplus {
+        if is_unused {
             actions.push(Action::delete(&**of_pool));
         }
+    }
+    if !spec.traffic.is_routed() {
+        actions.extend(observed.routes.iter().map(|route| Action::delete(&**route)));
     }
     actions.extend(snapshots(observed, wanted, &is_surplus));
     actions.extend(surplus.iter().map(|known| Action::delete(&*known.object)));

@@ -16,9 +16,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
-use super::dereference::Observed;
+use super::dereference::{Observed, is_ready};
 use super::judge;
 use super::plan::{Plan, deadline, weights};
+use super::routing;
 use super::validate::Problem;
 use crate::runtime::conditions::truncate;
 use crate::runtime::{Conditions, StatusWrite};
@@ -124,7 +125,7 @@ fn arm(members: &[Member], revision: &str) -> flotilla_core::rollout::Arm {
 
 /// The weights, under a new generation when they have changed. A lost generation goes on far beyond any that a gateway
 /// may still have, so that none of them confirms what it has not seen.
-fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<TrafficShare>, Option<i64>) {
+pub(super) fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<TrafficShare>, Option<i64>) {
     let old = &observed.status;
     if decision.traffic.is_empty() {
         return (old.traffic.clone(), old.traffic_generation);
@@ -154,8 +155,20 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
         revision: revision.clone(),
         weight: *weight,
         since_generation: since(revision, *weight),
+        preview: is_previewed(observed, decision, revision),
     });
     (new.collect(), Some(generation))
+}
+
+/// Whether testers are led to this revision: it is being released, and has a replica that can answer.
+fn is_previewed(observed: &Observed, decision: &Decision, revision: &str) -> bool {
+    let is_released = matches!(
+        decision.state,
+        State::Releasing | State::Judging | State::Baking | State::Paused
+    );
+    let is_candidate = decision.candidate.as_deref() == Some(revision);
+    let wants = observed.pool.spec.rollout.preview.is_some();
+    wants && is_released && is_candidate && observed.pods_of(revision).iter().any(|pod| is_ready(pod))
 }
 
 /// The word and sentence for `Ready`, and whether it is True.
@@ -169,7 +182,13 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
         .map(|waiting| waiting.reason.message.clone())
         .unwrap_or_default();
     let stable = decision.stable.as_deref().unwrap_or_default();
-    let is_at_gateways = waiting.is_some_and(|waiting| waiting.reason.word == "GatewayUnconfirmed");
+    let is_at_gateways = waiting.is_some_and(|waiting| {
+        let word = waiting.reason.word.as_str();
+        matches!(
+            word,
+            "GatewayUnconfirmed" | routing::GATEWAY_API_MISSING | routing::ROUTE_NOT_ACCEPTED
+        )
+    });
     let trouble = |revision: Option<&str>| {
         let member = plan
             .members
@@ -199,7 +218,10 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
             "Progressing".into(),
             "the first revision is being made".into(),
         ),
-        _ if is_at_gateways => (false, "GatewayUnconfirmed".into(), sentence),
+        _ if is_at_gateways => {
+            let word = waiting.map(|waiting| waiting.reason.word.clone());
+            (false, word.unwrap_or_default(), sentence)
+        }
         State::Starting => {
             let word = trouble(decision.stable.as_deref()).unwrap_or_else(|| "Progressing".into());
             (false, word, sentence)

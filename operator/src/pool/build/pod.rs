@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 
-use super::{labels, overlay, service_account, snapshot};
+use super::{labels, overlay, service, service_account, snapshot};
 
 /// Source of the prompt in [`Content::sources`], and the file's name inside its snapshot.
 pub const PROMPT: &str = "prompt";
