@@ -16,13 +16,13 @@ use crate::fakecluster::{FakeCluster, Fault, Running, eventually};
 use crate::pool::memory::Standpoints;
 use crate::scrape::{self, Fetch};
 
-const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
+pub(super) const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
 const ACTIONS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/rolloutactions";
 const PROMPT: &str = "/api/v1/namespaces/shop/configmaps/prompts";
-const PODS: &str = "/api/v1/namespaces/shop/pods";
-const FRONT: &str = "/api/v1/namespaces/shop/services/support";
-const SETS: &str = "/apis/apps/v1/namespaces/shop/replicasets/";
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const PODS: &str = "/api/v1/namespaces/shop/pods";
+pub(super) const FRONT: &str = "/api/v1/namespaces/shop/services/support";
+pub(super) const SETS: &str = "/apis/apps/v1/namespaces/shop/replicasets/";
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A gateway that does what the pool's status says.
 struct Gateways(FakeCluster);
@@ -68,7 +68,7 @@ impl Fetch for Gateways {
     }
 }
 
-fn operator(cluster: &FakeCluster) -> Running {
+pub(super) fn operator(cluster: &FakeCluster) -> Running {
     let mut manager = cluster.manager();
     let caches = Caches::new(&mut manager);
     let scraper = scrape::register(&mut manager, &caches.pods, Arc::new(Gateways(cluster.clone())));
@@ -80,7 +80,7 @@ fn operator(cluster: &FakeCluster) -> Running {
 }
 
 /// A namespace with a gateway and the pool `support` of two replicas.
-fn shop(spec: Value) -> FakeCluster {
+pub(super) fn shop(spec: Value) -> FakeCluster {
     let cluster = FakeCluster::new();
     let gateway = format!("{PODS}/flotilla-gateway-1");
     let labels = json!({names::APP_NAME: names::GATEWAY, names::MANAGED_BY: names::MANAGER});
@@ -101,13 +101,13 @@ fn ready(address: &str) -> Value {
     json!({"podIP": address, "conditions": [{"type": "Ready", "status": "True"}]})
 }
 
-fn objects(cluster: &FakeCluster, prefix: &str) -> Vec<Value> {
+pub(super) fn objects(cluster: &FakeCluster, prefix: &str) -> Vec<Value> {
     let paths = cluster.paths("shop");
     let of_kind = paths.iter().filter(|path| path.starts_with(prefix));
     of_kind.filter_map(|path| cluster.get(path)).collect()
 }
 
-fn revision_of(object: &Value) -> Option<&str> {
+pub(super) fn revision_of(object: &Value) -> Option<&str> {
     object["metadata"]["labels"][names::REVISION].as_str()
 }
 
@@ -115,7 +115,7 @@ fn is_ready(pod: &Value) -> bool {
     pod["status"]["conditions"][0]["status"] == "True"
 }
 
-fn image(set: &Value) -> String {
+pub(super) fn image(set: &Value) -> String {
     set["spec"]["template"]["spec"]["containers"][0]["image"]
         .as_str()
         .unwrap_or_default()
@@ -123,7 +123,7 @@ fn image(set: &Value) -> String {
 }
 
 /// The ReplicaSet controller and kubelet, once. Pods of images with `bad` in their name crash.
-fn play(cluster: &FakeCluster) {
+pub(super) fn play(cluster: &FakeCluster) {
     for set in objects(cluster, SETS) {
         let name = set["metadata"]["name"].as_str().unwrap();
         let wanted = set["spec"]["replicas"].as_u64().unwrap_or_default() as usize;
@@ -163,7 +163,7 @@ fn play(cluster: &FakeCluster) {
     }
 }
 
-fn state(cluster: &FakeCluster) -> String {
+pub(super) fn state(cluster: &FakeCluster) -> String {
     let conditions = cluster.get(POOL).unwrap()["status"]["conditions"].clone();
     let conditions = conditions.as_array().cloned().unwrap_or_default();
     let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
@@ -172,7 +172,7 @@ fn state(cluster: &FakeCluster) -> String {
         .unwrap_or_default()
 }
 
-fn sentence(cluster: &FakeCluster) -> String {
+pub(super) fn sentence(cluster: &FakeCluster) -> String {
     cluster.get(POOL).unwrap()["status"]["conditions"][0]["message"]
         .as_str()
         .unwrap_or_default()
@@ -180,7 +180,7 @@ fn sentence(cluster: &FakeCluster) -> String {
 }
 
 /// Plays until the pool is in a state, and of a generation.
-async fn reach(cluster: &FakeCluster, expected: &str) {
+pub(super) async fn reach(cluster: &FakeCluster, expected: &str) {
     eventually(expected, 5 * MINUTE, || {
         play(cluster);
         let pool = cluster.get(POOL).unwrap();
@@ -194,12 +194,12 @@ async fn reach(cluster: &FakeCluster, expected: &str) {
     .await;
 }
 
-fn change(cluster: &FakeCluster, pointer: &str, value: Value) {
+pub(super) fn change(cluster: &FakeCluster, pointer: &str, value: Value) {
     cluster.update(POOL, |pool| *pool.pointer_mut(pointer).unwrap() = value);
 }
 
 /// What a release leaves: images by size, standings by image, weights.
-fn outcome(cluster: &FakeCluster) -> String {
+pub(super) fn outcome(cluster: &FakeCluster) -> String {
     let sets: Vec<_> = objects(cluster, SETS)
         .iter()
         .map(|set| format!("{}={}", image(set), set["spec"]["replicas"]))
