@@ -1,6 +1,7 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+pub use crate::plan::*;
 pub use crate::rollout::*;
 pub use crate::traffic::*;
 use crate::rules;
@@ -749,6 +750,9 @@ pub struct AgentPoolStatus {
     /// lastAction is the newest RolloutAction and its result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_action: Option<LastAction>,
+    /// plan is what the release of a changed spec would do, while the annotation `flotilla.dev/dry-run: "true"` holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<ReleasePlan>,
     /// restart is a rolling replacement of the stable revision's pods, while one is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartStatus>,

@@ -10,6 +10,7 @@ pub mod files;
 pub mod load_test;
 pub mod model_provider;
 pub mod names;
+pub mod plan;
 pub mod quota;
 pub mod reference;
 pub mod rollout;

@@ -19,6 +19,7 @@
 //! * [`ladder`] does so by the weights that a canary must prove itself with, or at once (blue-green).
 //! * [`ratio`] does the same where numbers of pods are all the weight there is.
 //! * [`decide`] chooses the state, judges a candidate, and names the changes of standing.
+//! * [`mod@forecast`] tells beforehand which pods and weights a release will have.
 //! * [`restart`] replaces the pods of one revision.
 //!
 //! # Rules
@@ -33,6 +34,7 @@
 //! * The first revision of a pool is stable from the start; there is nothing to protect from it.
 
 mod decide;
+pub mod forecast;
 pub mod ladder;
 pub mod ratio;
 pub mod restart;

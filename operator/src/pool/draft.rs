@@ -18,7 +18,7 @@ use super::judge;
 use super::memory::Memory;
 use super::plan::Restarting;
 use super::validate::{Wanted, overlay_of};
-use super::{prune, victims};
+use super::{prune, transitions, victims};
 use crate::runtime::{Action, Note, Presence};
 
 /// A plan being written.
@@ -383,5 +383,7 @@ impl Draft<'_> {
             };
             self.actions.push(Action::event(note));
         }
+        let others = transitions::notes(&self.observed.status, self.decision);
+        self.actions.extend(others.into_iter().map(Action::event));
     }
 }

@@ -165,11 +165,7 @@ fn evidence_plan(
         None => (Question::Bake, ladder.bake.as_secs(), ladder.bake.as_secs()),
     };
     evidence::Plan {
-        strictness: match analysis.strictness {
-            api::Strictness::Relaxed => evidence::Strictness::Relaxed,
-            api::Strictness::Standard => evidence::Strictness::Standard,
-            api::Strictness::Strict => evidence::Strictness::Strict,
-        },
+        strictness: strictness(spec),
         metrics: metrics(spec),
         step: Step {
             index: u32::try_from(ladder.index(reached.weight)).unwrap_or(u32::MAX),
@@ -221,17 +217,33 @@ fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit:
     }
 }
 
+fn strictness(spec: &AgentPoolSpec) -> evidence::Strictness {
+    match spec.rollout.analysis().strictness {
+        api::Strictness::Relaxed => evidence::Strictness::Relaxed,
+        api::Strictness::Standard => evidence::Strictness::Standard,
+        api::Strictness::Strict => evidence::Strictness::Strict,
+    }
+}
+
+/// How long a step is expected to take at this traffic, see [`evidence::expected_seconds`].
+pub fn expected_seconds(
+    spec: &AgentPoolSpec,
+    rung: &evidence::Rung,
+    traffic: evidence::Traffic,
+) -> Option<i64> {
+    evidence::expected_seconds(rung, strictness(spec), &metrics(spec), traffic)
+}
+
 /// The weight below the step at which a release of this pool starts: where the spec names no steps, those that its traffic cannot judge in
 /// time are left out. None when it starts at the first, or when nothing is known of the traffic.
 pub fn left_out(spec: &AgentPoolSpec, rate: Option<evidence::Traffic>) -> Option<(i32, String)> {
     let canary = spec.rollout.canary().filter(|canary| canary.steps.is_empty())?;
-    let analysis = spec.rollout.analysis();
-    let strictness = match analysis.strictness {
-        api::Strictness::Relaxed => evidence::Strictness::Relaxed,
-        api::Strictness::Standard => evidence::Strictness::Standard,
-        api::Strictness::Strict => evidence::Strictness::Strict,
-    };
-    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness, &metrics(spec), rate?);
+    let start = evidence::starting_step(
+        &evidence::DEFAULT_STEPS,
+        strictness(spec),
+        &metrics(spec),
+        rate?,
+    );
     let before = steps(&canary).get(start.step.checked_sub(1)?)?.weight;
     Some((before, start.message))
 }
@@ -365,13 +377,8 @@ impl Court {
             _ => Permit::RollBack,
         };
         self.open.lock().insert(visit.key().clone(), open);
-        let mut gate = gate(&judgement, &plan, reached, permit);
-        if plan.metrics.is_empty() {
-            gate.reason.message += &format!(
-                "; with traffic.type {:?} no request is counted: time and approval decide",
-                spec.traffic.type_
-            );
-        }
+        let gate = gate(&judgement, &plan, reached, permit);
+        let gate = super::gate::tempered(gate, spec, &judgement);
         Ok(Some(Arc::new(Heard { gate, judgement })))
     }
 

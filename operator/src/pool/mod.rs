@@ -16,15 +16,19 @@
 pub mod build;
 pub mod dereference;
 mod draft;
+pub mod forecast;
+pub mod gate;
 pub mod gateways;
 pub mod judge;
 pub mod memory;
+pub mod metrics;
 pub mod plan;
 pub mod ports;
 pub mod prune;
 pub mod routing;
 pub mod sources;
 pub mod status;
+pub mod transitions;
 pub mod trouble;
 pub mod validate;
 pub mod victims;
@@ -149,6 +153,10 @@ pub fn register(
                 standpoints,
             },
         );
+    manager.metrics().register_collector(Box::new(metrics::PoolMetrics {
+        pools: caches.pools.clone(),
+        context: Arc::downgrade(manager.context()),
+    }));
     let told = trigger.clone();
     scraper.on_report(move |key| {
         if !key.name.starts_with(PROVIDER_PREFIX) {

@@ -8,14 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flotilla_core::rollout::{
-    Arm, Decision, Gateways, Member, Reason, Situation, Standing, State, Target, decide,
+    Arm, Decision, Gateways, Member, Reason, Situation, Standing, State, Target, Waiting, decide,
 };
+use flotilla_crds::agent_pool::ReleasePlan;
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::dereference::{Observed, is_ready};
 use super::draft::Draft;
+use super::forecast;
 use super::gateways::Reports;
 use super::judge;
 use super::memory::Memory;
@@ -67,6 +69,8 @@ pub struct Plan {
     pub look_again: Option<Duration>,
     /// What to remember.
     pub memory: Memory,
+    /// What a release would do, in a dry run.
+    pub forecast: Option<ReleasePlan>,
 }
 
 /// Makes the plan.
@@ -86,18 +90,22 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         problem: observed.gateway_problem.as_deref(),
     };
     let members = members(observed, &reports, &mut memory, now);
-    let target = target(observed, wanted, &mut memory, now);
+    let is_dry = forecast::is_dry(&observed.pool);
+    let is_first = !members.iter().any(|member| member.standing == Standing::Stable);
+    // The first revision would not be held by a pause.
+    let released = wanted.filter(|_| !(is_dry && is_first));
+    let target = target(observed, released, &mut memory, now);
     let unrouted = routing::obstacle(observed, &mut memory, now);
     let gateways = gateways(observed, &reports, &members, &memory, unrouted);
     let spec = &observed.pool.spec;
     let attempt = wanted
         .and_then(|wanted| observed.record(&wanted.revision))
         .map_or(1, |record| record.attempt);
-    let decision = decide(&Situation {
+    let mut decision = decide(&Situation {
         now,
         replicas: spec.effective_replicas(),
         surge_percent: spec.rolling_update().max_surge_percent,
-        paused: spec.rollout.paused,
+        paused: spec.rollout.paused || is_dry,
         stopped: spec.stopped,
         deadline: deadline(observed),
         target,
@@ -109,6 +117,17 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         gate: memory.heard.as_ref().map(|heard| heard.gate.clone()),
         reached: memory.reached.clone(),
     });
+    let forecast = wanted
+        .filter(|_| is_dry)
+        .and_then(|wanted| forecast::build(observed, Some(wanted), decision.stable.as_deref()));
+    if let Some(forecast) = &forecast
+        && let (State::Paused | State::Empty, false) = (&decision.state, spec.rollout.paused)
+    {
+        decision.waiting = Some(Waiting {
+            reason: forecast::held(&forecast.revision),
+            deadline: None,
+        });
+    }
     memory.progress.clone_from(&decision.progress);
     memory.reached.clone_from(&decision.reached);
     let is_alone = decision.candidate.is_none();
@@ -163,6 +182,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         lacks_bytes,
         look_again,
         memory,
+        forecast,
     }
 }
 

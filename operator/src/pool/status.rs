@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use super::dereference::{Observed, is_ready};
-use super::judge;
+use super::{forecast, gate, judge};
 use super::plan::{Plan, deadline, weights};
 use super::routing;
 use super::validate::Problem;
@@ -43,6 +43,8 @@ const LAZY: &[&str] = &[
     "/rollout/measuredWeightPercent",
     "/rollout/metrics",
     "/restart/replaced",
+    "/plan/steps",
+    "/plan/message",
 ];
 /// See [`LAZY`].
 const LAZY_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
@@ -100,6 +102,7 @@ pub fn build(
         rollout: rollout(observed, plan, problem),
         rejected: rejected(observed, decision, now),
         last_action: last_action(observed),
+        plan: plan.forecast.clone(),
         restart: restarting.as_ref().map(|restart| RestartStatus {
             time: Some(Time(restart.before)),
             replaced: Some(format!("{}/{}", restart.replaced, restart.of)),
@@ -213,6 +216,11 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
             "no pod runs, because spec.stopped is true".into(),
         ),
         State::Stopped => (false, "Stopped".into(), sentence),
+        State::Empty | State::Paused
+            if waiting.is_some_and(|waiting| waiting.reason.word == forecast::DRY_RUN_HOLDS) =>
+        {
+            (false, forecast::DRY_RUN_HOLDS.into(), sentence)
+        }
         State::Empty => (
             false,
             "Progressing".into(),
@@ -414,9 +422,7 @@ fn measured_weight(observed: &Observed, plan: &Plan) -> Option<String> {
         let candidate = ready(&plan.decision.candidate)?;
         return percent(candidate, candidate + ready(&plan.decision.stable)?);
     }
-    let metrics = judgement(plan)?.metrics.iter().map(|metric| &metric.step);
-    let counts = metrics.map(|tally| (tally.candidate.requests, tally.stable.requests));
-    let (candidate, stable) = counts.max_by_key(|(candidate, stable)| candidate + stable)?;
+    let (candidate, stable) = gate::counted(judgement(plan)?)?;
     percent(candidate as f64, (candidate + stable) as f64)
 }
 
