@@ -6,6 +6,7 @@ pub mod load_test;
 pub mod pool;
 pub mod release;
 pub mod rest;
+pub mod routes;
 pub mod scale;
 pub mod sessions;
 pub mod survive;
