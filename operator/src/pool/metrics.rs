@@ -73,7 +73,7 @@ impl Collector for PoolMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let leads = self.context.upgrade().is_some_and(|context| context.leadership.is_leader());
         let pools = if leads { self.pools.list() } else { Vec::new() };
-        let samples: Vec<Sample> = pools.iter().flat_map(|pool| samples(pool)).collect();
+        let samples: Vec<Sample> = pools.iter().flat_map(samples).collect();
         for (index, (name, help)) in FAMILIES.iter().enumerate() {
             let mut of_family = samples.iter().filter(|sample| sample.family == index).peekable();
             if of_family.peek().is_none() {
