@@ -25,6 +25,11 @@ async fn a_canary_of_workers_shows_its_true_weights() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn testers_reach_the_candidate_and_count_for_nobody() {
+    with_namespace("testers", routes::testers).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_tells_what_a_release_would_do() {
     with_namespace("dry-run", |namespace| async move {
         let plan = routes::dry_run(namespace).await?;

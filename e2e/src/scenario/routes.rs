@@ -15,6 +15,7 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const DEFINITION: &str = "httproutes.gateway.networking.k8s.io";
 
@@ -244,6 +245,60 @@ pub async fn workers(namespace: Namespace) -> Result<Vec<String>> {
     }
     pool::ready(&namespace, "support", Duration::from_secs(120)).await?;
     Ok(measured)
+}
+
+/// The revision that answers a request with these header lines, as a tester is told.
+async fn answered_by(namespace: &Namespace, headers: &str) -> Result<Option<String>> {
+    let address = pool::address(namespace, "support").await?;
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let request = format!("GET /healthz HTTP/1.1\r\nHost: support\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(30), stream.read_to_string(&mut answer)).await??;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let named = answer.lines().find_map(|line| line.strip_prefix("x-flotilla-revision: "));
+    Ok(named.map(|name| name.trim().to_owned()))
+}
+
+/// Testers through the gateway: at stable before the release, at the candidate as soon as it has a replica, and in no evidence.
+pub async fn testers(namespace: Namespace) -> Result<()> {
+    const TESTER: &str = "X-Preview: candidate\r\n";
+    pool::provider(&namespace).await?;
+    let step = json!({"weight": 1, "minDurationSeconds": 600, "decideWithinSeconds": 3600});
+    let base = with(
+        fixtures::pool("support", 2),
+        "/spec/rollout",
+        json!({
+            "type": "Canary", "settleSeconds": 0, "canary": {"steps": [step]},
+            "preview": {"header": "X-Preview", "value": "candidate"},
+        }),
+    );
+    namespace.apply(&base).await?;
+    let before = pool::ready(&namespace, "support", SOON).await?;
+    let stable = before.status.and_then(|status| status.stable).map(|stable| stable.revision);
+    ensure!(answered_by(&namespace, TESTER).await? == stable, "without a release stable answers");
+    ensure!(answered_by(&namespace, "").await?.is_none(), "who is no tester is told nothing");
+    let prompt = format!("{} Be brief.", fixtures::PROMPT);
+    namespace
+        .apply(&with(base, "/spec/agent/prompt/text", json!(prompt)))
+        .await?;
+    let candidate = super::release::wait_for_candidate(&namespace, "support").await?;
+    wait::until("the candidate to answer testers", SOON, || async {
+        match answered_by(&namespace, TESTER).await {
+            Ok(Some(name)) if name == candidate => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+    for _ in 0..50 {
+        ensure!(answered_by(&namespace, TESTER).await?.as_ref() == Some(&candidate), "a tester was led elsewhere");
+    }
+    // Two windows later they would have been counted.
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    let status = namespace.api::<AgentPool>().get("support").await?.status.unwrap_or_default();
+    let metrics = status.rollout.map(|rollout| rollout.metrics).unwrap_or_default();
+    ensure!(metrics.iter().all(|metric| metric.candidate.is_none()), "testers were counted: {metrics:?}");
+    Ok(())
 }
 
 /// A dry run: gives `status.plan`, after which the annotation is taken away and the release goes through.

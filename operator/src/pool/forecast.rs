@@ -165,16 +165,12 @@ fn message(spec: &AgentPoolSpec, stable: Option<&str>, steps: &[PlannedStep]) ->
     if stable.is_none() {
         return format!("the first revision: its {replicas} replicas start at once, without steps");
     }
-    let Some(ladder) = judge::ladder(spec) else {
+    if judge::ladder(spec).is_none() {
         let batch = shift::surge(replicas, spec.rolling_update().max_surge_percent);
         return format!("{replicas} replicas are replaced in batches of {batch}; the traffic follows the available share");
-    };
-    let most = steps
-        .iter()
-        .map(|step| step.candidate_replicas + step.stable_replicas)
-        .max()
-        .unwrap_or_default()
-        .max(if ladder.by_number { replicas } else { 2 * replicas });
+    }
+    // On the way to all the traffic the old replicas are still there.
+    let most = 2 * replicas;
     let before = steps.iter().filter(|step| step.weight < 100);
     let times: Option<Vec<i64>> = before.clone().map(|step| step.expected_seconds).collect();
     let approvals = before.filter(|step| step.approval.is_some()).count();

@@ -84,7 +84,7 @@ fn batches_and_numbers_are_told_too() {
                     "candidateMinReplicas": 1, "steps": [{"weight": 1, "minDurationSeconds": 90}],
                 }},
             }),
-            "all the traffic after about 2 min and the start of the pods; up to 5 replicas at once",
+            "all the traffic after about 2 min and the start of the pods; up to 8 replicas at once",
         ),
         (
             json!({"rollout": {"type": "BlueGreen", "blueGreen": {"approval": "Manual"}}}),
