@@ -3,8 +3,8 @@
 use crate::common::{ConfigMapKeyRef, LocalRef};
 pub use crate::plan::*;
 pub use crate::rollout::*;
-pub use crate::traffic::*;
 use crate::rules;
+pub use crate::traffic::*;
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};

@@ -34,8 +34,16 @@ async fn a_dry_run_tells_what_a_release_would_do() {
     with_namespace("dry-run", |namespace| async move {
         let plan = routes::dry_run(namespace).await?;
         println!("{plan:#?}");
-        anyhow::ensure!(plan.changes == ["spec.agent.prompt", "content of prompt"], "{plan:?}");
-        anyhow::ensure!(plan.objects.iter().any(|object| object.starts_with("ReplicaSet support-")), "{plan:?}");
+        anyhow::ensure!(
+            plan.changes == ["spec.agent.prompt", "content of prompt"],
+            "{plan:?}"
+        );
+        anyhow::ensure!(
+            plan.objects
+                .iter()
+                .any(|object| object.starts_with("ReplicaSet support-")),
+            "{plan:?}"
+        );
         Ok(())
     })
     .await;

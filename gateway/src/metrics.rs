@@ -170,7 +170,12 @@ fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]) -> fmt::R
         diverted.counter([("pool", pool.name())], pool.counts.diverted.load(Relaxed))?;
     }
     let help = "Requests of testers (rollout.preview), which count for no revision.";
-    let mut previews = family(encoder, "flotilla_gateway_preview_requests", help, MetricType::Counter)?;
+    let mut previews = family(
+        encoder,
+        "flotilla_gateway_preview_requests",
+        help,
+        MetricType::Counter,
+    )?;
     for pool in pools {
         previews.counter([("pool", pool.name())], pool.counts.previews.load(Relaxed))?;
     }

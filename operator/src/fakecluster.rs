@@ -276,7 +276,11 @@ pub(crate) async fn eventually(what: &str, limit: Duration, mut done: impl FnMut
 fn serve(store: &Arc<Mutex<Store>>, changed: &watch::Sender<u64>, clock: &Clock, got: Got) -> Answer {
     let route = Route::parse(&got.path);
     if store.lock().unknown.contains(&route.kind_path) {
-        return status(404, "NotFound", "the server could not find the requested resource");
+        return status(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        );
     }
     if got.is_watch() {
         return watch_answer(Arc::clone(store), changed.subscribe(), &route, &got.query);

@@ -137,7 +137,10 @@ mod tests {
         }))
         .unwrap();
         let parents = route.status.unwrap().parents;
-        assert_eq!((parents.len(), parents[0].parent_ref.name.as_str()), (2, "public"));
+        assert_eq!(
+            (parents.len(), parents[0].parent_ref.name.as_str()),
+            (2, "public")
+        );
         assert_eq!(parents[0].conditions[0].observed_generation, None);
     }
 

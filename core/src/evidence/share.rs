@@ -54,7 +54,11 @@ mod tests {
             (0, 500, 500, false),
             (100, 0, 1000, false),
         ] {
-            assert_eq!(off(weight, candidate, stable).is_some(), is_off, "{weight} % {candidate} {stable}");
+            assert_eq!(
+                off(weight, candidate, stable).is_some(),
+                is_off,
+                "{weight} % {candidate} {stable}"
+            );
         }
         assert_eq!(off(10, 2, 998), Some(0.2));
     }

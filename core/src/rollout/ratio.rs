@@ -137,7 +137,9 @@ impl Climb<'_> {
             }
         } else if next != weight || !self.confirmed {
             Wait::Confirmation
-        } else if incoming.existing > target.candidate || outgoing.wanted != stays || outgoing.existing > stays
+        } else if incoming.existing > target.candidate
+            || outgoing.wanted != stays
+            || outgoing.existing > stays
         {
             Wait::Room
         } else {
@@ -317,7 +319,11 @@ mod tests {
         pool.replicas = 4;
         assert_eq!(numbers(&pool), (1, 3, 25));
         pool.replicas = 16;
-        assert_eq!(numbers(&pool), (4, 14, 25), "until the candidate's two more are there");
+        assert_eq!(
+            numbers(&pool),
+            (4, 14, 25),
+            "until the candidate's two more are there"
+        );
     }
 
     #[test]

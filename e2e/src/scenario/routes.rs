@@ -57,7 +57,9 @@ async fn accept_routes(namespace: Namespace) {
         if let Ok(list) = api.list(&kube::api::ListParams::default()).await {
             for route in list {
                 let generation = route.metadata.generation;
-                let seen = route.data.pointer("/status/parents/0/conditions/0/observedGeneration");
+                let seen = route
+                    .data
+                    .pointer("/status/parents/0/conditions/0/observedGeneration");
                 if seen.and_then(Value::as_i64) == generation {
                     continue;
                 }
@@ -93,7 +95,12 @@ async fn accept_routes(namespace: Namespace) {
 async fn says(namespace: &Namespace, reason: &str, limit: Duration) -> Result<String> {
     let api = namespace.api::<AgentPool>();
     wait::until(&format!("the pool to say {reason}"), limit, || async {
-        let status = api.get("support").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+        let status = api
+            .get("support")
+            .await
+            .map_err(|e| e.to_string())?
+            .status
+            .unwrap_or_default();
         let ready = find(&status.conditions, condition::READY).ok_or("no Ready condition")?;
         if ready.reason == reason {
             Ok(ready.message.clone())
@@ -106,17 +113,31 @@ async fn says(namespace: &Namespace, reason: &str, limit: Duration) -> Result<St
 
 /// Weights of the route's last rule.
 async fn weights(namespace: &Namespace) -> Result<Vec<i64>, String> {
-    let route = routes(namespace).get("support").await.map_err(|e| e.to_string())?;
-    let rules = route.data.pointer("/spec/rules").and_then(Value::as_array).cloned();
+    let route = routes(namespace)
+        .get("support")
+        .await
+        .map_err(|e| e.to_string())?;
+    let rules = route
+        .data
+        .pointer("/spec/rules")
+        .and_then(Value::as_array)
+        .cloned();
     let last = rules.and_then(|rules| rules.last().cloned()).unwrap_or_default();
     let backends = last["backendRefs"].as_array().cloned().unwrap_or_default();
-    Ok(backends.iter().filter_map(|backend| backend["weight"].as_i64()).collect())
+    Ok(backends
+        .iter()
+        .filter_map(|backend| backend["weight"].as_i64())
+        .collect())
 }
 
 async fn weights_become(namespace: &Namespace, expected: &[i64], limit: Duration) -> Result<()> {
     wait::until(&format!("weights {expected:?} in the route"), limit, || async {
         let weights = weights(namespace).await?;
-        if weights == expected { Ok(()) } else { Err(format!("{weights:?}")) }
+        if weights == expected {
+            Ok(())
+        } else {
+            Err(format!("{weights:?}"))
+        }
     })
     .await
 }
@@ -147,7 +168,10 @@ pub async fn http_route(namespace: Namespace) -> Result<Routed> {
     namespace.apply(&base).await?;
     if was_absent {
         let message = says(&namespace, "GatewayAPIMissing", SOON).await?;
-        ensure!(message.contains("install the CRDs of the Gateway API"), "{message}");
+        ensure!(
+            message.contains("install the CRDs of the Gateway API"),
+            "{message}"
+        );
         namespace.apply(&definition()).await?;
     }
     let result = with_definition(namespace.clone(), base).await;
@@ -193,7 +217,10 @@ async fn through_a_canary(namespace: &Namespace, base: Value) -> Result<u128> {
     let corrected = start.elapsed().as_millis();
     weights_become(namespace, &[100], Duration::from_secs(180)).await?;
     let after = pool::ready(namespace, "support", SOON).await?;
-    ensure!(after.status.is_some_and(|status| status.rejected.is_empty()), "it was rejected");
+    ensure!(
+        after.status.is_some_and(|status| status.rejected.is_empty()),
+        "it was rejected"
+    );
     namespace
         .apply(&with(changed, "/spec/traffic", json!({"type": "Gateway"})))
         .await?;
@@ -212,7 +239,11 @@ pub async fn workers(namespace: Namespace) -> Result<Vec<String>> {
     pool::provider(&namespace).await?;
     let step = |weight: i32| json!({"weight": weight, "minDurationSeconds": 10, "decideWithinSeconds": 600});
     let base = with(
-        with(fixtures::pool("support", 3), "/spec/traffic", json!({"type": "ReplicaRatio"})),
+        with(
+            fixtures::pool("support", 3),
+            "/spec/traffic",
+            json!({"type": "ReplicaRatio"}),
+        ),
         "/spec/rollout",
         json!({"type": "Canary", "settleSeconds": 0, "canary": {
             "candidateMinReplicas": 1, "steps": [step(1), step(50)], "bakeSeconds": 5,
@@ -220,9 +251,19 @@ pub async fn workers(namespace: Namespace) -> Result<Vec<String>> {
     );
     namespace.apply(&base).await?;
     let before = pool::ready(&namespace, "support", SOON).await?;
-    ensure!(before.status.is_some_and(|status| status.gateway_port.is_none()), "it has a gateway port");
+    ensure!(
+        before.status.is_some_and(|status| status.gateway_port.is_none()),
+        "it has a gateway port"
+    );
     let services = namespace
-        .kubectl(&["get", "services", "-l", "flotilla.dev/pool=support,!flotilla.dev/revision", "-o", "name"])
+        .kubectl(&[
+            "get",
+            "services",
+            "-l",
+            "flotilla.dev/pool=support,!flotilla.dev/revision",
+            "-o",
+            "name",
+        ])
         .await?;
     ensure!(services.trim().is_empty(), "there is a front Service: {services}");
     let prompt = format!("{} Be brief.", fixtures::PROMPT);
@@ -232,14 +273,25 @@ pub async fn workers(namespace: Namespace) -> Result<Vec<String>> {
     let api = namespace.api::<AgentPool>();
     let mut measured = Vec::new();
     for weight in [1, 50] {
-        let share = wait::until(&format!("the step of {weight} %"), Duration::from_secs(120), || async {
-            let status = api.get("support").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-            let rollout = status.rollout.ok_or("no release")?;
-            match rollout.step {
-                Some(step) if step.weight == weight => rollout.measured_weight_percent.ok_or("no share".to_owned()),
-                other => Err(format!("{other:?} {:?}", rollout.waiting_for)),
-            }
-        })
+        let share = wait::until(
+            &format!("the step of {weight} %"),
+            Duration::from_secs(120),
+            || async {
+                let status = api
+                    .get("support")
+                    .await
+                    .map_err(|e| e.to_string())?
+                    .status
+                    .unwrap_or_default();
+                let rollout = status.rollout.ok_or("no release")?;
+                match rollout.step {
+                    Some(step) if step.weight == weight => {
+                        rollout.measured_weight_percent.ok_or("no share".to_owned())
+                    }
+                    other => Err(format!("{other:?} {:?}", rollout.waiting_for)),
+                }
+            },
+        )
         .await?;
         measured.push(share);
     }
@@ -256,7 +308,9 @@ async fn answered_by(namespace: &Namespace, headers: &str) -> Result<Option<Stri
     let mut answer = String::new();
     tokio::time::timeout(Duration::from_secs(30), stream.read_to_string(&mut answer)).await??;
     ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let named = answer.lines().find_map(|line| line.strip_prefix("x-flotilla-revision: "));
+    let named = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("x-flotilla-revision: "));
     Ok(named.map(|name| name.trim().to_owned()))
 }
 
@@ -275,9 +329,18 @@ pub async fn testers(namespace: Namespace) -> Result<()> {
     );
     namespace.apply(&base).await?;
     let before = pool::ready(&namespace, "support", SOON).await?;
-    let stable = before.status.and_then(|status| status.stable).map(|stable| stable.revision);
-    ensure!(answered_by(&namespace, TESTER).await? == stable, "without a release stable answers");
-    ensure!(answered_by(&namespace, "").await?.is_none(), "who is no tester is told nothing");
+    let stable = before
+        .status
+        .and_then(|status| status.stable)
+        .map(|stable| stable.revision);
+    ensure!(
+        answered_by(&namespace, TESTER).await? == stable,
+        "without a release stable answers"
+    );
+    ensure!(
+        answered_by(&namespace, "").await?.is_none(),
+        "who is no tester is told nothing"
+    );
     let prompt = format!("{} Be brief.", fixtures::PROMPT);
     namespace
         .apply(&with(base, "/spec/agent/prompt/text", json!(prompt)))
@@ -291,13 +354,24 @@ pub async fn testers(namespace: Namespace) -> Result<()> {
     })
     .await?;
     for _ in 0..50 {
-        ensure!(answered_by(&namespace, TESTER).await?.as_ref() == Some(&candidate), "a tester was led elsewhere");
+        ensure!(
+            answered_by(&namespace, TESTER).await?.as_ref() == Some(&candidate),
+            "a tester was led elsewhere"
+        );
     }
     // Two windows later they would have been counted.
     tokio::time::sleep(Duration::from_secs(45)).await;
-    let status = namespace.api::<AgentPool>().get("support").await?.status.unwrap_or_default();
+    let status = namespace
+        .api::<AgentPool>()
+        .get("support")
+        .await?
+        .status
+        .unwrap_or_default();
     let metrics = status.rollout.map(|rollout| rollout.metrics).unwrap_or_default();
-    ensure!(metrics.iter().all(|metric| metric.candidate.is_none()), "testers were counted: {metrics:?}");
+    ensure!(
+        metrics.iter().all(|metric| metric.candidate.is_none()),
+        "testers were counted: {metrics:?}"
+    );
     Ok(())
 }
 
@@ -307,20 +381,35 @@ pub async fn dry_run(namespace: Namespace) -> Result<flotilla_crds::agent_pool::
     let base = fixtures::pool("support", 2);
     namespace.apply(&base).await?;
     let before = pool::ready(&namespace, "support", SOON).await?;
-    let stable = |pool: AgentPool| pool.status.and_then(|status| status.stable).map(|stable| stable.revision);
+    let stable = |pool: AgentPool| {
+        pool.status
+            .and_then(|status| status.stable)
+            .map(|stable| stable.revision)
+    };
     let prompt = format!("{} Be brief.", fixtures::PROMPT);
     let changed = with(base, "/spec/agent/prompt/text", json!(prompt));
-    let dry = with(changed.clone(), "/metadata/annotations", json!({"flotilla.dev/dry-run": "true"}));
+    let dry = with(
+        changed.clone(),
+        "/metadata/annotations",
+        json!({"flotilla.dev/dry-run": "true"}),
+    );
     namespace.apply(&dry).await?;
     says(&namespace, "DryRun", SOON).await?;
     let held = namespace.api::<AgentPool>().get("support").await?;
-    let plan = held.status.clone().and_then(|status| status.plan).context("no plan")?;
+    let plan = held
+        .status
+        .clone()
+        .and_then(|status| status.plan)
+        .context("no plan")?;
     let was = stable(before);
     ensure!(stable(held) == was, "it was released");
     namespace
         .kubectl(&["annotate", "apool/support", "flotilla.dev/dry-run-"])
         .await?;
     let after = pool::ready(&namespace, "support", SOON).await?;
-    ensure!(stable(after) == Some(plan.revision.clone()), "another revision than planned was released");
+    ensure!(
+        stable(after) == Some(plan.revision.clone()),
+        "another revision than planned was released"
+    );
     Ok(plan)
 }

@@ -24,8 +24,8 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::issuer::Issuer;
 use super::{
-    AgentPods, Config, EndpointConfig, PoolConfig, PreviewConfig, ProviderConfig, RevisionConfig, SpendConfig,
-    resilience,
+    AgentPods, Config, EndpointConfig, PoolConfig, PreviewConfig, ProviderConfig, RevisionConfig,
+    SpendConfig, resilience,
 };
 
 pub use flotilla_crds::names::CONCURRENCY;
@@ -522,8 +522,14 @@ mod tests {
             value: "yes".into(),
         });
         let revision = |objects: &Objects| {
-            let preview = config(objects, "").pools["support"].preview.clone().expect("testers");
-            assert_eq!((preview.header.as_str(), preview.value.as_bytes()), ("x-preview", &b"yes"[..]));
+            let preview = config(objects, "").pools["support"]
+                .preview
+                .clone()
+                .expect("testers");
+            assert_eq!(
+                (preview.header.as_str(), preview.value.as_bytes()),
+                ("x-preview", &b"yes"[..])
+            );
             preview.revision
         };
         assert_eq!(revision(&objects), None);

@@ -249,7 +249,10 @@ impl Pool {
                 .iter()
                 .any(|(weighted, weight)| weighted == name && *weight > 0)
         };
-        let tested = wanted.preview.as_ref().and_then(|preview| preview.revision.as_ref());
+        let tested = wanted
+            .preview
+            .as_ref()
+            .and_then(|preview| preview.revision.as_ref());
         let is_tested = |name: &String| tested == Some(name);
         let is_listed = |name: &String| wanted.weights.iter().any(|(weighted, _)| weighted == name);
         let unweighted = wanted

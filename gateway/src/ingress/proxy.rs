@@ -99,7 +99,10 @@ async fn try_serve(
     }
     let (response, connection, mut exchange) = attempts.run(request, &mut timer).await?;
     exchange.permit.sit(seat);
-    let shown = attempts.claim.is_preview.then(|| exchange.permit.revision.name.clone());
+    let shown = attempts
+        .claim
+        .is_preview
+        .then(|| exchange.permit.revision.name.clone());
     let begun = match visit {
         None => Begun::untouched(response),
         Some(visit) => {

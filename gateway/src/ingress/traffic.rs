@@ -154,7 +154,9 @@ impl Traffic {
 
     /// Whether a request with these headers is a tester's. Several values are none: a proxy may have added one.
     pub(super) fn is_preview(&self, headers: &HeaderMap) -> bool {
-        let Some(preview) = &self.preview else { return false };
+        let Some(preview) = &self.preview else {
+            return false;
+        };
         let mut values = headers.get_all(&preview.header).iter();
         values.next() == Some(&preview.value) && values.next().is_none()
     }

@@ -62,7 +62,11 @@ async fn testers_reach_the_candidate_and_count_for_nobody() {
         (&[("x-preview", "yes"), ("x-preview", "no")][..], "a", None),
     ] {
         let answer = ask(&fixture, headers).await;
-        assert_eq!((answer.text().as_str(), answered_by(&answer)), (expected, shown), "{headers:?}");
+        assert_eq!(
+            (answer.text().as_str(), answered_by(&answer)),
+            (expected, shown),
+            "{headers:?}"
+        );
     }
     assert_eq!(counted(&fixture).await, [3, 0]);
     let metrics = fixture.metrics().await;

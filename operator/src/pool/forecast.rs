@@ -24,7 +24,9 @@ pub const DRY_RUN_HOLDS: &str = "DryRun";
 
 /// Whether the pool is in a dry run.
 pub fn is_dry(pool: &AgentPool) -> bool {
-    pool.annotations().get(DRY_RUN).is_some_and(|value| value == "true")
+    pool.annotations()
+        .get(DRY_RUN)
+        .is_some_and(|value| value == "true")
 }
 
 /// What a held release waits for.
@@ -102,7 +104,11 @@ fn objects(observed: &Observed, wanted: &Wanted) -> Vec<String> {
     if !observed.sets.contains_key(revision) {
         objects.push(format!("ReplicaSet {revision}"));
     }
-    if !observed.services.iter().any(|service| service.name_any() == *revision) {
+    if !observed
+        .services
+        .iter()
+        .any(|service| service.name_any() == *revision)
+    {
         objects.push(format!("Service {revision}"));
     }
     objects
@@ -167,7 +173,9 @@ fn message(spec: &AgentPoolSpec, stable: Option<&str>, steps: &[PlannedStep]) ->
     }
     if judge::ladder(spec).is_none() {
         let batch = shift::surge(replicas, spec.rolling_update().max_surge_percent);
-        return format!("{replicas} replicas are replaced in batches of {batch}; the traffic follows the available share");
+        return format!(
+            "{replicas} replicas are replaced in batches of {batch}; the traffic follows the available share"
+        );
     }
     // On the way to all the traffic the old replicas are still there.
     let most = 2 * replicas;
@@ -206,7 +214,12 @@ mod tests {
         );
         assert_eq!(
             changes(&old, &new),
-            ["spec.agent.env", "spec.agent.image", "content of file-b", "content of prompt"]
+            [
+                "spec.agent.env",
+                "spec.agent.image",
+                "content of file-b",
+                "content of prompt"
+            ]
         );
         assert!(changes(&old, &old).is_empty());
     }

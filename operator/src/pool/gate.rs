@@ -108,13 +108,24 @@ mod tests {
             assert_eq!(is_held, expected == WEIGHT_NOT_MEASURED, "{spec} {requests:?}");
         }
         let message = heard(json!({}), Opinion::Advance, (2, 998)).reason.message;
-        assert!(message.contains("0.2 % of the requests where 10 % were asked for"), "{message}");
+        assert!(
+            message.contains("0.2 % of the requests where 10 % were asked for"),
+            "{message}"
+        );
     }
 
     #[test]
     fn where_nobody_counts_that_is_said() {
-        let gate = heard(json!({"traffic": {"type": "ReplicaRatio"}}), Opinion::Advance, (2, 998));
+        let gate = heard(
+            json!({"traffic": {"type": "ReplicaRatio"}}),
+            Opinion::Advance,
+            (2, 998),
+        );
         assert_eq!(gate.opinion, Opinion::Advance);
-        assert!(gate.reason.message.contains("traffic.type ReplicaRatio no request is counted"));
+        assert!(
+            gate.reason
+                .message
+                .contains("traffic.type ReplicaRatio no request is counted")
+        );
     }
 }

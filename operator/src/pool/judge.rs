@@ -238,12 +238,7 @@ pub fn expected_seconds(
 /// time are left out. None when it starts at the first, or when nothing is known of the traffic.
 pub fn left_out(spec: &AgentPoolSpec, rate: Option<evidence::Traffic>) -> Option<(i32, String)> {
     let canary = spec.rollout.canary().filter(|canary| canary.steps.is_empty())?;
-    let start = evidence::starting_step(
-        &evidence::DEFAULT_STEPS,
-        strictness(spec),
-        &metrics(spec),
-        rate?,
-    );
+    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness(spec), &metrics(spec), rate?);
     let before = steps(&canary).get(start.step.checked_sub(1)?)?.weight;
     Some((before, start.message))
 }

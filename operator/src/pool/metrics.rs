@@ -71,7 +71,10 @@ const FAMILIES: [(&str, &str); 7] = [
 
 impl Collector for PoolMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let leads = self.context.upgrade().is_some_and(|context| context.leadership.is_leader());
+        let leads = self
+            .context
+            .upgrade()
+            .is_some_and(|context| context.leadership.is_leader());
         let pools = if leads { self.pools.list() } else { Vec::new() };
         let samples: Vec<Sample> = pools.iter().flat_map(samples).collect();
         for (index, (name, help)) in FAMILIES.iter().enumerate() {
@@ -114,14 +117,22 @@ fn samples(pool: &Arc<AgentPool>) -> Vec<Sample> {
         .stable
         .as_ref()
         .map(|stable| ("stable", &stable.revision, stable.replicas, stable.ready_replicas));
-    let candidate = status
-        .candidate
-        .as_ref()
-        .map(|candidate| ("candidate", &candidate.revision, candidate.replicas, candidate.ready_replicas));
+    let candidate = status.candidate.as_ref().map(|candidate| {
+        (
+            "candidate",
+            &candidate.revision,
+            candidate.replicas,
+            candidate.ready_replicas,
+        )
+    });
     for (role, revision, replicas, ready) in stable.into_iter().chain(candidate) {
         let share = status.traffic.iter().find(|share| share.revision == *revision);
         let labels = vec![("revision", revision.clone()), ("role", role.to_owned())];
-        add(1, labels.clone(), f64::from(share.map_or(0, |share| share.weight)));
+        add(
+            1,
+            labels.clone(),
+            f64::from(share.map_or(0, |share| share.weight)),
+        );
         add(2, labels.clone(), f64::from(replicas));
         add(3, labels, f64::from(ready));
     }
@@ -167,9 +178,18 @@ mod tests {
         samples
             .iter()
             .map(|sample| {
-                let labels: Vec<_> = sample.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                let labels: Vec<_> = sample
+                    .labels
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .collect();
                 let name = FAMILIES[sample.family].0;
-                format!("{}{{{}}} {}", name.trim_start_matches("flotilla_"), labels[2..].join(","), sample.value)
+                format!(
+                    "{}{{{}}} {}",
+                    name.trim_start_matches("flotilla_"),
+                    labels[2..].join(","),
+                    sample.value
+                )
             })
             .collect()
     }

@@ -153,10 +153,12 @@ pub fn register(
                 standpoints,
             },
         );
-    manager.metrics().register_collector(Box::new(metrics::PoolMetrics {
-        pools: caches.pools.clone(),
-        context: Arc::downgrade(manager.context()),
-    }));
+    manager
+        .metrics()
+        .register_collector(Box::new(metrics::PoolMetrics {
+            pools: caches.pools.clone(),
+            context: Arc::downgrade(manager.context()),
+        }));
     let told = trigger.clone();
     scraper.on_report(move |key| {
         if !key.name.starts_with(PROVIDER_PREFIX) {
@@ -378,7 +380,10 @@ fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
     Some(StepPoint {
         index: ladder.index(reached.weight),
         weight: reached.weight,
-        awaits_person: !matches!(waiting, Some(judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | "Judging") | None),
+        awaits_person: !matches!(
+            waiting,
+            Some(judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | "Judging") | None
+        ),
     })
 }
 

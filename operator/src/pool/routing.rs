@@ -42,9 +42,10 @@ pub fn obstacle(observed: &Observed, memory: &mut Memory, now: Timestamp) -> Opt
     });
     match (found, memory.routed) {
         (Err(reason), _) => Some(reason),
-        (Ok(_), Some((_, since))) if now.duration_since(since) < SETTLING => {
-            Some(Reason::new(ROUTE_PENDING, "every proxy has to follow the HTTPRoute"))
-        }
+        (Ok(_), Some((_, since))) if now.duration_since(since) < SETTLING => Some(Reason::new(
+            ROUTE_PENDING,
+            "every proxy has to follow the HTTPRoute",
+        )),
         (Ok(_), _) => None,
     }
 }
@@ -135,7 +136,10 @@ fn accepted(route: &HTTPRoute, parent: &ParentRef) -> Result<(), Reason> {
 
 /// Whether a condition holds at this generation, and why; none while it is not known.
 fn said(spoken: &ParentStatus, type_: &str, generation: i64) -> Option<(bool, String)> {
-    let condition = spoken.conditions.iter().find(|condition| condition.type_ == type_)?;
+    let condition = spoken
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == type_)?;
     let is_current = condition.observed_generation == Some(generation);
     match condition.status.as_str() {
         _ if !is_current => None,
@@ -203,12 +207,36 @@ mod tests {
         let (good, old) = (("True", 3), ("True", 2));
         for (what, parents, expected) in [
             ("nobody speaks", json!([]), Some(ROUTE_PENDING)),
-            ("defaults written out", json!([says(full.clone(), good, good)]), None),
-            ("an older generation", json!([says(full.clone(), good, old)]), Some(ROUTE_PENDING)),
-            ("refused", json!([says(full.clone(), ("False", 3), good)]), Some(ROUTE_NOT_ACCEPTED)),
-            ("unresolved", json!([says(full.clone(), good, ("False", 3))]), Some(ROUTE_NOT_ACCEPTED)),
-            ("refused before", json!([says(full.clone(), ("False", 2), good)]), Some(ROUTE_PENDING)),
-            ("not known", json!([says(full.clone(), ("Unknown", 3), good)]), Some(ROUTE_PENDING)),
+            (
+                "defaults written out",
+                json!([says(full.clone(), good, good)]),
+                None,
+            ),
+            (
+                "an older generation",
+                json!([says(full.clone(), good, old)]),
+                Some(ROUTE_PENDING),
+            ),
+            (
+                "refused",
+                json!([says(full.clone(), ("False", 3), good)]),
+                Some(ROUTE_NOT_ACCEPTED),
+            ),
+            (
+                "unresolved",
+                json!([says(full.clone(), good, ("False", 3))]),
+                Some(ROUTE_NOT_ACCEPTED),
+            ),
+            (
+                "refused before",
+                json!([says(full.clone(), ("False", 2), good)]),
+                Some(ROUTE_PENDING),
+            ),
+            (
+                "not known",
+                json!([says(full.clone(), ("Unknown", 3), good)]),
+                Some(ROUTE_PENDING),
+            ),
             (
                 "one of two controllers",
                 json!([says(full.clone(), good, good), says(full.clone(), good, old)]),
@@ -216,7 +244,11 @@ mod tests {
             ),
             (
                 "another listener",
-                json!([says(json!({"name": "public", "namespace": "infra", "sectionName": "web"}), good, good)]),
+                json!([says(
+                    json!({"name": "public", "namespace": "infra", "sectionName": "web"}),
+                    good,
+                    good
+                )]),
                 Some(ROUTE_PENDING),
             ),
             (
@@ -232,7 +264,11 @@ mod tests {
 
     #[test]
     fn a_refusal_says_who_and_why() {
-        let parents = json!([says(json!({"name": "public", "namespace": "infra"}), ("False", 1), ("True", 1))]);
+        let parents = json!([says(
+            json!({"name": "public", "namespace": "infra"}),
+            ("False", 1),
+            ("True", 1)
+        )]);
         let reason = accepted(&route(1, parents), &parent()).unwrap_err();
         assert_eq!(
             reason.message,

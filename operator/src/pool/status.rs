@@ -17,10 +17,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use super::dereference::{Observed, is_ready};
-use super::{forecast, gate, judge};
 use super::plan::{Plan, deadline, weights};
 use super::routing;
 use super::validate::Problem;
+use super::{forecast, gate, judge};
 use crate::runtime::conditions::truncate;
 use crate::runtime::{Conditions, StatusWrite};
 
@@ -128,7 +128,11 @@ fn arm(members: &[Member], revision: &str) -> flotilla_core::rollout::Arm {
 
 /// The weights, under a new generation when they have changed. A lost generation goes on far beyond any that a gateway
 /// may still have, so that none of them confirms what it has not seen.
-pub(super) fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<TrafficShare>, Option<i64>) {
+pub(super) fn traffic(
+    observed: &Observed,
+    decision: &Decision,
+    now: Timestamp,
+) -> (Vec<TrafficShare>, Option<i64>) {
     let old = &observed.status;
     if decision.traffic.is_empty() {
         return (old.traffic.clone(), old.traffic_generation);

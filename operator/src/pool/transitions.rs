@@ -29,7 +29,10 @@ pub fn notes(before: &AgentPoolStatus, decision: &Decision) -> Vec<Note> {
     let rollout = before.rollout.clone().unwrap_or_default();
     let name = decision.candidate.as_deref().unwrap_or_default();
     if let Some(reached) = &decision.reached {
-        let was = rollout.step.as_ref().and_then(|step| Some((step.weight, step.start_time.as_ref()?.0)));
+        let was = rollout
+            .step
+            .as_ref()
+            .and_then(|step| Some((step.weight, step.start_time.as_ref()?.0)));
         let is_new = was != Some((reached.weight, reached.since));
         match reached.weight {
             _ if !is_new => {}
@@ -47,7 +50,10 @@ pub fn notes(before: &AgentPoolStatus, decision: &Decision) -> Vec<Note> {
             )),
         }
     }
-    let was = rollout.waiting_for.map(|waiting| waiting.reason).unwrap_or_default();
+    let was = rollout
+        .waiting_for
+        .map(|waiting| waiting.reason)
+        .unwrap_or_default();
     let is_released = matches!(decision.state, State::Releasing | State::Judging | State::Baking);
     if let Some(waiting) = decision.waiting.as_ref().filter(|_| is_released) {
         let word = waiting.reason.word.as_str();
@@ -122,16 +128,52 @@ mod tests {
             }})
         };
         for (before, decision, expected) in [
-            (json!({}), decision(State::Judging, "Judging", Some(10)), vec!["StepReached"]),
-            (at(10, "Judging"), decision(State::Judging, "EvidenceContinues", Some(10)), vec![]),
-            (at(10, "EvidenceContinues"), decision(State::Judging, "NoData", Some(10)), vec!["ReleaseHeld"]),
-            (at(10, "NoData"), decision(State::Judging, "NoData", Some(10)), vec![]),
-            (at(10, "NoData"), decision(State::Baking, "Baking", Some(100)), vec!["ReleaseBaking"]),
-            (json!({}), decision(State::Judging, "Judging", Some(0)), vec!["StepReached"]),
-            (json!({}), decision(State::Starting, "GatewayUnconfirmed", None), vec![]),
-            (json!({}), decision(State::Releasing, "GatewayUnconfirmed", None), vec!["ReleaseHeld"]),
+            (
+                json!({}),
+                decision(State::Judging, "Judging", Some(10)),
+                vec!["StepReached"],
+            ),
+            (
+                at(10, "Judging"),
+                decision(State::Judging, "EvidenceContinues", Some(10)),
+                vec![],
+            ),
+            (
+                at(10, "EvidenceContinues"),
+                decision(State::Judging, "NoData", Some(10)),
+                vec!["ReleaseHeld"],
+            ),
+            (
+                at(10, "NoData"),
+                decision(State::Judging, "NoData", Some(10)),
+                vec![],
+            ),
+            (
+                at(10, "NoData"),
+                decision(State::Baking, "Baking", Some(100)),
+                vec!["ReleaseBaking"],
+            ),
+            (
+                json!({}),
+                decision(State::Judging, "Judging", Some(0)),
+                vec!["StepReached"],
+            ),
+            (
+                json!({}),
+                decision(State::Starting, "GatewayUnconfirmed", None),
+                vec![],
+            ),
+            (
+                json!({}),
+                decision(State::Releasing, "GatewayUnconfirmed", None),
+                vec!["ReleaseHeld"],
+            ),
         ] {
-            assert_eq!(reasons(before.clone(), &decision), expected, "{before} {decision:?}");
+            assert_eq!(
+                reasons(before.clone(), &decision),
+                expected,
+                "{before} {decision:?}"
+            );
         }
         let served = Decision {
             candidate: None,

@@ -40,7 +40,10 @@ impl<K> Optional<K> {
 
     /// From now on the kind is looked for also where it is not there.
     pub fn want(&self) {
-        self.link.0.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+        self.link
+            .0
+            .wanted
+            .send_if_modified(|wanted| !std::mem::replace(wanted, true));
     }
 }
 

@@ -91,7 +91,9 @@ mod tests {
 
     #[test]
     fn testers_have_a_rule_of_their_own_while_there_is_something_to_test() {
-        let pool = routed(json!({"rollout": {"type": "Canary", "preview": {"header": "X-Preview", "value": "yes"}}}));
+        let pool = routed(
+            json!({"rollout": {"type": "Canary", "preview": {"header": "X-Preview", "value": "yes"}}}),
+        );
         let rules = |preview| {
             let traffic = [share("support-1", 100, false), share("support-2", 0, preview)];
             build(&pool, &traffic).unwrap().spec["rules"].clone()

@@ -146,9 +146,12 @@ fn container(pool: &AgentPool, revision: &str, agent: &Agent, mounts: Vec<Volume
         volume_mounts: (!mounts.is_empty()).then_some(mounts),
         startup_probe: startup.map(complete),
         // A worker need not listen.
-        readiness_probe: readiness
-            .map(complete)
-            .or_else(|| pool.spec.traffic.has_front().then(|| default_readiness(agent.port))),
+        readiness_probe: readiness.map(complete).or_else(|| {
+            pool.spec
+                .traffic
+                .has_front()
+                .then(|| default_readiness(agent.port))
+        }),
         liveness_probe: liveness.map(complete),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {

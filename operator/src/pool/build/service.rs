@@ -144,12 +144,17 @@ mod tests {
     fn a_front_without_a_gateway_selects_every_revision_by_the_ports_name() {
         let pool = pool(json!({"traffic": {"type": "ReplicaRatio", "serviceName": "help"}}));
         let service = front_to_pods(&pool);
-        assert!(!is_of_revision(&service) && is_of_revision(&of_revision(&pool, "support-1", &pool.spec.agent)));
+        assert!(
+            !is_of_revision(&service) && is_of_revision(&of_revision(&pool, "support-1", &pool.spec.agent))
+        );
         assert_eq!(service.metadata.name.as_deref(), Some("help"));
         let spec = service.spec.unwrap();
         let selected = spec.selector.unwrap();
         assert!(!selected.contains_key(names::REVISION));
-        assert_eq!((selected[names::POOL].as_str(), selected[names::APP_NAME].as_str()), ("support", AGENT));
+        assert_eq!(
+            (selected[names::POOL].as_str(), selected[names::APP_NAME].as_str()),
+            ("support", AGENT)
+        );
         let port = &spec.ports.unwrap()[0];
         assert_eq!(port.target_port, Some(IntOrString::String("http".into())));
     }

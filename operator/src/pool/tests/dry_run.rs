@@ -15,12 +15,19 @@ fn a_dry_run_tells_and_does_nothing() {
     release(&mut world, json!({"agent": {"image": "agent:2"}}));
     world.settle(4);
     assert_eq!(state(&world), said("DryRun", "FTTF"));
-    assert!(world.sentence().contains("remove the annotation"), "{}", world.sentence());
+    assert!(
+        world.sentence().contains("remove the annotation"),
+        "{}",
+        world.sentence()
+    );
     assert_eq!(world.names("ReplicaSet").len(), 1);
     let plan = world.status().plan.unwrap();
     let of = |kind: &str| format!("{kind} {}", plan.revision);
     assert_eq!(plan.changes, ["spec.agent.image"]);
-    assert_eq!(plan.objects, [of("ControllerRevision"), of("ReplicaSet"), of("Service")]);
+    assert_eq!(
+        plan.objects,
+        [of("ControllerRevision"), of("ReplicaSet"), of("Service")]
+    );
     assert_eq!(plan.from, Some(world.revision_of("agent:1")));
     let steps: Vec<_> = plan
         .steps
@@ -64,7 +71,10 @@ fn a_new_pool_in_a_dry_run_makes_nothing() {
     assert!(world.store.is_empty(), "{:?}", world.store.keys());
     let plan = world.status().plan.unwrap();
     assert_eq!((plan.from, plan.steps.len()), (None, 0));
-    assert_eq!(plan.message, "the first revision: its 4 replicas start at once, without steps");
+    assert_eq!(
+        plan.message,
+        "the first revision: its 4 replicas start at once, without steps"
+    );
     world.pool["metadata"]["annotations"] = json!({});
     world.settle(0);
     assert_eq!(state(&world), said("Ready", "TTFF"));
@@ -108,10 +118,14 @@ fn batches_and_numbers_are_told_too() {
 fn testers_are_led_to_a_candidate_that_can_answer() {
     let preview = json!({"header": "X-Preview", "value": "yes"});
     let canary = json!({"steps": [{"weight": 25}]});
-    let mut world = serving_with(json!({"rollout": {"type": "Canary", "canary": canary, "preview": preview}}));
+    let mut world =
+        serving_with(json!({"rollout": {"type": "Canary", "canary": canary, "preview": preview}}));
     let marks = |world: &super::World| {
         let traffic = world.status().traffic;
-        traffic.iter().map(|share| (share.weight, share.preview)).collect::<Vec<_>>()
+        traffic
+            .iter()
+            .map(|share| (share.weight, share.preview))
+            .collect::<Vec<_>>()
     };
     assert_eq!(marks(&world), [(100, false)]);
     release(&mut world, json!({"agent": {"image": "agent:2"}}));
@@ -121,5 +135,9 @@ fn testers_are_led_to_a_candidate_that_can_answer() {
     assert_eq!(marks(&world), [(75, false), (25, true)]);
     world.change(json!({"rollout": {"paused": true}}));
     world.settle(4);
-    assert_eq!(marks(&world), [(75, false), (25, true)], "also while it is paused");
+    assert_eq!(
+        marks(&world),
+        [(75, false), (25, true)],
+        "also while it is paused"
+    );
 }

@@ -15,7 +15,8 @@ const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
 const ROUTE: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/support";
 
 fn canary(steps: Value, more: Value) -> Value {
-    let mut canary = json!({"candidateMinReplicas": 1, "bakeSeconds": 5, "scaleDownDelaySeconds": 0, "steps": steps});
+    let mut canary =
+        json!({"candidateMinReplicas": 1, "bakeSeconds": 5, "scaleDownDelaySeconds": 0, "steps": steps});
     for (key, value) in more.as_object().unwrap() {
         canary[key] = value.clone();
     }
@@ -75,17 +76,29 @@ async fn a_canary_of_workers_goes_by_numbers_and_time() {
     assert!(probes.is_null(), "a worker need not listen: {probes}");
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     climb(&cluster, 1).await;
-    assert_eq!(sizes(&cluster), [("agent:1".to_owned(), 4), ("agent:2".to_owned(), 1)]);
+    assert_eq!(
+        sizes(&cluster),
+        [("agent:1".to_owned(), 4), ("agent:2".to_owned(), 1)]
+    );
     let at = rollout(&cluster);
     assert_eq!(at["measuredWeightPercent"], "20.0", "1 % of four is one of five");
     assert_eq!(at["waitingFor"]["reason"], "StepLasts");
     let message = at["waitingFor"]["message"].as_str().unwrap();
-    assert!(message.contains("no request is counted: time and approval decide"), "{message}");
+    assert!(
+        message.contains("no request is counted: time and approval decide"),
+        "{message}"
+    );
     climb(&cluster, 50).await;
-    assert_eq!(sizes(&cluster), [("agent:1".to_owned(), 4), ("agent:2".to_owned(), 4)]);
+    assert_eq!(
+        sizes(&cluster),
+        [("agent:1".to_owned(), 4), ("agent:2".to_owned(), 4)]
+    );
     assert_eq!(rollout(&cluster)["measuredWeightPercent"], "50.0");
     reach(&cluster, "Ready").await;
-    assert_eq!(outcome(&cluster), "agent:1=0 agent:2=4 | agent:1:verified agent:2:stable | 100");
+    assert_eq!(
+        outcome(&cluster),
+        "agent:1=0 agent:2=4 | agent:1:verified agent:2:stable | 100"
+    );
     let services: Vec<_> = objects(&cluster, SERVICES)
         .iter()
         .filter(|service| service["metadata"]["labels"][names::REVISION].is_null())
@@ -97,12 +110,18 @@ async fn a_canary_of_workers_goes_by_numbers_and_time() {
 
 #[tokio::test(start_paused = true)]
 async fn workers_that_shrink_are_never_fewer_and_a_scale_keeps_the_share() {
-    let cluster = workers(canary(json!([step(50, 600)]), json!({"stableScale": "Shrink"})), "None");
+    let cluster = workers(
+        canary(json!([step(50, 600)]), json!({"stableScale": "Shrink"})),
+        "None",
+    );
     let _running = operator(&cluster);
     reach(&cluster, "Ready").await;
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     climb(&cluster, 50).await;
-    assert_eq!(sizes(&cluster), [("agent:1".to_owned(), 2), ("agent:2".to_owned(), 2)]);
+    assert_eq!(
+        sizes(&cluster),
+        [("agent:1".to_owned(), 2), ("agent:2".to_owned(), 2)]
+    );
     change(&cluster, "/spec/replicas", json!(8));
     let grown = [("agent:1".to_owned(), 4), ("agent:2".to_owned(), 4)];
     eventually("the share is kept", 2 * MINUTE, || {
@@ -173,11 +192,16 @@ async fn a_front_service_to_pods_is_made_and_goes_with_its_setting() {
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     reach(&cluster, "Ready").await;
     assert_eq!(sizes(&cluster), [("agent:2".to_owned(), 4)]);
-    assert_eq!(cluster.get(&format!("{SERVICES}support")).unwrap()["metadata"]["uid"], front["metadata"]["uid"]);
+    assert_eq!(
+        cluster.get(&format!("{SERVICES}support")).unwrap()["metadata"]["uid"],
+        front["metadata"]["uid"]
+    );
     change(&cluster, "/spec/traffic/replicaRatio/service", json!("None"));
-    eventually("the front Service goes", MINUTE, || match cluster.get(&format!("{SERVICES}support")) {
-        None => Ok(()),
-        Some(service) => Err(format!("{service:#}")),
+    eventually("the front Service goes", MINUTE, || {
+        match cluster.get(&format!("{SERVICES}support")) {
+            None => Ok(()),
+            Some(service) => Err(format!("{service:#}")),
+        }
     })
     .await;
 }
@@ -219,9 +243,15 @@ fn accept(cluster: &FakeCluster, status: &str) {
 fn weights(cluster: &FakeCluster) -> Vec<i64> {
     let route = cluster.get(ROUTE).unwrap_or_default();
     let rules = route["spec"]["rules"].as_array().cloned().unwrap_or_default();
-    let backends = rules.last().map(|rule| rule["backendRefs"].clone()).unwrap_or_default();
+    let backends = rules
+        .last()
+        .map(|rule| rule["backendRefs"].clone())
+        .unwrap_or_default();
     let backends = backends.as_array().cloned().unwrap_or_default();
-    backends.iter().map(|backend| backend["weight"].as_i64().unwrap()).collect()
+    backends
+        .iter()
+        .map(|backend| backend["weight"].as_i64().unwrap())
+        .collect()
 }
 
 async fn becomes(cluster: &FakeCluster, expected: &str) {
@@ -242,7 +272,11 @@ async fn without_the_gateway_api_it_is_said_and_once_it_is_there_it_goes_on() {
     cluster.know(ROUTES, false);
     let _running = operator(&cluster);
     becomes(&cluster, "GatewayAPIMissing").await;
-    assert!(sentence(&cluster).contains("install the CRDs of the Gateway API"), "{}", sentence(&cluster));
+    assert!(
+        sentence(&cluster).contains("install the CRDs of the Gateway API"),
+        "{}",
+        sentence(&cluster)
+    );
     cluster.know(ROUTES, true);
     eventually("the route is made", MINUTE, || {
         if weights(&cluster) == [100] {
@@ -255,7 +289,11 @@ async fn without_the_gateway_api_it_is_said_and_once_it_is_there_it_goes_on() {
     assert_ne!(state(&cluster), "Ready", "nobody has accepted it yet");
     accept(&cluster, "False");
     becomes(&cluster, "RouteNotAccepted").await;
-    assert!(sentence(&cluster).contains("Gateway infra/public does not take"), "{}", sentence(&cluster));
+    assert!(
+        sentence(&cluster).contains("Gateway infra/public does not take"),
+        "{}",
+        sentence(&cluster)
+    );
     accept(&cluster, "True");
     becomes(&cluster, "Ready").await;
 }
@@ -268,7 +306,10 @@ async fn a_pool_that_needs_no_route_does_not_look_for_one() {
     reach(&cluster, "Ready").await;
     tokio::time::sleep(10 * MINUTE).await;
     let asked = cluster.requests(0);
-    let asked = asked.iter().filter(|request| request.contains("httproutes")).count();
+    let asked = asked
+        .iter()
+        .filter(|request| request.contains("httproutes"))
+        .count();
     assert_eq!(asked, 1);
 }
 
@@ -284,14 +325,22 @@ async fn a_step_counts_once_the_route_is_accepted_with_its_weight() {
     };
     eventually("ready", 2 * MINUTE, || {
         serve();
-        if state(&cluster) == "Ready" { Ok(()) } else { Err(sentence(&cluster)) }
+        if state(&cluster) == "Ready" {
+            Ok(())
+        } else {
+            Err(sentence(&cluster))
+        }
     })
     .await;
     change(&cluster, "/spec/agent/image", json!("agent:2"));
     // The route has the weight; as long as no Gateway says so, the step does not begin.
     eventually("the weight is in the route", 2 * MINUTE, || {
         play(&cluster);
-        if weights(&cluster) == [75, 25] { Ok(()) } else { Err(format!("{:?}", weights(&cluster))) }
+        if weights(&cluster) == [75, 25] {
+            Ok(())
+        } else {
+            Err(format!("{:?}", weights(&cluster)))
+        }
     })
     .await;
     for _ in 0..20 {
@@ -306,17 +355,30 @@ async fn a_step_counts_once_the_route_is_accepted_with_its_weight() {
     // Somebody edits the route.
     cluster.update(ROUTE, |route| route["spec"]["rules"] = json!([]));
     eventually("it is put right", Duration::from_secs(5), || {
-        if weights(&cluster) == [75, 25] { Ok(()) } else { Err(format!("{:?}", weights(&cluster))) }
+        if weights(&cluster) == [75, 25] {
+            Ok(())
+        } else {
+            Err(format!("{:?}", weights(&cluster)))
+        }
     })
     .await;
     eventually("released", 5 * MINUTE, || {
         serve();
         let is_new = sizes(&cluster) == [("agent:2".to_owned(), 4)];
-        if is_new && state(&cluster) == "Ready" { Ok(()) } else { Err(format!("{:#}", cluster.get(POOL).unwrap()["status"])) }
+        if is_new && state(&cluster) == "Ready" {
+            Ok(())
+        } else {
+            Err(format!("{:#}", cluster.get(POOL).unwrap()["status"]))
+        }
     })
     .await;
     assert_eq!(weights(&cluster), [100]);
-    assert_eq!(cluster.get(ROUTE).unwrap()["spec"]["rules"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        cluster.get(ROUTE).unwrap()["spec"]["rules"]
+            .as_array()
+            .map(Vec::len),
+        Some(1)
+    );
     // With another type of traffic it goes.
     cluster.update(POOL, |pool| pool["spec"]["traffic"] = json!({"type": "Gateway"}));
     eventually("the route goes", MINUTE, || match cluster.get(ROUTE) {

@@ -239,8 +239,7 @@ impl World {
                 .collect(),
             sets: sets.into_iter().map(|set| (set.name_any(), set)).collect(),
             actions: self.all::<RolloutAction>("RolloutAction"),
-            port: (!pool.spec.traffic.is_by_number())
-                .then(|| status.gateway_port.or(port).unwrap_or(20_417)),
+            port: (!pool.spec.traffic.is_by_number()).then(|| status.gateway_port.or(port).unwrap_or(20_417)),
             routes: self.all("HTTPRoute"),
             routing: self.routing,
             providers: self
