@@ -62,20 +62,21 @@ impl Split {
 impl Ladder {
     /// The numbers of pods that stand for `weight` percent of a pool of `replicas`.
     ///
-    /// At least [`Ladder::least_pods`] and the rung's own pods are the candidate's, though never more than `replicas`.
+    /// At least [`Ladder::least_pods`] and the rung's own pods are the candidate's, though never more than `replicas`. So are those
+    /// of a rung of weight 0, beside all of stable's: what is to be looked at has to run, and what runs works.
     pub fn split(&self, weight: i32, replicas: i32) -> Split {
         let n = replicas.max(0);
-        if n == 0 || weight <= 0 || weight >= 100 {
-            let candidate = if weight >= 100 { n } else { 0 };
-            return Split {
-                candidate,
-                stable: n - candidate,
-            };
+        let pair = |candidate: i32, stable: i32| Split { candidate, stable };
+        if n == 0 || weight >= 100 {
+            return pair(n, 0);
         }
         let own = self.rungs.iter().find(|rung| rung.weight == weight);
-        let own = own.and_then(|rung| rung.pods).unwrap_or(1);
-        let least = own.max(self.least_pods).clamp(1, n);
-        let pair = |candidate: i32, stable: i32| Split { candidate, stable };
+        let least = own.and_then(|rung| rung.pods).unwrap_or(0).max(self.least_pods);
+        if weight <= 0 {
+            let candidate = own.map_or(0, |_| least.clamp(0, n));
+            return pair(candidate, n);
+        }
+        let least = least.clamp(1, n);
         let mut best = pair(n, 1);
         let mut weigh = |split: Split| {
             let is_possible = (1..=n).contains(&split.stable) && split.candidate >= least;
@@ -219,6 +220,22 @@ mod tests {
         assert_eq!(numbers(&ladder), (4, 7));
         ladder.rungs[0].pods = Some(40);
         assert_eq!(numbers(&ladder), (10, 1), "never more than replicas");
+    }
+
+    #[test]
+    fn a_rung_without_weight_has_its_pods_beside_all_of_stables() {
+        let mut ladder = ladder(&[0, 10], false, 1);
+        let numbers = |ladder: &Ladder, weight| {
+            let split = ladder.split(weight, 10);
+            (split.candidate, split.stable)
+        };
+        assert_eq!(numbers(&ladder, 0), (1, 10));
+        ladder.rungs[0].pods = Some(3);
+        assert_eq!(numbers(&ladder, 0), (3, 10));
+        ladder.rungs.remove(0);
+        assert_eq!(numbers(&ladder, 0), (0, 10));
+        let mut pool = Pool::new(self::ladder(&[0, 10], false, 3), 10);
+        assert_eq!(pool.reach(None, 10), (3, 10, 0));
     }
 
     /// A pool in miniature: pods become available one at a time, and go at once.

@@ -50,6 +50,12 @@ impl Claim {
         }
     }
 
+    /// Whether it goes where testers go: it is a tester's, and not about a task that is worked on elsewhere.
+    pub(super) fn is_testing(&self) -> bool {
+        let replica = self.session.as_ref().and_then(Session::replica);
+        self.is_preview && !replica.is_some_and(|(_, is_bound)| is_bound)
+    }
+
     /// The epoch under which it is counted, if it was assigned under `generation`.
     pub fn epoch(&self, generation: i64) -> i64 {
         self.session.as_ref().map_or(generation, Session::epoch)

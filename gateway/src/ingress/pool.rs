@@ -334,7 +334,7 @@ impl Pool {
                 self.counts.stopped.fetch_add(1, Ordering::Relaxed);
                 return Err(refusals::stopped(&self.name));
             }
-            let tested = claim.is_preview.then(|| traffic.previewed()).flatten();
+            let tested = traffic.previewed().filter(|_| claim.is_testing());
             let kept = match &claim.session {
                 _ if tested.is_some() => None,
                 Some(session) => match traffic.keeps(session.revision()) {

@@ -15,15 +15,15 @@ pub const WEIGHT_NOT_MEASURED: &str = "WeightNotMeasured";
 
 /// The gate with what its evidence does not say.
 pub fn tempered(mut gate: Gate, spec: &AgentPoolSpec, judgement: &Judgement) -> Gate {
-    if !spec.traffic.is_counted() {
+    if !spec.traffic.is_counted() && judgement.metrics.is_empty() {
         gate.reason.message += &format!(
             "; with traffic.type {:?} no request is counted: time and approval decide",
             spec.traffic.type_
         );
-        return gate;
     }
     let keeps_conversations = spec.sessions.key.type_ != SessionKeyType::None;
     if gate.opinion == Opinion::Advance
+        && spec.traffic.is_counted()
         && !keeps_conversations
         && let Some(reason) = not_measured(gate.weight, judgement)
     {
@@ -34,7 +34,9 @@ pub fn tempered(mut gate: Gate, spec: &AgentPoolSpec, judgement: &Judgement) -> 
 }
 
 fn not_measured(weight: i32, judgement: &Judgement) -> Option<Reason> {
-    let (candidate, stable) = counted(judgement)?;
+    // What other sources count may be something else than requests.
+    let errors = judgement.metrics.iter().find(|metric| metric.name == "errors")?;
+    let (candidate, stable) = (errors.step.candidate.requests, errors.step.stable.requests);
     let measured = share::off(u32::try_from(weight).ok()?, candidate, stable)?;
     let message = format!(
         "the evidence is good, but the new revision had {measured:.1} % of the requests where {weight} % were asked for: \
@@ -116,12 +118,25 @@ mod tests {
 
     #[test]
     fn where_nobody_counts_that_is_said() {
-        let gate = heard(
-            json!({"traffic": {"type": "ReplicaRatio"}}),
-            Opinion::Advance,
-            (2, 998),
+        let spec = json!({"traffic": {"type": "ReplicaRatio"}});
+        let counted = heard(spec.clone(), Opinion::Advance, (2, 998));
+        assert_eq!(
+            (counted.opinion, counted.reason.message.as_str()),
+            (Opinion::Advance, "good")
         );
-        assert_eq!(gate.opinion, Opinion::Advance);
+        let judgement = Judgement {
+            verdict: Verdict::Continue,
+            metrics: Vec::new(),
+            eta_seconds: None,
+            message: String::new(),
+        };
+        let gate = Gate {
+            weight: 10,
+            opinion: Opinion::Continue,
+            reason: Reason::new("StepLasts", "good so far"),
+            deadline: None,
+        };
+        let gate = tempered(gate, &pool(spec).spec, &judgement);
         assert!(
             gate.reason
                 .message

@@ -12,7 +12,7 @@ use flotilla_core::evidence::{
     StormBreaker, Verdict,
 };
 use flotilla_core::rollout::{Gate, Ladder, OnUndecided, Opinion, Reached, Reason, Rung, Standing};
-use flotilla_crds::agent_pool::{self as api, AnalysisMode, Approval, CanaryStep, StableScale};
+use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode, Approval, CanaryStep, StableScale};
 use flotilla_crds::{AgentPool, AgentPoolSpec};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -93,12 +93,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
     })
 }
 
-/// What the gateways count of a pool and a release is judged by; nothing where its traffic does not pass them.
-fn metrics(spec: &AgentPoolSpec) -> Vec<Metric> {
-    if !spec.traffic.is_counted() {
-        return Vec::new();
-    }
-    let analysis = spec.rollout.analysis();
+fn metrics(analysis: &Analysis) -> Vec<Metric> {
     let mode = |mode: AnalysisMode| match mode {
         AnalysisMode::Enforce => Mode::Enforce,
         AnalysisMode::Observe => Mode::Observe,
@@ -128,6 +123,22 @@ fn metrics(spec: &AgentPoolSpec) -> Vec<Metric> {
             }),
         }
     }));
+    metrics
+}
+
+/// What a release is judged by: nothing that the gateways count where they do not see the requests.
+fn judged(spec: &AgentPoolSpec) -> Vec<Metric> {
+    let mut metrics = metrics(&spec.rollout.analysis());
+    if !spec.traffic.is_counted() {
+        let is_of_gateways = |rule: &Rule| match rule {
+            Rule::Compare(compare) => matches!(
+                compare.counted,
+                Counted::Errors | Counted::Latency(_) | Counted::FirstByte(_)
+            ),
+            Rule::Threshold(_) => false,
+        };
+        metrics.retain(|metric| !is_of_gateways(&metric.rule));
+    }
     metrics
 }
 
@@ -166,7 +177,7 @@ fn evidence_plan(
     };
     evidence::Plan {
         strictness: strictness(spec),
-        metrics: metrics(spec),
+        metrics: judged(spec),
         step: Step {
             index: u32::try_from(ladder.index(reached.weight)).unwrap_or(u32::MAX),
             question,
@@ -231,14 +242,14 @@ pub fn expected_seconds(
     rung: &evidence::Rung,
     traffic: evidence::Traffic,
 ) -> Option<i64> {
-    evidence::expected_seconds(rung, strictness(spec), &metrics(spec), traffic)
+    evidence::expected_seconds(rung, strictness(spec), &judged(spec), traffic)
 }
 
 /// The weight below the step at which a release of this pool starts: where the spec names no steps, those that its traffic cannot judge in
 /// time are left out. None when it starts at the first, or when nothing is known of the traffic.
 pub fn left_out(spec: &AgentPoolSpec, rate: Option<evidence::Traffic>) -> Option<(i32, String)> {
     let canary = spec.rollout.canary().filter(|canary| canary.steps.is_empty())?;
-    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness(spec), &metrics(spec), rate?);
+    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness(spec), &judged(spec), rate?);
     let before = steps(&canary).get(start.step.checked_sub(1)?)?.weight;
     Some((before, start.message))
 }

@@ -96,7 +96,7 @@ fn samples(pool: &Arc<AgentPool>) -> Vec<Sample> {
     let Some(status) = &pool.status else {
         return Vec::new();
     };
-    let of_pool = vec![
+    let of_pool = [
         ("namespace", pool.namespace().unwrap_or_default()),
         ("pool", pool.name_any()),
     ];

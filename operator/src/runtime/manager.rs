@@ -22,7 +22,7 @@ use super::events::{EventPublisher, EventWorker};
 use super::gate::Gate;
 use super::informer::{Delivered, Informer};
 use super::lease::{Elector, Leadership};
-use super::optional::{Link, Optional};
+use super::optional::{Link, Optional, Presence};
 use super::readiness::Readiness;
 use super::status::StatusPacer;
 use super::time::{Clock, Jitter};
@@ -237,8 +237,12 @@ impl Manager {
         };
         let cache = Cache::<K>::new(watch, shards.clone());
         let part = format!("cache of {}", K::plural(&()));
-        match link {
-            Some(_) => self.optional.push(K::plural(&()).into_owned()),
+        match &link {
+            Some(link) => {
+                // One namespace's answer is not everybody's.
+                shards.iter().for_each(|shard| link.set(shard, Presence::Unknown));
+                self.optional.push(K::plural(&()).into_owned());
+            }
             None => self.readiness.expect(&part),
         }
         for shard in shards {

@@ -69,7 +69,7 @@ pub(super) struct Link(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     wanted: watch::Sender<bool>,
-    /// By shard (a watched namespace, or "" for all): one that is not there is enough.
+    /// By shard (a watched namespace, or "" for all), all of them from the start: one that is not there is enough.
     presence: parking_lot::Mutex<std::collections::BTreeMap<String, Presence>>,
 }
 
@@ -84,11 +84,7 @@ impl Link {
     fn presence(&self) -> Presence {
         let shards = self.0.presence.lock();
         let worst = shards.values().find(|presence| **presence != Presence::Present);
-        match worst {
-            Some(presence) => *presence,
-            None if shards.is_empty() => Presence::Unknown,
-            None => Presence::Present,
-        }
+        worst.copied().unwrap_or(Presence::Present)
     }
 
     pub(super) fn set(&self, shard: &str, presence: Presence) {

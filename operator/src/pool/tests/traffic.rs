@@ -1,14 +1,19 @@
 //! Pools whose traffic does not go through Flotilla's gateway: by numbers of replicas, and by an HTTPRoute.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_core::evidence::{Judgement, Verdict};
+use flotilla_core::rollout::{Gate, Opinion, Reason};
 use flotilla_crds::names;
 use serde_json::{Value, json};
 
 use super::controller::{
     MINUTE, PODS, POOL, SETS, change, image, objects, operator, outcome, play, reach, sentence, shop, state,
 };
+use super::world::World;
 use crate::fakecluster::{FakeCluster, eventually};
+use crate::pool::judge::Heard;
 
 const SERVICES: &str = "/api/v1/namespaces/shop/services/";
 const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/httproutes";
@@ -204,6 +209,75 @@ async fn a_front_service_to_pods_is_made_and_goes_with_its_setting() {
         }
     })
     .await;
+}
+
+/// One turn of a world whose candidate is found good wherever it stands.
+fn turn(world: &mut World) -> bool {
+    if let Some(reached) = &world.memory.reached {
+        let gate = Gate {
+            weight: reached.weight,
+            opinion: Opinion::Advance,
+            reason: Reason::new("EvidenceComplete", "good"),
+            deadline: None,
+        };
+        let judgement = Judgement {
+            verdict: Verdict::Advance,
+            metrics: Vec::new(),
+            eta_seconds: None,
+            message: "good".into(),
+        };
+        world.memory.heard = Some(Arc::new(Heard { gate, judgement }));
+    }
+    let (wrote, before) = (world.visit(), world.store.clone());
+    world.cluster();
+    wrote || world.store != before
+}
+
+#[test]
+fn dying_before_any_write_of_a_release_of_workers_ends_in_the_same_place() {
+    let run = |stable_scale: &str, dies_before: Option<usize>| {
+        let canary = json!({
+            "candidateMinReplicas": 1, "stableScale": stable_scale, "bakeSeconds": 0, "scaleDownDelaySeconds": 0,
+            "steps": [{"weight": 25}, {"weight": 50}],
+        });
+        let mut world = super::serving_with(json!({
+            "traffic": {"type": "ReplicaRatio"}, "rollout": {"type": "Canary", "canary": canary},
+        }));
+        world.dies_before = dies_before;
+        world.change(json!({"agent": {"image": "agent:2"}}));
+        for _ in 0..3 {
+            turn(&mut world);
+            world.pass(5);
+        }
+        let mut quiet = 0;
+        for _ in 0..200 {
+            quiet = if turn(&mut world) { 0 } else { quiet + 1 };
+            assert!(
+                world.ready_pods() >= 4,
+                "{} ready, 4 are needed",
+                world.ready_pods()
+            );
+            if quiet > 1 {
+                break;
+            }
+        }
+        (world.state(), world.sizes(), world.standings(), world.weights())
+    };
+    for stable_scale in ["Keep", "Shrink"] {
+        let undisturbed = run(stable_scale, None);
+        assert_eq!(undisturbed.0, ("Ready".to_owned(), "TTFF".to_owned()));
+        assert_eq!(
+            undisturbed.1,
+            [("agent:1".to_owned(), 0), ("agent:2".to_owned(), 4)].into()
+        );
+        for write in 0..40 {
+            assert_eq!(
+                run(stable_scale, Some(write)),
+                undisturbed,
+                "{stable_scale}, died before write {write}"
+            );
+        }
+    }
 }
 
 // === HTTPRoute ===
