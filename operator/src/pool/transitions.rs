@@ -29,11 +29,12 @@ pub fn notes(before: &AgentPoolStatus, decision: &Decision) -> Vec<Note> {
     let rollout = before.rollout.clone().unwrap_or_default();
     let name = decision.candidate.as_deref().unwrap_or_default();
     if let Some(reached) = &decision.reached {
-        let was = rollout
-            .step
-            .as_ref()
-            .and_then(|step| Some((step.weight, step.start_time.as_ref()?.0)));
-        let is_new = was != Some((reached.weight, reached.since));
+        // A time in status has whole seconds.
+        let was = rollout.step.as_ref().and_then(|step| {
+            let start = step.start_time.as_ref()?;
+            Some((step.weight, start.0.as_second()))
+        });
+        let is_new = was != Some((reached.weight, reached.since.as_second()));
         match reached.weight {
             _ if !is_new => {}
             100 => notes.push(Note::normal(
@@ -88,7 +89,7 @@ mod tests {
     }
 
     fn decision(state: State, waiting: &str, weight: Option<i32>) -> Decision {
-        let since = Timestamp::from_second(100).unwrap();
+        let since = Timestamp::new(100, 700_000_000).unwrap();
         Decision {
             stable: Some("p-1".into()),
             candidate: Some("p-2".into()),
