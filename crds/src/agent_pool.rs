@@ -1,8 +1,10 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+pub use crate::plan::*;
 use crate::release_test::TestStatus;
 pub use crate::rollout::*;
+pub use crate::traffic::*;
 use crate::{names, rules};
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -45,6 +47,16 @@ use std::collections::BTreeMap;
         .message("spec.sessions.key.type A2AContext needs an agent that speaks A2A; set spec.agent.protocol: A2A or choose Header or Cookie"),
     validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.balancing != 'ConsistentHash' || (has(self.spec.sessions) && has(self.spec.sessions.key) && self.spec.sessions.key.type != 'None')")
         .message("spec.traffic.balancing ConsistentHash goes by the conversation; set spec.sessions.key.type or choose another balancing"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type == 'Gateway' || !has(self.spec.sessions) || !has(self.spec.sessions.key) || self.spec.sessions.key.type == 'None'")
+        .message("spec.sessions are kept by the gateway; leave them out or set spec.traffic.type: Gateway"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type != 'ReplicaRatio' || !has(self.spec.rollout) || self.spec.rollout.type != 'BlueGreen'")
+        .message("spec.rollout.type BlueGreen needs replicas that can be held back, and with spec.traffic.type ReplicaRatio each ready one works; choose Canary or RollingUpdate"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type != 'ReplicaRatio' || !has(self.spec.rollout) || !has(self.spec.rollout.smokeTests) || self.spec.rollout.smokeTests.all(t, t.when == 'AfterPromotion')")
+        .message("spec.rollout.smokeTests: with spec.traffic.type ReplicaRatio each ready replica works, so nothing is tested before traffic; write when: AfterPromotion"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type != 'ReplicaRatio' || !has(self.spec.rollout) || !has(self.spec.rollout.preview)")
+        .message("spec.rollout.preview goes by a request's header, and with spec.traffic.type ReplicaRatio nobody sees requests; leave it out or set spec.traffic.type: Gateway"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type == 'Gateway' || !has(self.spec.rollout) || !has(self.spec.rollout.analysis) || !has(self.spec.rollout.analysis.latency)")
+        .message("spec.rollout.analysis.latency is counted in the gateway; leave it out or set spec.traffic.type: Gateway"),
     validation = Rule::new("!has(self.spec.rollout) || !has(self.spec.rollout.pinnedRevision) || self.spec.rollout.pinnedRevision == '' || self.spec.rollout.pinnedRevision.startsWith(self.metadata.name + '-')")
         .message("spec.rollout.pinnedRevision must be a revision of this pool, written as status shows it: <pool>-<hash>")
 )]
@@ -359,10 +371,34 @@ pub struct Probes {
     validation = Rule::new("!has(self.retries) || !has(self.retries.perTryTimeoutSeconds) || self.retries.perTryTimeoutSeconds < self.requestTimeoutSeconds")
         .message("retries.perTryTimeoutSeconds must be below requestTimeoutSeconds, or there is no time for a second try"),
     validation = Rule::new("!has(self.queue) || self.queue.maxRequests <= self.maxConcurrentRequests")
-        .message("queue.maxRequests must not be above maxConcurrentRequests, which counts those that wait, too")
+        .message("queue.maxRequests must not be above maxConcurrentRequests, which counts those that wait, too"),
+    validation = Rule::new("self.type == 'HTTPRoute' || !has(self.httpRoute)")
+        .message("httpRoute holds the settings of type HTTPRoute; remove it or write type: HTTPRoute"),
+    validation = Rule::new("self.type != 'HTTPRoute' || has(self.httpRoute)")
+        .message("type HTTPRoute needs httpRoute.parentRefs, the Gateways that take the requests; write for example httpRoute: {parentRefs: [{name: public, namespace: infra}]}"),
+    validation = Rule::new("self.type == 'ReplicaRatio' || !has(self.replicaRatio)")
+        .message("replicaRatio holds the settings of type ReplicaRatio; remove it or change type"),
+    validation = Rule::new("self.type != 'ReplicaRatio' || !has(self.serviceName) || (has(self.replicaRatio) && self.replicaRatio.service == 'Pods')")
+        .message("serviceName names the front Service, and type ReplicaRatio has none by default; set replicaRatio.service: Pods or leave serviceName out")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
+    /// type of traffic. Gateway: requests go through Flotilla's gateway, which keeps the weights of a release exactly and counts
+    /// what it is judged by. ReplicaRatio: for workers without HTTP; each ready replica takes its part of the work, so a weight is
+    /// approximated by numbers of replicas (`status.rollout.measuredWeightPercent` shows the true one), and as nobody counts
+    /// requests, a release goes on by time and approval; balancing, retries, ejection and queue have no part in it, and
+    /// requestTimeoutSeconds is the time that a replica gets to end its work when it stops. HTTPRoute: a Gateway of the Gateway API
+    /// sends requests straight to the replicas, by the weights of an HTTPRoute called like the pool that the operator owns; as
+    /// they do not pass Flotilla's gateway they are not counted either, and balancing, timeouts and retries are that Gateway's;
+    /// the front Service leads through Flotilla's gateway as ever. Default Gateway.
+    #[serde(default, rename = "type")]
+    pub type_: TrafficType,
+    /// replicaRatio holds the settings of type ReplicaRatio.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica_ratio: Option<ReplicaRatio>,
+    /// httpRoute holds the settings of type HTTPRoute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_route: Option<HTTPRouteTraffic>,
     /// serviceName of the front Service that clients use, on port 80. Default: the pool's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
@@ -412,6 +448,9 @@ pub struct Traffic {
 impl Default for Traffic {
     fn default() -> Self {
         Self {
+            type_: TrafficType::default(),
+            replica_ratio: None,
+            http_route: None,
             service_name: None,
             balancing: Balancing::default(),
             request_timeout_seconds: 120,
@@ -763,6 +802,9 @@ pub struct AgentPoolStatus {
     /// lastAction is the newest RolloutAction and its result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_action: Option<LastAction>,
+    /// plan is what the release of a changed spec would do, while the annotation `flotilla.dev/dry-run: "true"` holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<ReleasePlan>,
     /// restart is a rolling replacement of the stable revision's pods, while one is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<RestartStatus>,
@@ -826,6 +868,9 @@ pub struct TrafficShare {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub since_generation: Option<i64>,
+    /// preview is true on the revision that gets the requests of `rollout.preview`, whatever its weight.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub preview: bool,
 }
 
 /// Where a release stands.
@@ -844,7 +889,8 @@ pub struct RolloutStatus {
     /// step is the one the new revision has reached; absent on the way to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<StepStatus>,
-    /// measuredWeightPercent is the new revision's share of the requests that were counted at this step.
+    /// measuredWeightPercent is the new revision's share of the requests that were counted at this step; with traffic.type
+    /// ReplicaRatio, of the ready replicas: the weight that it has in truth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 8))]
     pub measured_weight_percent: Option<String>,
@@ -980,6 +1026,9 @@ pub struct RestartStatus {
     pub replaced: Option<String>,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
 fn one() -> i32 {
     1
 }

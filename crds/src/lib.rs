@@ -10,6 +10,7 @@ pub mod files;
 pub mod load_test;
 pub mod model_provider;
 pub mod names;
+pub mod plan;
 pub mod quota;
 pub mod reference;
 pub mod release_test;
@@ -19,6 +20,7 @@ pub mod route;
 mod rules;
 pub mod schema;
 pub mod sourced_metric;
+pub mod traffic;
 pub mod yaml;
 
 pub use agent_pool::{AgentPool, AgentPoolSpec, AgentPoolStatus};

@@ -25,6 +25,8 @@ pub const LOAD_TEST: &str = "flotilla.dev/loadtest";
 pub const REVISION_STATE: &str = "flotilla.dev/revision-state";
 /// Annotation on a ControllerRevision: why it was rejected, `<reason>: <message>`.
 pub const REJECTED_REASON: &str = "flotilla.dev/rejected-reason";
+/// Annotation on an AgentPool: with the value `true` nothing is released, and status tells what a release would do.
+pub const DRY_RUN: &str = "flotilla.dev/dry-run";
 /// Label on a snapshot ConfigMap: the content's hash.
 pub const CONTENT_HASH: &str = "flotilla.dev/content-hash";
 

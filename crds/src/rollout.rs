@@ -8,6 +8,7 @@ use crate::common::LocalRef;
 use crate::release_test::{SmokeTest, StepLoadTest};
 use crate::rules;
 use crate::sourced_metric::SourcedMetric;
+use crate::traffic::Preview;
 
 /// How a new revision replaces the one that serves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -18,6 +19,8 @@ use crate::sourced_metric::SourcedMetric;
         .message("canary holds the settings of type Canary; remove it or write type: Canary"),
     validation = Rule::new("self.type == 'BlueGreen' || !has(self.blueGreen)")
         .message("blueGreen holds the settings of type BlueGreen; remove it or write type: BlueGreen"),
+    validation = Rule::new("self.type != 'RollingUpdate' || !has(self.preview)")
+        .message("preview is for a Canary or a BlueGreen release; a RollingUpdate has no time for testers: remove preview or change type"),
     validation = Rule::new("self.type != 'RollingUpdate' || !has(self.analysis)")
         .message("analysis judges a Canary or a BlueGreen release; a RollingUpdate goes on by readiness alone: remove analysis or change type"),
     validation = Rule::new("self.type == 'Canary' || !has(self.analysis) || !has(self.analysis.topUp)")
@@ -63,6 +66,11 @@ pub struct Rollout {
     /// Enforce.
     #[serde(default)]
     pub initial_gates: InitialGates,
+    /// preview lets testers in before everybody else: requests with this header go to the new revision as soon as it has a ready
+    /// replica, whatever its weight, and count for nobody (Canary and BlueGreen). Without a release they go where all others go.
+    /// Default: none do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
     /// paused stops a release where it stands; what serves goes on serving. Default false.
     #[serde(default)]
     pub paused: bool,
@@ -98,6 +106,7 @@ impl Default for Rollout {
             analysis: None,
             smoke_tests: Vec::new(),
             initial_gates: InitialGates::default(),
+            preview: None,
             paused: false,
             pinned_revision: None,
             rollback_window_revisions: 3,
@@ -142,7 +151,8 @@ impl Default for RollingUpdate {
 #[serde(rename_all = "camelCase")]
 pub struct Canary {
     /// candidateMinReplicas is the fewest pods the new revision has while it has traffic, up to `replicas`: one pod on a bad
-    /// node must not decide a release. Default 2.
+    /// node must not decide a release. With traffic.type ReplicaRatio each of them takes its part of the work: write 1 where the
+    /// first step should be as small as it can be. Default 2.
     #[serde(default = "two")]
     #[schemars(range(min = 1, max = 1000))]
     pub candidate_min_replicas: i32,
@@ -165,7 +175,8 @@ pub struct Canary {
     #[serde(default = "ten_minutes")]
     #[schemars(range(min = 0, max = 604800))]
     pub bake_seconds: i32,
-    /// scaleDownDelaySeconds for which the old revision's pods stay after 100 %. Default 300.
+    /// scaleDownDelaySeconds for which the old revision's pods stay after 100 %. With traffic.type ReplicaRatio they would go on
+    /// working, so they go at once. Default 300.
     #[serde(default = "five_minutes")]
     #[schemars(range(min = 0, max = 604800))]
     pub scale_down_delay_seconds: i32,

@@ -312,6 +312,10 @@ fn booleans_are_few_and_each_has_a_reason() {
             ("AgentPool.spec.stopped", "a kill switch has two positions"),
             ("AgentPool.spec.rollout.paused", "as Deployment.spec.paused"),
             (
+                "AgentPool.status.traffic[].preview",
+                "testers are led to a revision or not",
+            ),
+            (
                 "AgentPool.spec.agent.env[].valueFrom.configMapKeyRef.optional",
                 CORE,
             ),

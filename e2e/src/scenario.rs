@@ -9,6 +9,7 @@ pub mod release;
 pub mod release_tests;
 pub mod releases;
 pub mod rest;
+pub mod routes;
 pub mod scale;
 pub mod sessions;
 pub mod survive;

@@ -181,6 +181,16 @@ fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]) -> fmt::R
     for pool in pools {
         diverted.counter([("pool", pool.name())], pool.counts.diverted.load(Relaxed))?;
     }
+    let help = "Requests of testers (rollout.preview), which count for no revision.";
+    let mut previews = family(
+        encoder,
+        "flotilla_gateway_preview_requests",
+        help,
+        MetricType::Counter,
+    )?;
+    for pool in pools {
+        previews.counter([("pool", pool.name())], pool.counts.previews.load(Relaxed))?;
+    }
     let help = "Requests of conversations that went by weight, because their revision is not in the weights known here.";
     let mut sessionless = family(encoder, "flotilla_gateway_sessionless", help, MetricType::Counter)?;
     for pool in pools {

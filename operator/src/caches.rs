@@ -14,7 +14,8 @@ use kube::core::PartialObjectMeta;
 use kube::{Resource, ResourceExt as _};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::runtime::{Cache, Manager, Watch};
+use crate::gateway_api::HTTPRoute;
+use crate::runtime::{Cache, Manager, Optional, Watch};
 
 /// Metadata of a ConfigMap.
 pub type ConfigMapMeta = PartialObjectMeta<ConfigMap>;
@@ -57,6 +58,8 @@ pub struct Caches {
     pub pods: Cache<Pod>,
     /// Metadata of every ConfigMap.
     pub config_maps: Cache<ConfigMapMeta>,
+    /// Ours, where the cluster has the Gateway API.
+    pub routes: Optional<HTTPRoute>,
 }
 
 impl Caches {
@@ -97,6 +100,7 @@ impl Caches {
                     .trim(trim_pod),
             ),
             config_maps: manager.cache(Watch::all().packed()),
+            routes: manager.optional_cache(ours()),
         }
     }
 }

@@ -51,6 +51,8 @@ struct Store {
     tripped: bool,
     /// Answers to dry runs of pods: a refusal's sentence.
     refusal: Option<String>,
+    /// Kinds that it does not know, as `/apis/batch/v1/jobs`.
+    unknown: std::collections::BTreeSet<String>,
 }
 
 /// The server. Cheap to clone.
@@ -204,6 +206,16 @@ impl FakeCluster {
         self.store.lock().refusal = sentence.map(str::to_owned);
     }
 
+    /// Forgets a kind (`/apis/batch/v1/jobs`), or learns it.
+    pub(crate) fn know(&self, kind_path: &str, known: bool) {
+        let mut store = self.store.lock();
+        if known {
+            store.unknown.remove(kind_path);
+        } else {
+            store.unknown.insert(kind_path.to_owned());
+        }
+    }
+
     /// Requests but watches and events, since the first `skip`.
     pub(crate) fn requests(&self, skip: usize) -> Vec<String> {
         let all = self.api.got();
@@ -263,6 +275,13 @@ pub(crate) async fn eventually(what: &str, limit: Duration, mut done: impl FnMut
 
 fn serve(store: &Arc<Mutex<Store>>, changed: &watch::Sender<u64>, clock: &Clock, got: Got) -> Answer {
     let route = Route::parse(&got.path);
+    if store.lock().unknown.contains(&route.kind_path) {
+        return status(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        );
+    }
     if got.is_watch() {
         return watch_answer(Arc::clone(store), changed.subscribe(), &route, &got.query);
     }

@@ -10,6 +10,7 @@ pub mod caches;
 #[cfg(test)]
 pub(crate) mod fakecluster;
 pub mod gateway;
+pub mod gateway_api;
 pub mod loadtest;
 pub mod metrics;
 pub mod pool;

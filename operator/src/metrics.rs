@@ -1,7 +1,8 @@
 //! The operator's metrics, under the names that dashboards for controller-runtime and client-go already use.
 //!
-//! No series depends on the number of objects: labels are kinds, verbs, codes and results, never names. What the
-//! controllers measure themselves goes under `flotilla_` through [`Metrics::register`].
+//! No series here depends on the number of objects: labels are kinds, verbs, codes and results, never names; those of
+//! [pools](crate::pool::metrics) are read at the scrape. What the controllers measure themselves goes under `flotilla_`
+//! through [`Metrics::register`].
 
 use std::fmt::Write as _;
 use std::sync::Arc;

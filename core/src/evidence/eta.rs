@@ -135,49 +135,22 @@ pub struct Start {
     pub message: String,
 }
 
-/// Seconds that `step` is expected to take until a candidate as good as stable may leave it by the evidence of `compare`,
-/// at least `minDurationSeconds`; none where that is not in sight.
-pub fn expected_seconds(
-    step: &Rung,
-    strictness: Strictness,
-    compare: &Compare,
-    traffic: Traffic,
-) -> Option<i64> {
-    let share = f64::from(step.weight_percent) / 100.0;
-    let rates = Rates {
-        stable: traffic.requests_per_second * (1.0 - share),
-        candidate: traffic.requests_per_second * share,
-    };
-    let rate = estimated_rate(traffic.stable);
-    let seconds = seconds_to_pass(
-        compare,
-        strictness,
-        step.times_worse,
-        rates,
-        rate,
-        Sofar::default(),
-    )?;
-    Some((seconds.ceil() as i64).max(step.min_seconds))
-}
-
 /// Chooses the first of `steps` (weights increasing) that this pool's traffic can judge in time: whose expected time is at most two
 /// thirds of `decideWithinSeconds`, since half of the releases take longer than expected. Where none can be, the one that comes nearest.
 ///
 /// Errors decide: they are rarer than long latencies. Without an errors metric it is the first step.
 pub fn starting_step(steps: &[Rung], strictness: Strictness, metrics: &[Metric], traffic: Traffic) -> Start {
-    let decides = |metric: &&Metric| metric.mode == Mode::Enforce;
-    let mut rules = metrics.iter().filter(decides).filter_map(Metric::compare);
-    let Some(compare) = rules.find(|compare| compare.counted == Counted::Errors) else {
+    if deciding_errors(metrics).is_none() {
         return Start {
             step: 0,
             expected_seconds: None,
             in_time: true,
             message: "starts at the first step: errors do not decide".to_owned(),
         };
-    };
+    }
     let candidates: Vec<Candidate<'_>> = steps
         .iter()
-        .map(|step| Candidate::new(step, expected_seconds(step, strictness, compare, traffic)))
+        .map(|step| Candidate::new(step, expected_seconds(step, strictness, metrics, traffic)))
         .collect();
     let found = candidates.iter().position(|candidate| candidate.in_time);
     let nearest =
@@ -189,6 +162,41 @@ pub fn starting_step(steps: &[Rung], strictness: Strictness, metrics: &[Metric],
         in_time: found.is_some(),
         message: why(&candidates, step, traffic.requests_per_second),
     }
+}
+
+/// How long a step is expected to take with a candidate as good as stable, in seconds; none where no verdict is in sight.
+///
+/// Errors decide, as for [`starting_step`]; without them the step lasts as long as it has to.
+pub fn expected_seconds(
+    step: &Rung,
+    strictness: Strictness,
+    metrics: &[Metric],
+    traffic: Traffic,
+) -> Option<i64> {
+    let Some(compare) = deciding_errors(metrics) else {
+        return Some(step.min_seconds);
+    };
+    let share = f64::from(step.weight_percent) / 100.0;
+    let rates = Rates {
+        stable: traffic.requests_per_second * (1.0 - share),
+        candidate: traffic.requests_per_second * share,
+    };
+    let seconds = seconds_to_pass(
+        compare,
+        strictness,
+        step.times_worse,
+        rates,
+        estimated_rate(traffic.stable),
+        Sofar::default(),
+    )?;
+    Some((seconds.ceil() as i64).max(step.min_seconds))
+}
+
+fn deciding_errors(metrics: &[Metric]) -> Option<&Compare> {
+    let deciding = metrics.iter().filter(|metric| metric.mode == Mode::Enforce);
+    deciding
+        .filter_map(Metric::compare)
+        .find(|compare| compare.counted == Counted::Errors)
 }
 
 /// A step and how long it is expected to take.

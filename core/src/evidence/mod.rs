@@ -23,6 +23,7 @@
 //! * [`state`]: the checkpoint, each window exactly once, the warm-up, the guard against an outage of both arms.
 //! * [`metric`]: the tests of one metric.
 //! * [`mod@judge`]: verdicts, percentages and sentences. [`eta`]: how long it takes; which step to start with.
+//! * [`share`]: whether requests follow the weights.
 //! * [`breaker`]: many pools that fail at once.
 //! * [`peers`], [`simulation`], [`comparison`]: the rules of Argo Rollouts and Flagger, and the table beside ours.
 //!
@@ -43,6 +44,7 @@ pub mod peers;
 pub mod plan;
 pub mod rate;
 pub mod ratio;
+pub mod share;
 pub mod simulation;
 pub mod state;
 pub mod window;

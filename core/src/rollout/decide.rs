@@ -538,6 +538,10 @@ impl<'a> Round<'a> {
     fn unreachable(&self) -> Option<Waiting> {
         match &self.situation.gateways {
             Gateways::Unreachable(message) => Some(wait("GatewayUnconfirmed", message.clone(), None)),
+            Gateways::Unrouted(reason) => Some(Waiting {
+                reason: reason.clone(),
+                deadline: None,
+            }),
             Gateways::Confirmed | Gateways::Pending => None,
         }
     }
@@ -550,7 +554,7 @@ impl<'a> Round<'a> {
                 "every gateway has to apply the weights in force",
                 None,
             )),
-            Gateways::Unreachable(_) => self.unreachable(),
+            Gateways::Unreachable(_) | Gateways::Unrouted(_) => self.unreachable(),
         }
     }
 

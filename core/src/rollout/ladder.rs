@@ -52,6 +52,8 @@ pub struct Ladder {
     pub least_pods: i32,
     /// Stable keeps all its pods until the candidate has all the traffic; else it gives up what the candidate carries.
     pub keeps_stable: bool,
+    /// The numbers of pods are the weight, see [`super::ratio`]: nobody sends requests by weights.
+    pub by_number: bool,
     /// How long stable's pods stay after the candidate has all the traffic.
     pub scale_down_delay: SignedDuration,
     /// How long the candidate is still judged with all the traffic before it is stable.
@@ -133,6 +135,9 @@ pub struct Climb<'a> {
 impl Climb<'_> {
     /// The next step; [`Wait::Nothing`] once the rung is reached.
     pub fn step(&self) -> Step {
+        if self.ladder.by_number {
+            return self.step_by_number();
+        }
         let needed = self.ladder.pods(self.rung, self.replicas);
         let incoming = self.incoming_replicas(needed);
         let weight = self.next_weight(needed);
@@ -144,7 +149,7 @@ impl Climb<'_> {
         }
     }
 
-    fn goal(&self) -> i32 {
+    pub(super) fn goal(&self) -> i32 {
         self.rung.map_or(100, |rung| rung.weight)
     }
 
@@ -244,6 +249,7 @@ mod tests {
             rungs: weights.iter().map(rung).collect(),
             least_pods: 2,
             keeps_stable: true,
+            by_number: false,
             scale_down_delay: SignedDuration::ZERO,
             bake: SignedDuration::ZERO,
             ..Ladder::default()

@@ -17,7 +17,9 @@
 //!
 //! * [`shift`] moves capacity and traffic between two revisions, one safe step at a time.
 //! * [`ladder`] does so by the weights that a canary must prove itself with, or at once (blue-green).
+//! * [`ratio`] does the same where numbers of pods are all the weight there is.
 //! * [`decide`] chooses the state, judges a candidate, and names the changes of standing.
+//! * [`mod@forecast`] tells beforehand which pods and weights a release will have.
 //! * [`restart`] replaces the pods of one revision.
 //!
 //! # Rules
@@ -34,7 +36,9 @@
 //! * Where nothing of stable serves, for a reason of its own pods, a candidate takes over as its pods become available: it may be the fix.
 
 mod decide;
+pub mod forecast;
 pub mod ladder;
+pub mod ratio;
 pub mod restart;
 pub mod shift;
 
@@ -47,6 +51,7 @@ use jiff::{SignedDuration, Timestamp};
 
 pub use decide::decide;
 pub use ladder::{Ladder, OnUndecided, Rung};
+pub use ratio::Split;
 pub use restart::{Restart, RestartStep};
 pub use shift::{Arm, Shift, Step, Wait};
 
@@ -164,6 +169,8 @@ pub enum Gateways {
     Pending,
     /// There is none, or one cannot be reached; a sentence.
     Unreachable(String),
+    /// Something else that carries the traffic does not follow the weights.
+    Unrouted(Reason),
 }
 
 /// What a deadline is counted for. Another subject starts another count.

@@ -101,6 +101,7 @@ impl World {
             rungs: weights.iter().map(rung).collect(),
             least_pods: 2,
             keeps_stable,
+            by_number: false,
             scale_down_delay: SignedDuration::from_secs(delay),
             bake: SignedDuration::from_secs(bake),
             ..Ladder::default()

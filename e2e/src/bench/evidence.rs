@@ -13,7 +13,7 @@ use flotilla_core::evidence::comparison::{
 };
 use flotilla_core::evidence::eta::duration;
 use flotilla_core::evidence::simulation::{Release, Schedule, World};
-use flotilla_core::evidence::{Arm, Compare, DEFAULT_STEPS, Strictness, Traffic, expected_seconds};
+use flotilla_core::evidence::{Arm, DEFAULT_STEPS, Metric, Strictness, Traffic, expected_seconds};
 use flotilla_core::load::random::Stream;
 
 use crate::report::Row;
@@ -133,7 +133,7 @@ pub fn durations_markdown() -> String {
                 thousandths as f64 / 10.0
             );
             for step in DEFAULT_STEPS {
-                let seconds = expected_seconds(&step, Strictness::Standard, &Compare::errors(), traffic);
+                let seconds = expected_seconds(&step, Strictness::Standard, &[Metric::errors()], traffic);
                 let takes = seconds.map_or("> 1 month".to_owned(), duration);
                 let _ = write!(table, " {takes} |");
             }

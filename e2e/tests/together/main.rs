@@ -14,5 +14,6 @@ mod quota;
 mod release;
 mod release_tests;
 mod releases;
+mod routes;
 mod secrets;
 mod sessions;

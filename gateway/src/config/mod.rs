@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::balance::{BudgetPolicy, EjectionPolicy, RetryPolicy};
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 pub use flotilla_crds::agent_pool::{AppProtocol, Balancing, ServedBy};
 pub use flotilla_crds::model_provider::ProviderType;
@@ -103,6 +103,8 @@ pub struct PoolConfig {
     pub stopped: bool,
     /// How its conversations are known and kept, if they are.
     pub sessions: Option<SessionsConfig>,
+    /// Which requests are testers'.
+    pub preview: Option<PreviewConfig>,
     /// By revision name: those with weight and those with endpoints.
     pub revisions: BTreeMap<String, RevisionConfig>,
 }
@@ -124,6 +126,17 @@ impl Default for HttpConfig {
             served_by: ServedBy::default(),
         }
     }
+}
+
+/// Requests of testers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreviewConfig {
+    /// They have this header,
+    pub header: HeaderName,
+    /// with exactly this value.
+    pub value: HeaderValue,
+    /// The revision they go to; none while there is nothing to test: then they go by weight.
+    pub revision: Option<String>,
 }
 
 /// What is tried again.

@@ -24,8 +24,8 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::issuer::Issuer;
 use super::{
-    AgentPods, AppProtocol, Config, EndpointConfig, HttpConfig, PoolConfig, ProviderConfig, RevisionConfig,
-    SpendConfig, resilience,
+    AgentPods, AppProtocol, Config, EndpointConfig, HttpConfig, PoolConfig, PreviewConfig, ProviderConfig,
+    RevisionConfig, SpendConfig, resilience,
 };
 
 pub use flotilla_crds::names::CONCURRENCY;
@@ -54,6 +54,8 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
     let pools = objects
         .pools
         .iter()
+        // Its work does not come this way; its agents' calls of models do.
+        .filter(|(_, pool)| !pool.spec.traffic.is_by_number())
         .map(|(name, pool)| {
             (
                 name.clone(),
@@ -344,8 +346,23 @@ fn pool_config(
         priority_header: resilience::header(spec.traffic.queue.priority_header.as_deref()),
         stopped: spec.stopped,
         sessions: crate::session::config::of_pool(pool),
+        preview: preview(pool),
         revisions,
     }
+}
+
+/// Who the testers are, as the API server has checked, and the revision that status names for them.
+fn preview(pool: &AgentPool) -> Option<PreviewConfig> {
+    let preview = pool.spec.rollout.preview.as_ref()?;
+    let traffic = pool.status.iter().flat_map(|status| &status.traffic);
+    Some(PreviewConfig {
+        header: preview.header.parse().ok()?,
+        value: preview.value.parse().ok()?,
+        revision: traffic
+            .filter(|share| share.preview)
+            .map(|share| share.revision.clone())
+            .next(),
+    })
 }
 
 fn provider_config(provider: &ModelProvider) -> ProviderConfig {
@@ -501,6 +518,42 @@ mod tests {
         );
         assert!(pool.revisions["support-b"].endpoints.is_empty());
         assert!(!config.terminating);
+    }
+
+    #[test]
+    fn testers_go_where_status_says() {
+        let mut objects = objects();
+        assert_eq!(config(&objects, "").pools["support"].preview, None);
+        let pool = objects.pools.get_mut("support").expect("the pool");
+        pool.spec.rollout.preview = Some(flotilla_crds::agent_pool::Preview {
+            header: "X-Preview".into(),
+            value: "yes".into(),
+        });
+        let revision = |objects: &Objects| {
+            let preview = config(objects, "").pools["support"]
+                .preview
+                .clone()
+                .expect("testers");
+            assert_eq!(
+                (preview.header.as_str(), preview.value.as_bytes()),
+                ("x-preview", &b"yes"[..])
+            );
+            preview.revision
+        };
+        assert_eq!(revision(&objects), None);
+        let pool = objects.pools.get_mut("support").expect("the pool");
+        let status = pool.status.as_mut().expect("a status");
+        status.traffic[1].preview = true;
+        assert_eq!(revision(&objects).as_deref(), Some("support-b"));
+    }
+
+    #[test]
+    fn a_pool_whose_work_comes_another_way_has_agents_and_no_port() {
+        let mut objects = objects();
+        let pool = objects.pools.get_mut("support").expect("the pool");
+        pool.spec.traffic.type_ = flotilla_crds::agent_pool::TrafficType::ReplicaRatio;
+        let config = config(&objects, "");
+        assert!(config.pools.is_empty() && config.agents.len() == 3);
     }
 
     #[test]

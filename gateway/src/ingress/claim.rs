@@ -23,6 +23,8 @@ pub struct Claim {
     pub stick: Option<Arc<Revision>>,
     /// The conversation it belongs to.
     pub session: Option<Session>,
+    /// It is a tester's: it goes where testers go, and counts for nobody.
+    pub is_preview: bool,
     /// Since when it has been in a queue.
     pub(super) queued: Option<Instant>,
 }
@@ -43,8 +45,15 @@ impl Claim {
             avoid: Vec::new(),
             stick: None,
             session: None,
+            is_preview: false,
             queued: None,
         }
+    }
+
+    /// Whether it goes where testers go: it is a tester's, and not about a task that is worked on elsewhere.
+    pub(super) fn is_testing(&self) -> bool {
+        let replica = self.session.as_ref().and_then(Session::replica);
+        self.is_preview && !replica.is_some_and(|(_, is_bound)| is_bound)
     }
 
     /// The epoch under which it is counted, if it was assigned under `generation`.

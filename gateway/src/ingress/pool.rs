@@ -34,7 +34,7 @@ use super::durations::Durations;
 use super::queue::{Handover, Queue};
 use super::revision::{Permit, Revision};
 use super::room::{Room, Seat};
-use super::traffic::{QueueLimits, Retries, Traffic, ageing};
+use super::traffic::{Preview, QueueLimits, Retries, Traffic, ageing};
 use super::{clock, refusals};
 use crate::config::PoolConfig;
 use crate::reply::Refusal;
@@ -88,6 +88,8 @@ pub struct Counts {
     pub sessionless: AtomicU64,
     /// Sent again over a new connection, because the replica had closed an idle one.
     pub stale_connections: AtomicU64,
+    /// Requests of testers: in no window of any revision.
+    pub previews: AtomicU64,
     /// Further tries.
     pub retries: AtomicU64,
     /// Further tries that the budget did not allow.
@@ -247,6 +249,11 @@ impl Pool {
                 .iter()
                 .any(|(weighted, weight)| weighted == name && *weight > 0)
         };
+        let tested = wanted
+            .preview
+            .as_ref()
+            .and_then(|preview| preview.revision.as_ref());
+        let is_tested = |name: &String| tested == Some(name);
         let is_listed = |name: &String| wanted.weights.iter().any(|(weighted, _)| weighted == name);
         let unweighted = wanted
             .revisions
@@ -274,11 +281,16 @@ impl Pool {
             wheel: Wheel::new(weighted.iter().map(|(_, weight)| *weight)),
             weighted,
             unweighted,
+            preview: wanted.preview.as_ref().map(|preview| Preview {
+                header: preview.header.clone(),
+                value: preview.value.clone(),
+                revision: preview.revision.as_ref().and_then(named),
+            }),
         }));
         for (name, revision) in revisions.iter() {
             if !wanted.revisions.contains_key(name) {
                 revision.remove();
-            } else if wanted.stopped || !has_weight(name) || !revision.is_served() {
+            } else if wanted.stopped || !(has_weight(name) || is_tested(name)) || !revision.is_served() {
                 revision.queue.dismiss(now);
             }
         }
@@ -323,7 +335,9 @@ impl Pool {
                 self.counts.stopped.fetch_add(1, Ordering::Relaxed);
                 return Err(refusals::stopped(&self.name));
             }
+            let tested = traffic.previewed().filter(|_| claim.is_testing());
             let kept = match &claim.session {
+                _ if tested.is_some() => None,
                 Some(session) => match traffic.keeps(session.revision()) {
                     Some(revision) => Some(revision),
                     None => {
@@ -335,7 +349,7 @@ impl Pool {
                 },
                 None => None,
             };
-            let stick = claim.stick.as_ref().or(kept);
+            let stick = tested.or(claim.stick.as_ref()).or(kept);
             let choice = match stick.filter(|revision| revision.is_served()) {
                 Some(revision) => Some((revision, false)),
                 None if kept.is_some() => traffic

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use flotilla_core::balance::Outcome as Verdict;
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -26,10 +26,13 @@ use super::windows::{Outcome, Window};
 use crate::config::HttpConfig;
 use crate::observe::Note;
 use crate::reply::{End, Observer, Outgoing, Passing, Refusal};
-use crate::session::visit::{Begun, Served, Visit};
+use crate::session::visit::{Begun, Served, Tested, Visit};
 use crate::upstream::body::{BUFFERED, BodyError, Bounded, Exceeded, RequestBody};
 use crate::upstream::connection::Connection;
 use crate::upstream::{Answer, Failure, FailureKind, forward};
+
+/// Header of a tester's response: the revision that answered.
+pub const ANSWERED_BY: HeaderName = HeaderName::from_static("x-flotilla-revision");
 
 /// Serves `request` from `client` by `pool`; `prefix` was cut off its path.
 pub async fn serve(
@@ -71,12 +74,18 @@ async fn try_serve(
         () = timer.as_mut() => return Err(refusals::timed_out(timeout)),
     };
     let mut claim = Claim::new(arrival, deadline);
+    claim.is_preview = traffic.is_preview(&head.headers);
+    let tested = traffic.previewed().filter(|_| claim.is_preview);
+    let tested = tested.map(|revision| Tested {
+        revision: &revision.name,
+        generation: traffic.generation,
+    });
     let (body, visit) = match pool.sessions() {
         None => (body, None),
         Some(sessions) => {
             let arrival = tokio::select! {
                 biased;
-                arrival = Visit::begin(sessions, &mut head, body, prefix) => {
+                arrival = Visit::begin(sessions, &mut head, body, prefix, tested) => {
                     arrival.map_err(|error| match error {
                         BodyError::Client(_) => body_incomplete(),
                         BodyError::TooLong => too_large(limit),
@@ -109,6 +118,9 @@ async fn try_serve(
         exceeded: exceeded.clone(),
     };
     let request = Request::from_parts(head, body);
+    if attempts.claim.is_preview {
+        pool.counts.previews.fetch_add(1, Ordering::Relaxed);
+    }
     let ran = attempts.run(request, &mut timer).await;
     let (response, connection, mut exchange) = match ran {
         Ok(answer) => answer,
@@ -123,6 +135,10 @@ async fn try_serve(
             noted.sends = attempts.sends;
         });
     }
+    let shown = attempts
+        .claim
+        .is_preview
+        .then(|| exchange.permit.revision.name.clone());
     let begun = match visit {
         None => Begun::untouched(response),
         Some(visit) => {
@@ -155,7 +171,7 @@ async fn try_serve(
         }
     };
     let served_by = tell.then(|| ServedBy::new(&exchange.permit));
-    let mut response = passed_on(begun, connection, exchange, timer, switching)?;
+    let mut response = passed_on(begun, connection, exchange, timer, switching, shown.as_deref())?;
     if let Some(served_by) = served_by {
         served_by.tell(response.headers_mut());
     }
@@ -168,6 +184,7 @@ fn passed_on(
     mut exchange: Exchange,
     timer: std::pin::Pin<Box<Sleep>>,
     switching: Option<OnUpgrade>,
+    shown: Option<&str>,
 ) -> Result<Response<Outgoing>, Refusal> {
     let (mut head, body) = begun.response.into_parts();
     forward::to_client(&mut head);
@@ -182,6 +199,10 @@ fn passed_on(
         };
         exchange.switched();
         return Ok(Tunnel::open(head.headers, client, connection, exchange));
+    }
+    // A tester has to know who answered: there may be nothing to test any more.
+    if let Some(name) = shown.and_then(|name| HeaderValue::from_str(name).ok()) {
+        head.headers.insert(ANSWERED_BY, name);
     }
     exchange.answered(head.status, retry::retry_after(&head.headers), connection);
     let passing = Passing::resumed(begun.first, body, timer, exchange);
@@ -308,12 +329,11 @@ impl Attempts<'_> {
                     if let Some(mut other) = other {
                         other.end(None, End::Cut);
                     }
-                    Tally::start(
-                        &permit.revision,
-                        self.unix_seconds,
-                        self.claim.epoch(generation),
-                        self.claim.arrival,
-                    )
+                    let window = (!self.claim.is_preview).then(|| {
+                        let epoch = self.claim.epoch(generation);
+                        permit.revision.windows.started(self.unix_seconds, epoch)
+                    });
+                    Tally::start(&permit.revision, window, self.claim.arrival)
                 }
             };
             let spare = spare(&request);
@@ -436,14 +456,14 @@ fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
 /// A request that a revision has been given: counted once, when it ends or is dropped.
 struct Tally {
     revision: Arc<Revision>,
-    window: Arc<Window>,
+    /// None for a tester's: it counts for nobody.
+    window: Option<Arc<Window>>,
     arrival: Instant,
     ended: bool,
 }
 
 impl Tally {
-    fn start(revision: &Arc<Revision>, unix_seconds: i64, generation: i64, arrival: Instant) -> Self {
-        let window = revision.windows.started(unix_seconds, generation);
+    fn start(revision: &Arc<Revision>, window: Option<Arc<Window>>, arrival: Instant) -> Self {
         Self {
             revision: revision.clone(),
             window,
@@ -485,7 +505,9 @@ impl Tally {
         if outcome != Outcome::Cancelled {
             totals.duration.record(took);
         }
-        self.window.ended(outcome, took);
+        if let Some(window) = &self.window {
+            window.ended(outcome, took);
+        }
     }
 }
 
@@ -533,7 +555,9 @@ impl Exchange {
 
     fn first_byte(&mut self) {
         if !std::mem::replace(&mut self.first_byte_seen, true) {
-            self.tally.window.first_byte(self.tally.arrival.elapsed());
+            if let Some(window) = &self.tally.window {
+                window.first_byte(self.tally.arrival.elapsed());
+            }
             // A quick refusal does not make a quick replica.
             if self.status.is_some_and(|status| !status.is_server_error()) {
                 self.permit.answered();

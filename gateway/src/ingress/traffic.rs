@@ -7,7 +7,7 @@ use std::time::Duration;
 use flotilla_core::balance::{RetryBudget, RetryPolicy, Wheel};
 use flotilla_core::load::random::Stream;
 use flotilla_core::queue::{Class, Tenant};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::clock;
 use super::revision::Revision;
@@ -36,6 +36,15 @@ pub struct Traffic {
     pub(super) weighted: Vec<(Arc<Revision>, u32)>,
     /// The others that have endpoints.
     pub(super) unweighted: Vec<Arc<Revision>>,
+    pub(super) preview: Option<Preview>,
+}
+
+/// Who is a tester, and where testers go.
+pub(super) struct Preview {
+    pub(super) header: HeaderName,
+    pub(super) value: HeaderValue,
+    /// None while there is nothing to test.
+    pub(super) revision: Option<Arc<Revision>>,
 }
 
 /// Who may wait, and how long.
@@ -143,6 +152,21 @@ impl Traffic {
     pub(super) fn keeps(&self, name: &str) -> Option<&Arc<Revision>> {
         let named = self.weighted.iter().find(|(revision, _)| revision.name == name);
         named.map(|(revision, _)| revision)
+    }
+
+    /// Whether a request with these headers is a tester's. Several values are none: a proxy may have added one.
+    pub(super) fn is_preview(&self, headers: &HeaderMap) -> bool {
+        let Some(preview) = &self.preview else {
+            return false;
+        };
+        let mut values = headers.get_all(&preview.header).iter();
+        values.next() == Some(&preview.value) && values.next().is_none()
+    }
+
+    /// The revision for testers, while it can answer.
+    pub(super) fn previewed(&self) -> Option<&Arc<Revision>> {
+        let revision = self.preview.as_ref()?.revision.as_ref();
+        revision.filter(|revision| revision.is_served())
     }
 
     /// Revisions with their weights in percent.

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::config::{KeySource, SessionsConfig};
 use super::network::Network;
+use super::visit::Tested;
 
 /// Conversations and tasks that one pool may have here, at most 200 bytes each. The idlest go first.
 const MAX_ENTRIES: usize = 1 << 18;
@@ -228,6 +229,30 @@ impl PoolSessions {
         }
         let open = |shard: &mut Shard, now, ticket, out: &mut Vec<Output>| shard.open(now, ticket, key, out);
         self.wait(key, open).await
+    }
+
+    /// As [`PoolSessions::resolve`], but a conversation that nobody knows yet gets the revision that testers go to.
+    pub async fn resolve_at(&self, key: SessionKey, tested: Tested<'_>) -> Option<Answer> {
+        let assignment = Assignment {
+            revision: tested.revision.into(),
+            replica: None,
+            epoch: tested.generation,
+            root: key,
+        };
+        let known = self.with(key.shard(), |shelf| {
+            let now = self.network.now();
+            shelf.shard.lookup(key, now)
+        });
+        if let Some(assignment) = known.flatten() {
+            return Some(Answer {
+                assignment,
+                released: None,
+            });
+        }
+        self.wait(key, |shard, now, ticket, out| {
+            shard.learn(now, ticket, key, &assignment, out);
+        })
+        .await
     }
 
     /// A response has told that `key` is the name of the conversation or of a task that `assignment` served; see

@@ -107,6 +107,15 @@ impl Session {
     }
 }
 
+/// Where a tester's request goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Tested<'a> {
+    /// The revision.
+    pub revision: &'a str,
+    /// `trafficGeneration` of the weights that name it.
+    pub generation: i64,
+}
+
 /// What is left to be done for a request once its response comes.
 pub struct Visit {
     home: Arc<PoolSessions>,
@@ -175,12 +184,14 @@ pub struct Arrival {
 }
 
 impl Visit {
-    /// Finds the conversation of a request. `prefix` was cut off its path.
+    /// Finds the conversation of a request. `prefix` was cut off its path; `tested` is where it goes as a tester's: a conversation
+    /// that it begins stays there.
     pub async fn begin(
         home: Arc<PoolSessions>,
         head: &mut request::Parts,
         body: RequestBody,
         prefix: Option<&str>,
+        tested: Option<Tested<'_>>,
     ) -> Result<Arrival, BodyError> {
         let source = home.key();
         let mut visit = Self {
@@ -210,8 +221,13 @@ impl Visit {
             }
             KeySource::A2AContext => visit.read_a2a(head, body).await?,
         };
+        let answer = match (key, tested) {
+            (Some(key), Some(tested)) => visit.home.resolve_at(key, tested).await,
+            (Some(key), None) => visit.home.resolve(key).await,
+            (None, _) => None,
+        };
         let session = match key {
-            Some(key) => visit.home.resolve(key).await.map(|answer| Session {
+            Some(key) => answer.map(|answer| Session {
                 home: visit.home.clone(),
                 key,
                 assignment: answer.assignment,

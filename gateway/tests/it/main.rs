@@ -13,6 +13,7 @@ mod identity;
 mod leaving;
 mod models;
 mod ports;
+mod preview;
 mod protocol;
 mod quota;
 mod resilience;

@@ -143,6 +143,7 @@ pub fn pool() -> PoolConfig {
         priority_header: None,
         stopped: false,
         sessions: None,
+        preview: None,
         revisions: BTreeMap::new(),
     }
 }

@@ -60,6 +60,12 @@ pub fn of_pool(name: &str, pool: Option<&AgentPool>, wanted: Option<LoadProtocol
             "AgentPool {name} does not exist in this namespace; create it, or delete this LoadTest and name another pool"
         )));
     };
+    if !pool.spec.traffic.has_front() {
+        return Err(NotYet::target(format!(
+            "AgentPool {name} has no front Service, as its traffic.type is ReplicaRatio; set traffic.replicaRatio.service: Pods, \
+             or delete this LoadTest and name a Service"
+        )));
+    }
     let conditions = pool
         .status
         .as_ref()

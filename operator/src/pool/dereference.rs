@@ -16,7 +16,8 @@ use super::ports::Ports;
 use super::sources::{SourceReader, Sources};
 use crate::caches::{BY_POOL, Caches, ConfigMapMeta};
 use crate::gateway::GatewayHealth;
-use crate::runtime::{Error, Key, Visit, uid_of};
+use crate::gateway_api::HTTPRoute;
+use crate::runtime::{Error, Key, Presence, Visit, uid_of};
 use crate::scrape::{Scraper, View};
 
 /// A revision and the object it was read from.
@@ -43,6 +44,10 @@ pub struct Observed {
     pub pods: BTreeMap<String, Vec<Arc<Pod>>>,
     /// Its Services, of revisions and the front one.
     pub services: Vec<Arc<Service>>,
+    /// Its HTTPRoutes: that of its name, while `traffic.type` is HTTPRoute.
+    pub routes: Vec<Arc<HTTPRoute>>,
+    /// Whether the cluster has HTTPRoutes at all.
+    pub routing: Presence,
     /// Its snapshots.
     pub snapshots: Vec<Arc<ConfigMapMeta>>,
     /// The ModelProviders of the namespace that it names, by name.
@@ -55,7 +60,7 @@ pub struct Observed {
     pub gateway_problem: Option<String>,
     /// What its agent refers to.
     pub sources: Sources,
-    /// Its port on the gateways; none when all are taken.
+    /// Its port on the gateways; none when all are taken, or when they have no part in its traffic.
     pub port: Option<i32>,
 }
 
@@ -117,6 +122,11 @@ pub async fn dereference(
         // The gateway's Service is owned by every pool of the namespace, and is none of this pool's.
         .filter(|service| service.labels().contains_key(names::POOL) && is_there(service))
         .collect();
+    if pool.spec.traffic.is_routed() {
+        caches.routes.want();
+    }
+    let routes = caches.routes.cache.owned_by(&uid);
+    let routes = routes.into_iter().filter(is_there).collect();
     let snapshots = caches.config_maps.owned_by(&uid);
     let snapshots = snapshots
         .into_iter()
@@ -129,7 +139,12 @@ pub async fn dereference(
     });
     let recovered = services.iter().find_map(|service| service::gateway_port(service));
     let neighbours = caches.pools.in_namespace(&key.namespace);
-    let port = ports.assign(&pool, recovered, neighbours.iter().map(|pool| &**pool));
+    let port = if pool.spec.traffic.is_by_number() {
+        ports.forget(key);
+        None
+    } else {
+        ports.assign(&pool, recovered, neighbours.iter().map(|pool| &**pool))
+    };
     Ok(Observed {
         status: pool.status.clone().unwrap_or_default(),
         providers: providers.collect(),
@@ -145,6 +160,8 @@ pub async fn dereference(
         sets,
         pods,
         services,
+        routes,
+        routing: caches.routes.presence(),
         snapshots,
         sources,
         port,

@@ -10,15 +10,15 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::build::{
-    controller_revision, disruption_budget, pod, replica_set, service, service_account, snapshot,
+    controller_revision, disruption_budget, http_route, pod, replica_set, service, service_account, snapshot,
 };
 use super::dereference::{Observed, is_ready};
 use super::gateways::Reports;
 use super::memory::Memory;
 use super::plan::Restarting;
 use super::validate::{Wanted, overlay_of};
-use super::{prune, victims};
-use crate::runtime::{Action, Note};
+use super::{prune, transitions, victims};
+use crate::runtime::{Action, Note, Presence};
 
 /// A plan being written.
 pub(super) struct Draft<'a> {
@@ -48,6 +48,7 @@ impl Draft<'_> {
             }
         }
         self.services();
+        self.route();
         if self.decision.changes.is_empty() {
             self.actions
                 .extend(prune::prune(self.observed, self.wanted, self.decision));
@@ -294,10 +295,27 @@ impl Draft<'_> {
             return;
         }
         self.actions.extend(of_revisions.iter().map(Action::apply));
-        if let Some(port) = self.observed.port {
-            self.actions.push(Action::apply(&service::front(pool, port)));
-        }
+        let front = match self.observed.port {
+            Some(port) => Some(service::front(pool, port)),
+            None if pool.spec.traffic.is_by_number() => pool
+                .spec
+                .traffic
+                .has_front()
+                .then(|| service::front_to_pods(pool)),
+            None => None,
+        };
+        self.actions.extend(front.as_ref().map(Action::apply));
         self.actions.push(Action::apply(&disruption_budget::build(pool)));
+    }
+
+    /// The HTTPRoute with the weights decided: last of what carries traffic, because it may be refused.
+    fn route(&mut self) {
+        if self.observed.routing != Presence::Present {
+            return;
+        }
+        let (traffic, _) = super::status::traffic(self.observed, self.decision, self.now);
+        let route = http_route::build(&self.observed.pool, &traffic);
+        self.actions.extend(route.as_ref().map(Action::apply));
     }
 
     /// Replaces old pods of the stable revision, when that was commanded and nothing is being released.
@@ -388,5 +406,7 @@ impl Draft<'_> {
             };
             self.actions.push(Action::event(note));
         }
+        let others = transitions::notes(&self.observed.status, self.decision);
+        self.actions.extend(others.into_iter().map(Action::event));
     }
 }

@@ -36,6 +36,8 @@ use crate::scrape::View;
 const CHECKPOINT: &str = "checkpoint.json";
 /// Reason of a gate while its evidence is being gathered.
 pub const EVIDENCE_CONTINUES: &str = "EvidenceContinues";
+/// Reason of a gate that no metric decides, while the step lasts.
+pub const STEP_LASTS: &str = "StepLasts";
 
 /// The steps of a canary: those of the spec, else the default ladder.
 pub fn steps(canary: &api::Canary) -> Vec<CanaryStep> {
@@ -77,6 +79,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
             rungs: tested.into_iter().chain(steps.iter().map(rung)).collect(),
             least_pods: canary.candidate_min_replicas,
             keeps_stable: canary.stable_scale == StableScale::Keep,
+            by_number: spec.traffic.is_by_number(),
             scale_down_delay: seconds(canary.scale_down_delay_seconds),
             bake: seconds(canary.bake_seconds),
             on_undecided: match canary.on_undecided {
@@ -100,6 +103,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
         }],
         least_pods: 1,
         keeps_stable: true,
+        by_number: spec.traffic.is_by_number(),
         scale_down_delay: seconds(green.scale_down_delay_seconds),
         bake: seconds(green.bake_seconds),
         tests_first: tests_first(spec),
@@ -193,6 +197,22 @@ fn metrics(analysis: &Analysis) -> Vec<Metric> {
     metrics
 }
 
+/// What a release is judged by: nothing that the gateways count where they do not see the requests.
+fn judged(spec: &AgentPoolSpec) -> Vec<Metric> {
+    let mut metrics = metrics(&spec.rollout.analysis());
+    if !spec.traffic.is_counted() {
+        let is_of_gateways = |rule: &Rule| match rule {
+            Rule::Compare(compare) => matches!(
+                compare.counted,
+                Counted::Errors | Counted::Latency(_) | Counted::FirstByte(_)
+            ),
+            Rule::Threshold(_) => false,
+        };
+        metrics.retain(|metric| !is_of_gateways(&metric.rule));
+    }
+    metrics
+}
+
 /// A percentage like `0.5`, which the schema has checked, in millionths of a whole.
 fn millionths(percent: &str) -> u32 {
     let percent: f64 = percent.parse().unwrap_or_default();
@@ -227,12 +247,8 @@ fn evidence_plan(
         None => (Question::Bake, ladder.bake.as_secs(), ladder.bake.as_secs()),
     };
     evidence::Plan {
-        strictness: match analysis.strictness {
-            api::Strictness::Relaxed => evidence::Strictness::Relaxed,
-            api::Strictness::Standard => evidence::Strictness::Standard,
-            api::Strictness::Strict => evidence::Strictness::Strict,
-        },
-        metrics: metrics(&analysis),
+        strictness: strictness(spec),
+        metrics: judged(spec),
         step: Step {
             index: u32::try_from(ladder.index(reached.weight)).unwrap_or(u32::MAX),
             question,
@@ -253,6 +269,9 @@ fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit:
     let (opinion, word) = match judgement.verdict {
         _ if reached.weight == 0 => (Opinion::Advance, "Previewed"),
         Verdict::Advance => (Opinion::Advance, "EvidenceComplete"),
+        Verdict::Continue if plan.metrics.iter().all(|metric| metric.mode == Mode::Observe) => {
+            (Opinion::Continue, STEP_LASTS)
+        }
         Verdict::Continue => (Opinion::Continue, EVIDENCE_CONTINUES),
         Verdict::NoData => (Opinion::Hold, "NoData"),
         Verdict::CommonMode => (Opinion::Hold, "StableDegraded"),
@@ -305,19 +324,28 @@ pub fn start(observed: &Observed) -> Option<(i32, String)> {
         .max_by_key(|record| record.order)?;
     let traffic = traffic(&observed.gateways, &observed.name(), &stable.revision);
     left_out(spec, traffic)
+fn strictness(spec: &AgentPoolSpec) -> evidence::Strictness {
+    match spec.rollout.analysis().strictness {
+        api::Strictness::Relaxed => evidence::Strictness::Relaxed,
+        api::Strictness::Standard => evidence::Strictness::Standard,
+        api::Strictness::Strict => evidence::Strictness::Strict,
+    }
+}
+
+/// How long a step is expected to take at this traffic, see [`evidence::expected_seconds`].
+pub fn expected_seconds(
+    spec: &AgentPoolSpec,
+    rung: &evidence::Rung,
+    traffic: evidence::Traffic,
+) -> Option<i64> {
+    evidence::expected_seconds(rung, strictness(spec), &judged(spec), traffic)
 }
 
 /// The weight below the step at which a release of this pool starts: where the spec names no steps, those that its traffic cannot judge in
 /// time are left out. None when it starts at the first, or when nothing is known of the traffic.
 pub fn left_out(spec: &AgentPoolSpec, rate: Option<evidence::Traffic>) -> Option<(i32, String)> {
     let canary = spec.rollout.canary().filter(|canary| canary.steps.is_empty())?;
-    let analysis = spec.rollout.analysis();
-    let strictness = match analysis.strictness {
-        api::Strictness::Relaxed => evidence::Strictness::Relaxed,
-        api::Strictness::Standard => evidence::Strictness::Standard,
-        api::Strictness::Strict => evidence::Strictness::Strict,
-    };
-    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness, &metrics(&analysis), rate?);
+    let start = evidence::starting_step(&evidence::DEFAULT_STEPS, strictness(spec), &judged(spec), rate?);
     let before = steps(&canary).get(start.step.checked_sub(1)?)?.weight;
     Some((before, start.message))
 }
@@ -504,6 +532,7 @@ impl Court {
         };
         self.open.lock().insert(visit.key().clone(), open);
         let gate = gate(&judgement, &plan, reached, permit);
+        let gate = super::gate::tempered(gate, spec, &judgement);
         let mut gate = match refusal {
             Some(error) => unsaved(gate, &error),
             None => gate,

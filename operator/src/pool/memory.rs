@@ -35,6 +35,8 @@ pub struct Memory {
     pub accepted: Option<String>,
     /// The revision whose pods it refused, with its sentence, and when to ask again.
     pub refused: Option<(String, String, Timestamp)>,
+    /// The generation of the HTTPRoute that every Gateway has accepted, and since when that is known.
+    pub routed: Option<(i64, Timestamp)>,
     /// The rung that the candidate has reached.
     pub reached: Option<Reached>,
     /// What was heard about it at this visit.

@@ -18,15 +18,20 @@ pub mod build;
 pub mod dereference;
 mod draft;
 pub mod figures;
+pub mod forecast;
+pub mod gate;
 pub mod gateways;
 pub mod judge;
 pub mod memory;
+pub mod metrics;
 pub mod plan;
 pub mod ports;
 pub mod prune;
+pub mod routing;
 pub mod sources;
 pub mod status;
 pub mod trial;
+pub mod transitions;
 pub mod trouble;
 pub mod validate;
 pub mod victims;
@@ -148,6 +153,7 @@ pub fn register_with(
         .owns(&caches.disruption_budgets)
         .owns(&caches.jobs)
         .owns(&caches.load_tests)
+        .owns(&caches.routes.cache)
         .watches(&caches.pods, of_pod)
         .watches(&caches.actions, |action| {
             vec![Key::new(
@@ -194,6 +200,12 @@ pub fn register_with(
     manager.leader_task("metric sources", move |context| {
         figures.clone().run(context.clock.clone())
     });
+    manager
+        .metrics()
+        .register_collector(Box::new(metrics::PoolMetrics {
+            pools: caches.pools.clone(),
+            context: Arc::downgrade(manager.context()),
+        }));
     let told = trigger.clone();
     scraper.on_report(move |key| {
         if !key.name.starts_with(PROVIDER_PREFIX) {
@@ -421,7 +433,7 @@ fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
         weight: reached.weight,
         awaits_person: !matches!(
             waiting,
-            Some(judge::EVIDENCE_CONTINUES | "Judging" | TESTING) | None
+            Some(judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | "Judging" | TESTING) | None
         ),
         awaits_tests: matches!(waiting, Some(TESTING | TEST_UNDECIDED)),
     })
@@ -481,6 +493,14 @@ fn blocking(error: &Error) -> Option<Problem> {
     match error {
         Error::NameTaken { .. } => Some(Problem::invalid("NameTaken", error.to_string())),
         // What a ReplicaSet is made of is the pods' template and our own fields.
+        Error::Refused {
+            code: 422,
+            message,
+            action,
+        } if action.contains(" HTTPRoute ") => Some(Problem::invalid(
+            "InvalidRoute",
+            format!("spec.traffic.httpRoute: the API server refuses the HTTPRoute: {message}"),
+        )),
         Error::Refused {
             code: 422, message, ..
         } if error.is_refusal_of("ReplicaSet") => Some(Problem::invalid(

@@ -8,26 +8,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flotilla_core::rollout::{
-    Arm, Decision, Gateways, Ladder, Member, Situation, Standing, State, Target, decide,
+    Arm, Decision, Gateways, Ladder, Member, Reason, Situation, Standing, State, Target, Waiting, decide,
 };
+use flotilla_crds::agent_pool::ReleasePlan;
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 
 use super::dereference::{Observed, is_ready};
 use super::draft::Draft;
+use super::forecast;
 use super::gateways::Reports;
 use super::judge;
 use super::memory::Memory;
+use super::routing;
 use super::trial::sitting;
 use super::trouble;
 use super::validate::{INVALID_POD_TEMPLATE, Problem, Wanted};
-use crate::runtime::Action;
+use crate::runtime::{Action, Presence};
 
 /// While pods are waited for, troubles that show only by their age are looked for this often.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(10);
 /// While a candidate is judged, its evidence is looked at this often.
 const LOOK_AT_EVIDENCE: Duration = Duration::from_secs(5);
+/// While the Gateway API is missing it is looked for this often.
+const LOOK_FOR_ROUTES: Duration = Duration::from_secs(5);
 /// A scale-down waits this long for gateways to say what is in flight; their answer comes earlier.
 const AWAIT_REPORT: Duration = Duration::from_secs(1);
 
@@ -65,6 +70,8 @@ pub struct Plan {
     pub look_again: Option<Duration>,
     /// What to remember.
     pub memory: Memory,
+    /// What a release would do, in a dry run.
+    pub forecast: Option<ReleasePlan>,
 }
 
 /// Makes the plan.
@@ -76,14 +83,21 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         _ => None,
     };
     let name = observed.name();
+    let by_number = observed.pool.spec.traffic.is_by_number();
     let reports = Reports {
         pool: &name,
-        views: &observed.gateways,
+        // They know nothing of a pool whose weights are numbers of replicas.
+        views: if by_number { &[] } else { &observed.gateways },
         problem: observed.gateway_problem.as_deref(),
     };
     let members = members(observed, &reports, &mut memory, now);
-    let target = target(observed, wanted, &mut memory, now);
-    let gateways = gateways(observed, &reports, &members, &memory);
+    let is_dry = forecast::is_dry(&observed.pool);
+    let is_first = !members.iter().any(|member| member.standing == Standing::Stable);
+    // The first revision would not be held by a pause.
+    let released = wanted.filter(|_| !(is_dry && is_first));
+    let target = target(observed, released, &mut memory, now);
+    let unrouted = routing::obstacle(observed, &mut memory, now);
+    let gateways = gateways(observed, &reports, &members, &memory, unrouted);
     let spec = &observed.pool.spec;
     let attempt = wanted
         .and_then(|wanted| observed.record(&wanted.revision))
@@ -93,11 +107,11 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         starts_above: start.as_ref().map(|(above, _)| *above),
         ..ladder
     });
-    let decision = decide(&Situation {
+    let mut decision = decide(&Situation {
         now,
         replicas: spec.effective_replicas(),
         surge_percent: spec.rolling_update().max_surge_percent,
-        paused: spec.rollout.paused,
+        paused: spec.rollout.paused || is_dry,
         stopped: spec.stopped,
         deadline: deadline(observed),
         target,
@@ -113,6 +127,17 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         ),
         reached: memory.reached.clone(),
     });
+    let forecast = wanted
+        .filter(|_| is_dry)
+        .and_then(|wanted| forecast::build(observed, Some(wanted), decision.stable.as_deref()));
+    if let Some(forecast) = &forecast
+        && let (State::Paused | State::Empty, false) = (&decision.state, spec.rollout.paused)
+    {
+        decision.waiting = Some(Waiting {
+            reason: forecast::held(&forecast.revision),
+            deadline: None,
+        });
+    }
     memory.progress.clone_from(&decision.progress);
     memory.reached.clone_from(&decision.reached);
     let is_alone = decision.candidate.is_none();
@@ -152,12 +177,14 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         problem.as_ref(),
         &memory,
         held,
+        // Nobody tells when the Gateway API is installed.
+        spec.traffic.is_routed() && observed.routing != Presence::Present,
         now,
         deadline(observed),
     );
     Plan {
         actions,
-        eager: is_moving || held || restarting.is_some(),
+        eager: !by_number && (is_moving || held || restarting.is_some()),
         decision,
         problem,
         members,
@@ -166,6 +193,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         lacks_bytes,
         look_again,
         memory,
+        forecast,
     }
 }
 
@@ -238,7 +266,11 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
                 wanted,
                 existing: count(pods.len()),
                 available: count(available),
-                seen: count(reports.seen(revision, pods)),
+                seen: if observed.pool.spec.traffic.is_by_number() {
+                    count(available)
+                } else {
+                    count(reports.seen(revision, pods))
+                },
             },
             weight: share.map(|share| share.weight),
             trouble,
@@ -285,8 +317,18 @@ fn target(observed: &Observed, wanted: Option<&Wanted>, memory: &mut Memory, now
 }
 
 /// What the gateways have applied. While only one revision has ever been in question since they last confirmed, they
-/// need not be asked again: neither a scale-up nor a restart of the operator wakes them.
-fn gateways(observed: &Observed, reports: &Reports<'_>, members: &[Member], memory: &Memory) -> Gateways {
+/// need not be asked again: neither a scale-up nor a restart of the operator wakes them. `unrouted` is why an HTTPRoute does not
+/// carry the weights.
+fn gateways(
+    observed: &Observed,
+    reports: &Reports<'_>,
+    members: &[Member],
+    memory: &Memory,
+    unrouted: Option<Reason>,
+) -> Gateways {
+    if observed.pool.spec.traffic.is_by_number() {
+        return Gateways::Confirmed;
+    }
     let Some(generation) = observed.status.traffic_generation else {
         return if reports.views.iter().any(|view| view.ready) {
             Gateways::Pending
@@ -300,6 +342,10 @@ fn gateways(observed: &Observed, reports: &Reports<'_>, members: &[Member], memo
             .iter()
             .any(|member| member.standing == Standing::Candidate);
     let was_ready = is_true(&observed.status.conditions, condition::READY);
+    // A route that was changed by hand is put right before anybody need know.
+    if let Some(reason) = unrouted.filter(|reason| !(is_alone && was_ready && routing::is_passing(reason))) {
+        return Gateways::Unrouted(reason);
+    }
     if is_alone && (was_ready || memory.confirmed == Some(generation)) {
         return Gateways::Confirmed;
     }
@@ -311,6 +357,7 @@ fn look_again(
     problem: Option<&Problem>,
     memory: &Memory,
     held: bool,
+    awaits_routes: bool,
     now: Timestamp,
     deadline: SignedDuration,
 ) -> Option<Duration> {
@@ -324,7 +371,8 @@ fn look_again(
         .as_ref()
         .filter(|_| problem.is_some())
         .map(|(_, _, until)| *until);
-    let times = [of_wait, of_problem, of_refusal]
+    let of_route = routing::settles(memory, now);
+    let times = [of_wait, of_problem, of_refusal, of_route]
         .into_iter()
         .flatten()
         .filter(|time| *time > now)
@@ -337,6 +385,7 @@ fn look_again(
         .chain(is_waiting_for_pods.then_some(LOOK_FOR_TROUBLE))
         .chain(held.then_some(AWAIT_REPORT))
         .chain(decision.reached.is_some().then_some(LOOK_AT_EVIDENCE))
+        .chain(awaits_routes.then_some(LOOK_FOR_ROUTES))
         .min()
 }
 

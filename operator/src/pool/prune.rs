@@ -64,14 +64,21 @@ pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) 
         .filter(|(revision, _)| goes(revision))
         .map(|(_, set)| Action::delete(&**set))
         .collect();
-    let front = spec.front_service(&observed.pool.name_any()).to_owned();
+    let pool = observed.pool.name_any();
+    let front = spec.traffic.has_front().then(|| spec.front_service(&pool));
     for of_pool in &observed.services {
         let name = of_pool.name_any();
-        let is_former_front = service::gateway_port(of_pool).is_some() && name != front;
-        let is_of_revision = service::gateway_port(of_pool).is_none();
-        if is_former_front || is_of_revision && goes(&name) {
+        let is_unused = if service::is_of_revision(of_pool) {
+            goes(&name)
+        } else {
+            front != Some(name.as_str())
+        };
+        if is_unused {
             actions.push(Action::delete(&**of_pool));
         }
+    }
+    if !spec.traffic.is_routed() {
+        actions.extend(observed.routes.iter().map(|route| Action::delete(&**route)));
     }
     actions.extend(snapshots(observed, wanted, &is_surplus));
     actions.extend(surplus.iter().map(|known| Action::delete(&*known.object)));

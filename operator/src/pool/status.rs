@@ -17,10 +17,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
-use super::dereference::Observed;
-use super::judge;
+use super::dereference::{Observed, is_ready};
 use super::plan::{Plan, deadline, weights};
+use super::routing;
 use super::validate::Problem;
+use super::{forecast, gate, judge};
 use crate::runtime::conditions::truncate;
 use crate::runtime::{Conditions, StatusWrite};
 
@@ -43,6 +44,8 @@ const LAZY: &[&str] = &[
     "/rollout/measuredWeightPercent",
     "/rollout/metrics",
     "/restart/replaced",
+    "/plan/steps",
+    "/plan/message",
 ];
 /// See [`LAZY`].
 const LAZY_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
@@ -100,6 +103,7 @@ pub fn build(
         rollout: rollout(observed, plan, problem),
         rejected: rejected(observed, decision, now),
         last_action: last_action(observed),
+        plan: plan.forecast.clone(),
         restart: restarting.as_ref().map(|restart| RestartStatus {
             time: Some(Time(restart.before)),
             replaced: Some(format!("{}/{}", restart.replaced, restart.of)),
@@ -125,7 +129,11 @@ fn arm(members: &[Member], revision: &str) -> flotilla_core::rollout::Arm {
 
 /// The weights, under a new generation when they have changed. A lost generation goes on far beyond any that a gateway
 /// may still have, so that none of them confirms what it has not seen.
-fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<TrafficShare>, Option<i64>) {
+pub(super) fn traffic(
+    observed: &Observed,
+    decision: &Decision,
+    now: Timestamp,
+) -> (Vec<TrafficShare>, Option<i64>) {
     let old = &observed.status;
     if decision.traffic.is_empty() {
         return (old.traffic.clone(), old.traffic_generation);
@@ -155,8 +163,20 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
         revision: revision.clone(),
         weight: *weight,
         since_generation: since(revision, *weight),
+        preview: is_previewed(observed, decision, revision),
     });
     (new.collect(), Some(generation))
+}
+
+/// Whether testers are led to this revision: it is being released, and has a replica that can answer.
+fn is_previewed(observed: &Observed, decision: &Decision, revision: &str) -> bool {
+    let is_released = matches!(
+        decision.state,
+        State::Releasing | State::Judging | State::Baking | State::Paused
+    );
+    let is_candidate = decision.candidate.as_deref() == Some(revision);
+    let wants = observed.pool.spec.rollout.preview.is_some();
+    wants && is_released && is_candidate && observed.pods_of(revision).iter().any(|pod| is_ready(pod))
 }
 
 /// The word and sentence for `Ready`, and whether it is True.
@@ -170,7 +190,13 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
         .map(|waiting| waiting.reason.message.clone())
         .unwrap_or_default();
     let stable = decision.stable.as_deref().unwrap_or_default();
-    let is_at_gateways = waiting.is_some_and(|waiting| waiting.reason.word == "GatewayUnconfirmed");
+    let is_at_gateways = waiting.is_some_and(|waiting| {
+        let word = waiting.reason.word.as_str();
+        matches!(
+            word,
+            "GatewayUnconfirmed" | routing::GATEWAY_API_MISSING | routing::ROUTE_NOT_ACCEPTED
+        )
+    });
     let trouble = |revision: Option<&str>| {
         let member = plan
             .members
@@ -195,12 +221,20 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
             "no pod runs, because spec.stopped is true".into(),
         ),
         State::Stopped => (false, "Stopped".into(), sentence),
+        State::Empty | State::Paused
+            if waiting.is_some_and(|waiting| waiting.reason.word == forecast::DRY_RUN_HOLDS) =>
+        {
+            (false, forecast::DRY_RUN_HOLDS.into(), sentence)
+        }
         State::Empty => (
             false,
             "Progressing".into(),
             "the first revision is being made".into(),
         ),
-        _ if is_at_gateways => (false, "GatewayUnconfirmed".into(), sentence),
+        _ if is_at_gateways => {
+            let word = waiting.map(|waiting| waiting.reason.word.clone());
+            (false, word.unwrap_or_default(), sentence)
+        }
         State::Starting => {
             let word = trouble(decision.stable.as_deref()).unwrap_or_else(|| "Progressing".into());
             (false, word, sentence)
@@ -215,7 +249,7 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
                 .map(|waiting| waiting.reason.word.as_str())
                 .unwrap_or_default();
             match word {
-                judge::EVIDENCE_CONTINUES | "Judging" => (
+                judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | "Judging" => (
                     false,
                     "Judging".into(),
                     format!("{candidate} is judged at {weight} %; status.rollout shows its evidence"),
@@ -359,7 +393,7 @@ fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Optio
         progress_time: moved.map(Time),
         waiting_for: waiting,
         step: step(observed, plan),
-        measured_weight_percent: measured_weight(plan),
+        measured_weight_percent: measured_weight(observed, plan),
         top_up_ref: top_up(plan),
         tests: tests(plan),
         metrics: metrics(plan),
@@ -397,13 +431,20 @@ fn judgement(plan: &Plan) -> Option<&flotilla_core::evidence::Judgement> {
     (heard.gate.weight == reached.weight).then_some(&heard.judgement)
 }
 
-/// The candidate's share of the counted requests, from the metric that has counted most.
-fn measured_weight(plan: &Plan) -> Option<String> {
-    let metrics = judgement(plan)?.metrics.iter().map(|metric| &metric.step);
-    let counts = metrics.map(|tally| (tally.candidate.requests, tally.stable.requests));
-    let (candidate, stable) = counts.max_by_key(|(candidate, stable)| candidate + stable)?;
-    let all = candidate + stable;
-    (all > 0).then(|| format!("{:.1}", candidate as f64 * 100.0 / all as f64))
+/// The candidate's share of the counted requests, from the metric that has counted most; where nobody counts, of the ready
+/// replicas.
+fn measured_weight(observed: &Observed, plan: &Plan) -> Option<String> {
+    let percent = |part: f64, all: f64| (all > 0.0).then(|| format!("{:.1}", part * 100.0 / all));
+    if observed.pool.spec.traffic.is_by_number() {
+        let ready = |revision: &Option<String>| {
+            let arm = arm(&plan.members, revision.as_deref()?);
+            Some(f64::from(arm.available))
+        };
+        let candidate = ready(&plan.decision.candidate)?;
+        return percent(candidate, candidate + ready(&plan.decision.stable)?);
+    }
+    let (candidate, stable) = gate::counted(judgement(plan)?)?;
+    percent(candidate as f64, (candidate + stable) as f64)
 }
 
 fn metrics(plan: &Plan) -> Vec<MetricStatus> {

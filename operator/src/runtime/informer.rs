@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tracing::{debug, warn};
 
 use super::cache::{Cache, Relist, Undecodable};
+use super::optional::{Link, Presence, absence};
 use super::time::Jitter;
 use crate::metrics::Metrics;
 
@@ -27,6 +28,8 @@ const PAGE: u32 = 100;
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause: an API server that is back is seen within this time.
 const MAX_PAUSE: Duration = Duration::from_secs(4);
+/// Pause before a kind that is not there is looked for again, once somebody wants it.
+const ABSENT_PAUSE: Duration = Duration::from_secs(5);
 /// A watch that worked this long starts with the first pause again.
 const STEADY: Duration = Duration::from_secs(30);
 
@@ -37,6 +40,8 @@ pub(super) struct Informer {
     pub(super) fields: Option<String>,
     pub(super) metrics: Metrics,
     pub(super) jitter: Jitter,
+    /// Of a kind that need not be there.
+    pub(super) link: Option<Link>,
 }
 
 /// An object as the watch delivers it: itself, or a guard around something that may not decode.
@@ -87,12 +92,24 @@ impl Informer {
                     debug!(kind, "listed");
                     self.metrics.relist(&kind);
                     cache.finish(&shard, std::mem::take(&mut relist));
+                    if let Some(link) = &self.link {
+                        link.set(&shard, Presence::Present);
+                    }
                 }
                 Ok(watcher::Event::Apply(object)) => cache.upsert(&shard, opened(&kind, object)),
                 Ok(watcher::Event::Delete(object)) => cache.remove(&shard, object.meta()),
                 // The version to resume from is compacted, as after a restart of the API server: the list comes next.
                 Err(watcher::Error::WatchError(status)) if status.code == 410 => {
                     debug!(kind, message = status.message, "watch starts anew");
+                }
+                Err(error) if self.link.is_some() && absence(&error).is_some() => {
+                    debug!(kind, error = %Chain(&error), "the kind is not served");
+                    cache.finish(&shard, Relist::default());
+                    if let (Some(link), Some(presence)) = (&self.link, absence(&error)) {
+                        link.set(&shard, presence);
+                        link.wanted().await;
+                    }
+                    tokio::time::sleep(self.jitter.spread(ABSENT_PAUSE)).await;
                 }
                 Err(error) => {
                     self.metrics.watch_error(&kind);

@@ -22,6 +22,7 @@ use super::events::{EventPublisher, EventWorker};
 use super::gate::Gate;
 use super::informer::{Delivered, Informer};
 use super::lease::{Elector, Leadership};
+use super::optional::{Link, Optional, Presence};
 use super::readiness::Readiness;
 use super::status::StatusPacer;
 use super::time::{Clock, Jitter};
@@ -92,6 +93,8 @@ pub struct Manager {
     elector: Option<Elector>,
     events: EventWorker,
     informers: Vec<Task>,
+    /// Plurals of the kinds that need not be there.
+    optional: Vec<String>,
     controllers: Vec<Arc<dyn AnyController>>,
     tasks: Vec<(String, LeaderTask)>,
 }
@@ -155,6 +158,7 @@ impl Manager {
             elector,
             events,
             informers: Vec::new(),
+            optional: Vec::new(),
             controllers: Vec::new(),
             tasks: Vec::new(),
         }
@@ -173,7 +177,24 @@ impl Manager {
             + Sync
             + 'static,
     {
-        self.watched::<K, K>(watch)
+        self.watched::<K, K>(watch, None)
+    }
+
+    /// A cache of a kind that the cluster need not have: nobody waits for it at the start, see [`Optional`].
+    pub fn optional_cache<K>(&mut self, watch: Watch<K>) -> Optional<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + Debug
+            + Send
+            + Sync
+            + 'static,
+    {
+        let link = Link::new();
+        let cache = self.watched::<K, K>(watch, Some(link.clone()));
+        Optional { cache, link }
     }
 
     /// A cache of one of our own kinds: an object that does not decode is reported and left alone, the others go on.
@@ -188,10 +209,10 @@ impl Manager {
             + Sync
             + 'static,
     {
-        self.watched::<K, DeserializeGuard<K>>(watch)
+        self.watched::<K, DeserializeGuard<K>>(watch, None)
     }
 
-    fn watched<K, D>(&mut self, watch: Watch<K>) -> Cache<K>
+    fn watched<K, D>(&mut self, watch: Watch<K>, link: Option<Link>) -> Cache<K>
     where
         K: Resource<DynamicType = ()> + Serialize + Send + Sync + 'static,
         D: Delivered<K>
@@ -207,6 +228,7 @@ impl Manager {
             fields: watch.fields.clone(),
             metrics: self.context.metrics.clone(),
             jitter: self.context.jitter.clone(),
+            link: link.clone(),
         };
         let shards = if self.namespaces.is_empty() {
             vec![String::new()]
@@ -215,7 +237,14 @@ impl Manager {
         };
         let cache = Cache::<K>::new(watch, shards.clone());
         let part = format!("cache of {}", K::plural(&()));
-        self.readiness.expect(&part);
+        match &link {
+            Some(link) => {
+                // One namespace's answer is not everybody's.
+                shards.iter().for_each(|shard| link.set(shard, Presence::Unknown));
+                self.optional.push(K::plural(&()).into_owned());
+            }
+            None => self.readiness.expect(&part),
+        }
         for shard in shards {
             let client = self.context.client.clone();
             let api = if shard.is_empty() {
@@ -268,6 +297,7 @@ impl Manager {
             elector,
             events,
             informers,
+            optional,
             controllers,
             tasks,
             ..
@@ -294,7 +324,7 @@ impl Manager {
         let started = {
             let stop = stop.clone();
             async move {
-                wait_for_caches(&synced, &readiness, &stop).await;
+                wait_for_caches(&synced, &optional, &readiness, &stop).await;
                 info!("caches filled");
             }
         };
@@ -358,8 +388,14 @@ async fn ended_early(election: Option<&tokio::task::JoinHandle<()>>, stop: &Canc
     }
 }
 
-async fn wait_for_caches(context: &Context, readiness: &Readiness, stop: &CancellationToken) {
-    for cache in context.gate.caches() {
+async fn wait_for_caches(
+    context: &Context,
+    optional: &[String],
+    readiness: &Readiness,
+    stop: &CancellationToken,
+) {
+    let caches = context.gate.caches().into_iter();
+    for cache in caches.filter(|cache| !optional.contains(&cache.resource().plural)) {
         let mut progress = cache.progress();
         while !cache.is_synced() && !stop.is_cancelled() {
             tokio::select! {

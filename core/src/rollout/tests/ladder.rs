@@ -16,6 +16,7 @@ fn ladder() -> Ladder {
         rungs: vec![rung(10), rung(50)],
         least_pods: 1,
         keeps_stable: true,
+        by_number: false,
         scale_down_delay: SignedDuration::from_secs(30),
         bake: SignedDuration::from_secs(300),
         ..Ladder::default()
@@ -445,7 +446,7 @@ fn a_first_revision_with_tests_serves_nobody_before_it_has_passed_them() {
     let begun = decide(&first);
     assert_eq!(changes(&begun), [(CANDIDATE, Standing::Candidate)]);
     assert_eq!((scale(&begun, CANDIDATE), traffic(&begun)), (Some(4), vec![]));
-    assert_eq!((begun.stable.as_deref(), begun.state), (None, State::Starting));
+    assert_eq!((begun.stable.as_deref(), &begun.state), (None, &State::Starting));
 
     let tested = |arm, opinion: Option<Opinion>| {
         let situation = first.clone().with(CANDIDATE, Standing::Candidate, arm, None);
@@ -458,7 +459,7 @@ fn a_first_revision_with_tests_serves_nobody_before_it_has_passed_them() {
     assert_eq!(word(&tested(ready(3), None)), Some("ReplicasAvailable"));
     assert_eq!(word(&tested(ready(4), None)), Some("Testing"));
     let waits = tested(ready(4), Some(Opinion::Continue));
-    assert_eq!((waits.state, traffic(&waits)), (State::Judging, vec![]));
+    assert_eq!((&waits.state, traffic(&waits)), (&State::Judging, vec![]));
     let passed = tested(ready(4), Some(Opinion::Advance));
     assert_eq!(changes(&passed), [(CANDIDATE, Standing::Stable)]);
     assert_eq!(traffic(&passed), [(CANDIDATE, 100)]);

@@ -8,6 +8,7 @@
 //! | ReplicaSet | the revision's name | create, then only `replicas` |
 //! | Service of a revision | the revision's name | apply |
 //! | front Service | `spec.traffic.serviceName`, else the pool's | apply |
+//! | HTTPRoute, where `traffic.type` says so | the pool's | apply |
 //! | PodDisruptionBudget | the pool's | apply |
 //!
 //! What the operator injects into pods is not part of a revision, and a ReplicaSet's template is never patched: so an
@@ -15,6 +16,7 @@
 
 pub mod controller_revision;
 pub mod disruption_budget;
+pub mod http_route;
 pub mod overlay;
 pub mod pod;
 pub mod replica_set;

@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 
-use super::{labels, overlay, service_account, snapshot};
+use super::{labels, overlay, service, service_account, snapshot};
 
 /// Source of the prompt in [`Content::sources`], and the file's name inside its snapshot.
 pub const PROMPT: &str = "prompt";
@@ -135,7 +135,7 @@ fn container(pool: &AgentPool, revision: &str, agent: &Agent, mounts: Vec<Volume
         command: (!agent.command.is_empty()).then(|| agent.command.clone()),
         args: (!agent.args.is_empty()).then(|| agent.args.clone()),
         ports: Some(vec![ContainerPort {
-            name: Some("http".into()),
+            name: Some(service::PORT_NAME.into()),
             container_port: agent.port,
             protocol: Some("TCP".into()),
             ..ContainerPort::default()
@@ -145,7 +145,13 @@ fn container(pool: &AgentPool, revision: &str, agent: &Agent, mounts: Vec<Volume
         resources: agent.resources.clone(),
         volume_mounts: (!mounts.is_empty()).then_some(mounts),
         startup_probe: startup.map(complete),
-        readiness_probe: Some(readiness.map_or_else(|| default_readiness(agent.port), complete)),
+        // A worker need not listen.
+        readiness_probe: readiness.map(complete).or_else(|| {
+            pool.spec
+                .traffic
+                .has_front()
+                .then(|| default_readiness(agent.port))
+        }),
         liveness_probe: liveness.map(complete),
         lifecycle: Some(Lifecycle {
             pre_stop: Some(LifecycleHandler {
@@ -196,8 +202,13 @@ fn environment(pool: &AgentPool, revision: &str, agent: &Agent) -> Vec<EnvVar> {
         plain("FLOTILLA_REVISION", revision.to_owned()),
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
-        plain("FLOTILLA_PUBLIC_URL", format!("http://{front}.{namespace}.svc")),
     ];
+    if pool.spec.traffic.has_front() {
+        ours.push(plain(
+            "FLOTILLA_PUBLIC_URL",
+            format!("http://{front}.{namespace}.svc"),
+        ));
+    }
     if let Some(model) = main_model(agent) {
         ours.push(plain("OPENAI_BASE_URL", names::egress_url(&namespace, model)));
         ours.push(plain("OPENAI_API_KEY", names::MANAGER.to_owned()));

@@ -9,7 +9,10 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 
-use super::{child_meta, selector};
+use super::{AGENT, child_meta, selector};
+
+/// Name of the agent container's port.
+pub const PORT_NAME: &str = "http";
 
 /// The Service of one revision: port 80 to the agent's port of its ready pods. Its labels are copied to the
 /// EndpointSlices, by which gateways learn how many requests a replica of this revision takes at once, and how its pods prove
@@ -49,6 +52,31 @@ pub fn front(pool: &AgentPool, gateway_port: i32) -> Service {
         }),
         ..Service::default()
     }
+}
+
+/// The Service that clients use where the numbers of replicas are the weights: port 80 to all ready replicas of every revision. The
+/// revisions may have different ports, so it goes by the port's name.
+pub fn front_to_pods(pool: &AgentPool) -> Service {
+    let name = pool.name_any();
+    let mut all = selector(&name, None);
+    all.insert(names::APP_NAME.to_owned(), AGENT.to_owned());
+    Service {
+        metadata: child_meta(pool, pool.spec.front_service(&name), None),
+        spec: Some(ServiceSpec {
+            selector: Some(all),
+            ports: Some(vec![ServicePort {
+                target_port: Some(IntOrString::String(PORT_NAME.to_owned())),
+                ..port(0)
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// Whether a Service of a pool is that of a revision; any other is, or was, its front Service.
+pub fn is_of_revision(service: &Service) -> bool {
+    service.labels().contains_key(names::REVISION)
 }
 
 /// The gateway port that a front Service was given, if that is what it is.
@@ -132,6 +160,25 @@ mod tests {
     }
 
     #[test]
+    fn a_front_without_a_gateway_selects_every_revision_by_the_ports_name() {
+        let pool = pool(json!({"traffic": {"type": "ReplicaRatio", "serviceName": "help"}}));
+        let service = front_to_pods(&pool);
+        assert!(
+            !is_of_revision(&service) && is_of_revision(&of_revision(&pool, "support-1", &pool.spec.agent))
+        );
+        assert_eq!(service.metadata.name.as_deref(), Some("help"));
+        let spec = service.spec.unwrap();
+        let selected = spec.selector.unwrap();
+        assert!(!selected.contains_key(names::REVISION));
+        assert_eq!(
+            (selected[names::POOL].as_str(), selected[names::APP_NAME].as_str()),
+            ("support", AGENT)
+        );
+        let port = &spec.ports.unwrap()[0];
+        assert_eq!(port.target_port, Some(IntOrString::String("http".into())));
+    }
+
+    #[test]
     fn the_front_selects_gateways_and_remembers_the_port() {
         for (spec, name) in [
             (json!({}), "support"),
@@ -141,6 +188,11 @@ mod tests {
             assert_eq!(service.metadata.name.as_deref(), Some(name));
             assert_eq!(gateway_port(&service), Some(20_417));
         }
+        assert_eq!(
+            gateway_port(&front_to_pods(&pool(json!({})))),
+            None,
+            "it selects agents"
+        );
         assert_eq!(
             gateway_port(&of_revision(
                 &pool(json!({})),

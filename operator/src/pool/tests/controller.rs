@@ -24,7 +24,7 @@ pub(super) const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agent
 const ACTIONS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/rolloutactions";
 const PROMPT: &str = "/api/v1/namespaces/shop/configmaps/prompts";
 pub(super) const PODS: &str = "/api/v1/namespaces/shop/pods";
-const FRONT: &str = "/api/v1/namespaces/shop/services/support";
+pub(super) const FRONT: &str = "/api/v1/namespaces/shop/services/support";
 pub(super) const SETS: &str = "/apis/apps/v1/namespaces/shop/replicasets/";
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
@@ -143,7 +143,7 @@ pub(super) fn objects(cluster: &FakeCluster, prefix: &str) -> Vec<Value> {
     of_kind.filter_map(|path| cluster.get(path)).collect()
 }
 
-fn revision_of(object: &Value) -> Option<&str> {
+pub(super) fn revision_of(object: &Value) -> Option<&str> {
     object["metadata"]["labels"][names::REVISION].as_str()
 }
 
@@ -151,7 +151,7 @@ fn is_ready(pod: &Value) -> bool {
     pod["status"]["conditions"][0]["status"] == "True"
 }
 
-fn image(set: &Value) -> String {
+pub(super) fn image(set: &Value) -> String {
     set["spec"]["template"]["spec"]["containers"][0]["image"]
         .as_str()
         .unwrap_or_default()

@@ -2,6 +2,8 @@
 
 mod controller;
 mod trials;
+mod dry_run;
+mod traffic;
 mod world;
 
 use flotilla_crds::names;

@@ -24,7 +24,7 @@ use crate::pool::sources::{Files, Sources};
 use crate::pool::status;
 use crate::pool::validate::validate;
 use crate::pool::victims::DELETION_COST;
-use crate::runtime::Action;
+use crate::runtime::{Action, Presence};
 use crate::scrape::View;
 
 /// What happens to the pods of an image.
@@ -49,6 +49,8 @@ pub struct World {
     pub prompt: Option<String>,
     /// Whether gateways answer and follow.
     pub gateways: bool,
+    /// Whether the cluster has HTTPRoutes.
+    pub routing: Presence,
     /// Writes to the API server, status among them.
     pub writes: usize,
     /// The operator dies before this write.
@@ -70,6 +72,7 @@ pub fn pool() -> World {
         fates: BTreeMap::new(),
         prompt: None,
         gateways: true,
+        routing: Presence::Absent,
         writes: 0,
         dies_before: None,
         next: 0,
@@ -236,7 +239,9 @@ impl World {
                 .collect(),
             sets: sets.into_iter().map(|set| (set.name_any(), set)).collect(),
             actions: self.all::<RolloutAction>("RolloutAction"),
-            port: Some(status.gateway_port.or(port).unwrap_or(20_417)),
+            port: (!pool.spec.traffic.is_by_number()).then(|| status.gateway_port.or(port).unwrap_or(20_417)),
+            routes: self.all("HTTPRoute"),
+            routing: self.routing,
             providers: self
                 .all::<flotilla_crds::ModelProvider>("ModelProvider")
                 .into_iter()

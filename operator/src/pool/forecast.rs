@@ -1,0 +1,237 @@
+//! A dry run: what the release of the wanted revision would do. Pure.
+//!
+//! With the annotation [`DRY_RUN`] on the pool nothing new is released, and a release under way holds where it is, as with
+//! `rollout.paused`; status tells what a release would do. Everything else goes on: the size of what serves, its repair, commands. A
+//! new pool makes nothing at all.
+
+use flotilla_core::evidence::Rung;
+use flotilla_core::revision::Content;
+use flotilla_core::rollout::forecast::{Stage, forecast};
+use flotilla_core::rollout::{Reason, shift};
+use flotilla_crds::agent_pool::{CanaryStep, PlannedStep, ReleasePlan};
+use flotilla_crds::names::DRY_RUN;
+use flotilla_crds::{AgentPool, AgentPoolSpec};
+use kube::ResourceExt as _;
+use serde_json::Value;
+
+use super::build::snapshot;
+use super::dereference::Observed;
+use super::judge;
+use super::validate::Wanted;
+
+/// Reason of `Ready` while a dry run holds a release.
+pub const DRY_RUN_HOLDS: &str = "DryRun";
+
+/// Whether the pool is in a dry run.
+pub fn is_dry(pool: &AgentPool) -> bool {
+    pool.annotations()
+        .get(DRY_RUN)
+        .is_some_and(|value| value == "true")
+}
+
+/// What a held release waits for.
+pub fn held(revision: &str) -> Reason {
+    Reason::new(
+        DRY_RUN_HOLDS,
+        format!(
+            "{revision} is not released because of the annotation {DRY_RUN}; status.plan shows what its release would do; \
+             remove the annotation to release it"
+        ),
+    )
+}
+
+/// The plan for `wanted`, if that is not what serves; `stable` is what does.
+pub fn build(observed: &Observed, wanted: Option<&Wanted>, stable: Option<&str>) -> Option<ReleasePlan> {
+    let wanted = wanted.filter(|wanted| stable != Some(wanted.revision.as_str()))?;
+    let spec = &observed.pool.spec;
+    let serving = stable.and_then(|stable| observed.record(stable)?.content.as_ref());
+    let steps = match stable {
+        Some(stable) => steps(observed, stable),
+        None => Vec::new(),
+    };
+    Some(ReleasePlan {
+        revision: wanted.revision.clone(),
+        from: stable.map(str::to_owned),
+        changes: serving.map_or_else(Vec::new, |serving| changes(serving, &wanted.content)),
+        objects: objects(observed, wanted),
+        message: message(spec, stable, &steps),
+        steps,
+    })
+}
+
+/// Fields of `spec.agent` that differ, and sources whose bytes do. Names only: a value may be nobody's business.
+fn changes(old: &Content, new: &Content) -> Vec<String> {
+    let fields = |content: &Content| match serde_json::to_value(&content.agent) {
+        Ok(Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (before, after) = (fields(old), fields(new));
+    let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
+    names.sort();
+    names.dedup();
+    let differs = |name: &&String| before.get(*name) != after.get(*name);
+    let mut changes: Vec<String> = names
+        .into_iter()
+        .filter(differs)
+        .map(|name| format!("spec.agent.{name}"))
+        .collect();
+    let mut sources: Vec<&String> = old.sources.keys().chain(new.sources.keys()).collect();
+    sources.sort();
+    sources.dedup();
+    let moved = sources
+        .into_iter()
+        .filter(|source| old.sources.get(*source) != new.sources.get(*source));
+    changes.extend(moved.map(|source| format!("content of {source}")));
+    changes
+}
+
+/// Objects that are not there yet and would be made at the begin of the release.
+fn objects(observed: &Observed, wanted: &Wanted) -> Vec<String> {
+    let (pool, revision) = (observed.name(), &wanted.revision);
+    let snapshots = wanted
+        .content
+        .sources
+        .iter()
+        .map(|(source, hash)| snapshot::name(&pool, source, hash));
+    let is_kept = |name: &String| observed.snapshots.iter().any(|known| known.name_any() == *name);
+    let mut objects: Vec<String> = snapshots
+        .filter(|name| !is_kept(name))
+        .map(|name| format!("ConfigMap {name}"))
+        .collect();
+    if observed.record(revision).is_none() {
+        objects.push(format!("ControllerRevision {revision}"));
+    }
+    if !observed.sets.contains_key(revision) {
+        objects.push(format!("ReplicaSet {revision}"));
+    }
+    if !observed
+        .services
+        .iter()
+        .any(|service| service.name_any() == *revision)
+    {
+        objects.push(format!("Service {revision}"));
+    }
+    objects
+}
+
+fn steps(observed: &Observed, stable: &str) -> Vec<PlannedStep> {
+    let spec = &observed.pool.spec;
+    let ladder = judge::ladder(spec);
+    let traffic = judge::traffic(&observed.gateways, &observed.name(), stable);
+    // Steps that this traffic cannot judge in time are left out, as at a release's begin.
+    let skipped = judge::left_out(spec, traffic).map(|(weight, _)| weight);
+    let canary = spec.rollout.canary().map(|canary| judge::steps(&canary));
+    let canary = canary.unwrap_or_default();
+    let stages = forecast(ladder.as_ref(), spec.effective_replicas()).into_iter();
+    let stages = stages.filter(|stage| skipped.is_none_or(|skipped| stage.weight > skipped));
+    let planned = stages.map(|stage| {
+        let step = canary.iter().find(|step| step.weight == stage.weight);
+        let bake = ladder.as_ref().filter(|_| stage.weight == 100);
+        let expected = match (step, bake) {
+            (Some(step), _) => expected(spec, step, traffic),
+            (None, Some(ladder)) => Some(ladder.bake.as_secs()),
+            (None, None) => None,
+        };
+        planned(&stage, expected)
+    });
+    planned.collect()
+}
+
+fn expected(
+    spec: &AgentPoolSpec,
+    step: &CanaryStep,
+    traffic: Option<flotilla_core::evidence::Traffic>,
+) -> Option<i64> {
+    let number = |number: i32| u32::try_from(number).unwrap_or_default();
+    let rung = Rung {
+        weight_percent: number(step.weight),
+        times_worse: number(step.rule_out_times_worse),
+        min_seconds: step.min_duration_seconds.into(),
+        decide_within_seconds: step.decide_within_seconds.into(),
+    };
+    if !spec.traffic.is_counted() {
+        return Some(rung.min_seconds);
+    }
+    judge::expected_seconds(spec, &rung, traffic?)
+}
+
+fn planned(stage: &Stage, expected_seconds: Option<i64>) -> PlannedStep {
+    PlannedStep {
+        weight: stage.weight,
+        true_weight_percent: format!("{:.1}", stage.percent),
+        candidate_replicas: stage.candidate,
+        stable_replicas: stage.stable,
+        expected_seconds,
+        approval: stage.needs_approval.then(|| "Manual".to_owned()),
+    }
+}
+
+fn message(spec: &AgentPoolSpec, stable: Option<&str>, steps: &[PlannedStep]) -> String {
+    let replicas = spec.effective_replicas();
+    if stable.is_none() {
+        return format!("the first revision: its {replicas} replicas start at once, without steps");
+    }
+    if judge::ladder(spec).is_none() {
+        let batch = shift::surge(replicas, spec.rolling_update().max_surge_percent);
+        return format!(
+            "{replicas} replicas are replaced in batches of {batch}; the traffic follows the available share"
+        );
+    }
+    // On the way to all the traffic the old replicas are still there.
+    let most = 2 * replicas;
+    let before = steps.iter().filter(|step| step.weight < 100);
+    let times: Option<Vec<i64>> = before.clone().map(|step| step.expected_seconds).collect();
+    let approvals = before.filter(|step| step.approval.is_some()).count();
+    let persons = match approvals {
+        0 => String::new(),
+        1 => ", and once for a person".to_owned(),
+        more => format!(", and {more} times for a person"),
+    };
+    let time = match times {
+        _ if spec.rollout.blue_green().is_some() => "the swap waits for the new replicas".to_owned(),
+        Some(times) => {
+            let minutes = (times.iter().sum::<i64>() + 59) / 60;
+            format!("all the traffic after about {minutes} min and the start of the pods")
+        }
+        None => "no time can be told: a step has no verdict in sight, or the traffic is not known".to_owned(),
+    };
+    format!("{time}{persons}; up to {most} replicas at once")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::build::fixtures::{content, pool};
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn changes_are_named_without_their_values() {
+        let old = pool(json!({"agent": {"env": [{"name": "TOKEN", "value": "hidden"}]}}));
+        let new = pool(json!({"agent": {"image": "agent:2", "env": [{"name": "TOKEN", "value": "other"}]}}));
+        let (old, new) = (
+            content(&old, &[("prompt", "1"), ("file-a", "1")]),
+            content(&new, &[("prompt", "2"), ("file-a", "1"), ("file-b", "1")]),
+        );
+        assert_eq!(
+            changes(&old, &new),
+            [
+                "spec.agent.env",
+                "spec.agent.image",
+                "content of file-b",
+                "content of prompt"
+            ]
+        );
+        assert!(changes(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn only_true_is_a_dry_run() {
+        for (value, expected) in [(None, false), (Some("true"), true), (Some("false"), false)] {
+            let mut pool = pool(json!({}));
+            if let Some(value) = value {
+                pool.annotations_mut().insert(DRY_RUN.into(), value.into());
+            }
+            assert_eq!(is_dry(&pool), expected, "{value:?}");
+        }
+    }
+}

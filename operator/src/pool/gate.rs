@@ -1,0 +1,148 @@
+//! What else there is to say about a rung when its evidence has spoken. Pure.
+//!
+//! * A pool whose requests nobody counts is judged by time and approval, and status says so.
+//! * A step counts only where requests follow its weight: gateways have confirmed it, and the *measured* share shows it
+//!   ([`flotilla_core::evidence::share`]). Where conversations stay on their revision, requests follow late and in lumps, and the
+//!   confirmation has to do.
+
+use flotilla_core::evidence::{Judgement, share};
+use flotilla_core::rollout::{Gate, Opinion, Reason};
+use flotilla_crds::AgentPoolSpec;
+use flotilla_crds::agent_pool::SessionKeyType;
+
+/// Reason of a gate whose evidence is good, but was not gathered at the weight that was asked for.
+pub const WEIGHT_NOT_MEASURED: &str = "WeightNotMeasured";
+
+/// The gate with what its evidence does not say.
+pub fn tempered(mut gate: Gate, spec: &AgentPoolSpec, judgement: &Judgement) -> Gate {
+    if !spec.traffic.is_counted() && judgement.metrics.is_empty() {
+        gate.reason.message += &format!(
+            "; with traffic.type {:?} no request is counted: time and approval decide",
+            spec.traffic.type_
+        );
+    }
+    let keeps_conversations = spec.sessions.key.type_ != SessionKeyType::None;
+    if gate.opinion == Opinion::Advance
+        && spec.traffic.is_counted()
+        && !keeps_conversations
+        && let Some(reason) = not_measured(gate.weight, judgement)
+    {
+        gate.opinion = Opinion::Hold;
+        gate.reason = reason;
+    }
+    gate
+}
+
+fn not_measured(weight: i32, judgement: &Judgement) -> Option<Reason> {
+    // What other sources count may be something else than requests.
+    let errors = judgement.metrics.iter().find(|metric| metric.name == "errors")?;
+    let (candidate, stable) = (errors.step.candidate.requests, errors.step.stable.requests);
+    let measured = share::off(u32::try_from(weight).ok()?, candidate, stable)?;
+    let message = format!(
+        "the evidence is good, but the new revision had {measured:.1} % of the requests where {weight} % were asked for: \
+         requests may pass the gateway by, or it has no replica that takes them; a RolloutAction of type SkipStep goes on all \
+         the same"
+    );
+    Some(Reason::new(WEIGHT_NOT_MEASURED, message))
+}
+
+/// Requests of candidate and stable that were counted at this step, by the metric that has counted most.
+pub fn counted(judgement: &Judgement) -> Option<(u64, u64)> {
+    let tallies = judgement.metrics.iter().map(|metric| &metric.step);
+    let counts = tallies.map(|tally| (tally.candidate.requests, tally.stable.requests));
+    counts.max_by_key(|(candidate, stable)| candidate + stable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::build::fixtures::pool;
+    use super::*;
+    use flotilla_core::evidence::{Counts, MetricJudgement, Mode, Tally, Verdict};
+    use serde_json::{Value, json};
+
+    fn heard(spec: Value, opinion: Opinion, requests: (u64, u64)) -> Gate {
+        let counts = |requests| Counts {
+            requests,
+            ..Counts::default()
+        };
+        let metric = MetricJudgement {
+            name: "errors".into(),
+            mode: Mode::Enforce,
+            verdict: Verdict::Advance,
+            advance_percent: 100,
+            rollback_percent: 0,
+            step: Tally {
+                candidate: counts(requests.0),
+                stable: counts(requests.1),
+            },
+            release: Tally::default(),
+            eta_seconds: None,
+            message: String::new(),
+        };
+        let judgement = Judgement {
+            verdict: Verdict::Advance,
+            metrics: vec![metric],
+            eta_seconds: None,
+            message: "good".into(),
+        };
+        let gate = Gate {
+            weight: 10,
+            opinion,
+            reason: Reason::new("EvidenceComplete", "good"),
+            deadline: None,
+            by_test: false,
+        };
+        tempered(gate, &pool(spec).spec, &judgement)
+    }
+
+    #[test]
+    fn a_step_counts_only_where_requests_follow_its_weight() {
+        let sessions = json!({"sessions": {"key": {"type": "Cookie"}}});
+        for (spec, opinion, requests, expected) in [
+            (json!({}), Opinion::Advance, (100, 900), "EvidenceComplete"),
+            (json!({}), Opinion::Advance, (2, 998), WEIGHT_NOT_MEASURED),
+            (json!({}), Opinion::Advance, (2, 50), "EvidenceComplete"),
+            (json!({}), Opinion::RollBack, (2, 998), "EvidenceComplete"),
+            (sessions, Opinion::Advance, (2, 998), "EvidenceComplete"),
+        ] {
+            let gate = heard(spec.clone(), opinion, requests);
+            assert_eq!(gate.reason.word, expected, "{spec} {requests:?}");
+            let is_held = gate.opinion == Opinion::Hold;
+            assert_eq!(is_held, expected == WEIGHT_NOT_MEASURED, "{spec} {requests:?}");
+        }
+        let message = heard(json!({}), Opinion::Advance, (2, 998)).reason.message;
+        assert!(
+            message.contains("0.2 % of the requests where 10 % were asked for"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn where_nobody_counts_that_is_said() {
+        let spec = json!({"traffic": {"type": "ReplicaRatio"}});
+        let counted = heard(spec.clone(), Opinion::Advance, (2, 998));
+        assert_eq!(
+            (counted.opinion, counted.reason.message.as_str()),
+            (Opinion::Advance, "good")
+        );
+        let judgement = Judgement {
+            verdict: Verdict::Continue,
+            metrics: Vec::new(),
+            eta_seconds: None,
+            message: String::new(),
+        };
+        let gate = Gate {
+            weight: 10,
+            opinion: Opinion::Continue,
+            reason: Reason::new("StepLasts", "good so far"),
+            deadline: None,
+            by_test: false,
+        };
+        let gate = tempered(gate, &pool(spec).spec, &judgement);
+        assert!(
+            gate.reason
+                .message
+                .contains("traffic.type ReplicaRatio no request is counted")
+        );
+    }
+}
