@@ -324,6 +324,8 @@ pub fn start(observed: &Observed) -> Option<(i32, String)> {
         .max_by_key(|record| record.order)?;
     let traffic = traffic(&observed.gateways, &observed.name(), &stable.revision);
     left_out(spec, traffic)
+}
+
 fn strictness(spec: &AgentPoolSpec) -> evidence::Strictness {
     match spec.rollout.analysis().strictness {
         api::Strictness::Relaxed => evidence::Strictness::Relaxed,

@@ -1,9 +1,9 @@
 //! Whole lives of pools against a [`world`] in miniature.
 
 mod controller;
-mod trials;
 mod dry_run;
 mod traffic;
+mod trials;
 mod world;
 
 use flotilla_crds::names;
