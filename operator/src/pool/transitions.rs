@@ -95,6 +95,7 @@ mod tests {
             candidate: Some("p-2".into()),
             changes: Vec::new(),
             passed: None,
+            left_out: false,
             scale: Vec::new(),
             traffic: Vec::new(),
             state,

@@ -219,6 +219,7 @@ fn turn(world: &mut World) -> bool {
             opinion: Opinion::Advance,
             reason: Reason::new("EvidenceComplete", "good"),
             deadline: None,
+            by_test: false,
         };
         let judgement = Judgement {
             verdict: Verdict::Advance,
