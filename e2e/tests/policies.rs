@@ -200,11 +200,6 @@ async fn who_sets_a_field_must_have_the_right_that_it_uses() {
         let account = pool(json!({"serviceAccountName": "admin"}));
         let variable = |secret: &str| pool(json!({"env": [{"name": "A", "value": "b"}, from_secret("B", secret)]}));
         let all_keys = |secret: &str| pool(json!({"envFrom": [{"secretRef": {"name": secret, "optional": true}}]}));
-        let smoke = |test: Value| {
-            let mut test = test;
-            test["name"] = json!("test");
-            json!({"spec": {"rollout": {"smokeTests": [test]}}})
-        };
         let env: &[&str] = &["give Secret theirs to what this pool runs", "eve has neither"];
         let others: &[&str] = &["give Secret others to what this pool runs", "carol has neither"];
         let of_carol: &[&str] = &["which carol may not"];
@@ -302,6 +297,11 @@ async fn who_changes_something_else_needs_no_right() {
         let secret_only = with(secret_only, "/spec/stopped", json!(true));
         namespace.apply(&secret_only).await?;
         let agent = |change: Value| json!({"spec": {"agent": change}});
+        let smoke = |test: Value| {
+            let mut test = test;
+            test["name"] = json!("test");
+            json!({"spec": {"rollout": {"smokeTests": [test]}}})
+        };
         let env: &[&str] = &["give Secret theirs to what this pool runs"];
         for (what, object, change, words) in [
             ("a label", &whole, json!({"metadata": {"labels": {"a": "b"}}}), FINE),
