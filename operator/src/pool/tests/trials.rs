@@ -178,6 +178,26 @@ async fn a_failed_smoke_test_stops_a_release_before_its_first_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_without_replicas_waits_for_one_to_test() {
+    let candidates = Candidates::default();
+    let cluster = canary(json!([http("health", "BeforeTraffic")]));
+    let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
+    reach(&cluster, "Ready").await;
+    change(&cluster, "/spec/replicas", json!(0));
+    reach(&cluster, "Ready").await;
+    change(&cluster, "/spec/agent/image", json!("agent:2"));
+    reach(&cluster, "Testing").await;
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(
+        (state(&cluster).as_str(), candidates.asked("/health")),
+        ("Testing", 0)
+    );
+    change(&cluster, "/spec/replicas", json!(2));
+    reach(&cluster, "Ready").await;
+    assert_eq!(candidates.asked("/health"), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rolling_update_and_a_blue_green_are_tested_before_traffic_too() {
     for rollout in [
         json!({"settleSeconds": 1}),
@@ -488,7 +508,11 @@ async fn a_kill_at_any_write_of_a_tested_release_changes_nothing_in_the_end() {
             );
             assert_eq!(cluster.made("/apis/batch/v1/jobs"), 1, "{what}");
             // At most one more than without the kill, where the result was not in status yet.
-            assert!((2..=3).contains(&candidates.asked("/health")), "{what}: {}", candidates.asked("/health"));
+            assert!(
+                (2..=3).contains(&candidates.asked("/health")),
+                "{what}: {}",
+                candidates.asked("/health")
+            );
             drop(running);
             if !cluster.tripped() {
                 break;

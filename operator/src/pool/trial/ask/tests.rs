@@ -41,8 +41,7 @@ async fn reply(request: Request<Incoming>) -> Result<http::Response<Full<Bytes>>
             let text = &call["params"]["message"]["parts"][0]["text"];
             (
                 200,
-                json!({"result": {"message": {"parts": [{"text": format!("Pong to {text}")}]}}})
-                    .to_string(),
+                json!({"result": {"message": {"parts": [{"text": format!("Pong to {text}")}]}}}).to_string(),
             )
         }
         _ => {

@@ -209,8 +209,7 @@ fn a_verdict_becomes_an_outcome_and_none_in_time_is_no_failure() {
         made.checked_add(SignedDuration::from_secs(seconds)).unwrap()
     };
     let outcome = |status: Value, spec: Value, after| {
-        let test =
-            template(json!({"metadata": {"creationTimestamp": made}, "spec": spec, "status": status}));
+        let test = template(json!({"metadata": {"creationTimestamp": made}, "spec": spec, "status": status}));
         outcome_of_load_test(&test, 30, 1, at(after)).state
     };
     assert_eq!(outcome(json!({}), json!({}), 29), State::Running);
