@@ -302,6 +302,11 @@ async fn who_changes_something_else_needs_no_right() {
             json!({"spec": {"rollout": {"smokeTests": [test]}}})
         };
         let agent = |change: Value| json!({"spec": {"agent": change}});
+        let smoke = |test: Value| {
+            let mut test = test;
+            test["name"] = json!("test");
+            json!({"spec": {"rollout": {"smokeTests": [test]}}})
+        };
         let env: &[&str] = &["give Secret theirs to what this pool runs"];
         for (what, object, change, words) in [
             ("a label", &whole, json!({"metadata": {"labels": {"a": "b"}}}), FINE),

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::pool::build::controller_revision::RESTARTED_AT;
 use crate::pool::memory::Memory;
+use crate::runtime::Error;
 use world::{Fate, World, pool};
 
 fn pulling() -> Fate {
@@ -597,4 +598,41 @@ fn dying_before_any_write_of_a_failing_release_ends_in_the_same_place() {
         );
         assert_eq!((world.sizes()["agent:bad"], world.weights()), (0, vec![100]));
     }
+}
+
+#[test]
+fn a_refusal_names_its_object_and_only_that_of_pods_blames_the_template() {
+    let refused = |action: &str, code, message: &str| Error::Refused {
+        action: action.into(),
+        code,
+        message: message.into(),
+    };
+    let rows = [
+        (
+            refused("create ReplicaSet shop/support-1", 422, "hostPort: Invalid value"),
+            ("InvalidPodTemplate", false),
+            "the API server refuses the pods: hostPort: Invalid value",
+        ),
+        (
+            refused("apply Service shop/support", 422, "spec.clusterIP: Invalid value"),
+            ("Refused", false),
+            "failed to apply Service shop/support: spec.clusterIP: Invalid value",
+        ),
+        (
+            refused("create Job shop/support-ab", 403, "exceeded quota: jobs"),
+            ("QuotaExceeded", true),
+            "exceeded quota: jobs",
+        ),
+        (
+            refused("create LoadTest shop/support-ab", 403, "forbidden"),
+            ("Refused", true),
+            "failed to create LoadTest shop/support-ab: forbidden",
+        ),
+    ];
+    for (error, (word, may_mend), sentence) in rows {
+        let problem = super::blocking(&error).unwrap();
+        assert_eq!((problem.word, problem.may_mend), (word, may_mend), "{error}");
+        assert_eq!(problem.sentence, sentence);
+    }
+    assert_eq!(super::blocking(&Error::NotLeader), None);
 }

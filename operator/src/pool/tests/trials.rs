@@ -14,7 +14,7 @@ use super::controller::{
     MINUTE, POOL, answered, change, command, objects, operator, operator_asking, outcome, play, reach, shop,
     state,
 };
-use crate::fakecluster::{FakeCluster, eventually};
+use crate::fakecluster::{FakeCluster, Fault, eventually};
 use crate::pool::trial::ask::{Ask, Target};
 use crate::pool::trial::list::Probe;
 
@@ -201,6 +201,26 @@ async fn a_first_revision_that_fails_its_tests_serves_nobody() {
             "agent:1=0 agent:2=2 | agent:1:rejected agent:2:stable | 100"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_without_replicas_waits_for_one_to_test() {
+    let candidates = Candidates::default();
+    let cluster = canary(json!([http("health", "BeforeTraffic")]));
+    let _running = operator_asking(&cluster, Arc::new(candidates.clone()));
+    reach(&cluster, "Ready").await;
+    change(&cluster, "/spec/replicas", json!(0));
+    reach(&cluster, "Ready").await;
+    change(&cluster, "/spec/agent/image", json!("agent:2"));
+    reach(&cluster, "Testing").await;
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(
+        (state(&cluster).as_str(), candidates.asked("/health")),
+        ("Testing", 0)
+    );
+    change(&cluster, "/spec/replicas", json!(2));
+    reach(&cluster, "Ready").await;
+    assert_eq!(candidates.asked("/health"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -457,4 +477,75 @@ async fn evidence_that_cannot_be_saved_holds_the_release_but_not_a_crash_loop() 
         }
     }
     reach(&cluster, "CrashLoop").await;
+}
+
+/// Kills the operator at its n-th write, before it or right after it, for every n there is, through a release with a request and a
+/// Job before its traffic, and requests after it.
+#[tokio::test(start_paused = true)]
+async fn a_kill_at_any_write_of_a_tested_release_changes_nothing_in_the_end() {
+    let tests = json!([
+        http("health", "BeforeAndAfter"),
+        {"name": "database", "type": "Job", "job": {"command": ["true"]}, "dependsOn": ["health"]},
+    ]);
+    for fault in [Fault::Refused, Fault::Lost] {
+        let mut write = 0;
+        loop {
+            let cluster = canary(tests.clone());
+            let candidates = Candidates::default();
+            let start = || operator_asking(&cluster, Arc::new(candidates.clone()));
+            cluster.plan_fault(write, fault);
+            let mut running = Some(start());
+            let mut is_killed = false;
+            let mut is_changed = false;
+            let mut is_done = false;
+            for _ in 0..2000 {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                if cluster.tripped() && !is_killed {
+                    is_killed = true;
+                    drop(running.take());
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    cluster.heal();
+                    running = Some(start());
+                }
+                play(&cluster);
+                for job in objects(&cluster, JOBS) {
+                    let path = format!("{JOBS}/{}", job["metadata"]["name"].as_str().unwrap());
+                    let over = json!({"conditions": [{"type": "Complete", "status": "True"}]});
+                    if job["status"].is_null() {
+                        cluster.update(&path, |job| job["status"] = over);
+                    }
+                }
+                let pool = cluster.get(POOL).unwrap();
+                let is_current = pool["status"]["observedGeneration"] == pool["metadata"]["generation"];
+                if is_current && state(&cluster) == "Ready" {
+                    is_done = is_changed;
+                    if is_done {
+                        break;
+                    }
+                    is_changed = true;
+                    change(&cluster, "/spec/agent/image", json!("agent:2"));
+                }
+            }
+            let what = format!("{fault:?} write {write}");
+            assert!(is_done, "{what}: {:#}", cluster.get(POOL).unwrap()["status"]);
+            assert_eq!(
+                outcome(&cluster),
+                "agent:1=0 agent:2=2 | agent:1:verified agent:2:stable | 100",
+                "{what}"
+            );
+            assert_eq!(cluster.made("/apis/batch/v1/jobs"), 1, "{what}");
+            // At most one more than without the kill, where the result was not in status yet.
+            assert!(
+                (2..=3).contains(&candidates.asked("/health")),
+                "{what}: {}",
+                candidates.asked("/health")
+            );
+            drop(running);
+            if !cluster.tripped() {
+                break;
+            }
+            write += 1;
+        }
+        assert!(write > 15, "only {write} writes were tried");
+    }
 }

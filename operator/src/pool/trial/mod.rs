@@ -31,7 +31,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
-use super::dereference::Observed;
+use super::dereference::{Observed, is_ready};
 use super::judge;
 use super::memory::Memory;
 use crate::caches::Caches;
@@ -246,6 +246,11 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// What has come of a test that may run, and the object to create for it.
     fn hold(&self, check: &Check, before: &Outcome, tickets: &mut Vec<Ticket>) -> (Outcome, Option<Action>) {
+        // Scaled to none, or just grown: a test would blame the revision for it. What is under way begins again.
+        let pods = self.observed.pods_of(&self.reached.revision);
+        if !pods.iter().any(|pod| is_ready(pod)) {
+            return (Outcome::waiting("no replica is ready to be tested"), None);
+        }
         match &check.test {
             Test::Probe(_) => {
                 let ticket = Ticket {

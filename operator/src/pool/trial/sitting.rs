@@ -213,7 +213,7 @@ impl Sitting {
             (Opinion::RollBack, word, message)
         } else if let Some(check) = first(State::Undecided) {
             let message = format!(
-                "{}: {}; create a RolloutAction of type SkipStep, Abort or Retry",
+                "{}: {}; create a RolloutAction of type SkipStep or Abort",
                 check.name,
                 self.outcome(&check.name).message
             );
