@@ -91,6 +91,24 @@ enum Event {
         slot: usize,
         version: u64,
     },
+    Vouch {
+        to: usize,
+        by: String,
+        slot: usize,
+        life: u64,
+        office: u64,
+        vouch: Vouch,
+    },
+    Vouched {
+        slot: usize,
+        life: u64,
+        office: u64,
+        holder: String,
+        seq: u64,
+        agreed: bool,
+    },
+    /// The allocator's process ends, for the nth time.
+    Kill(u64),
     Headers {
         slot: usize,
         life: u64,
@@ -201,6 +219,9 @@ impl World {
         world.after(0, Event::Elect { slot: 0 });
         if !world.plan.calm {
             world.trouble();
+        }
+        if let Some(kills) = world.plan.kills {
+            world.after(kills.every, Event::Kill(0));
         }
         world
     }
@@ -389,6 +410,49 @@ impl World {
             {
                 self.processes[slot].seen = (version, self.mono(slot));
             }
+            Event::Vouch {
+                to,
+                by,
+                slot,
+                life,
+                office,
+                vouch,
+            } if self.processes[to].up && self.processes[to].id == by => {
+                let now = self.mono(to);
+                let (holder, seq) = (vouch.holder.clone(), vouch.seq);
+                let agreed = self.processes[to].holder.vouch(vouch, now);
+                self.send(to, slot, || Event::Vouched {
+                    slot,
+                    life,
+                    office,
+                    holder: holder.clone(),
+                    seq,
+                    agreed,
+                });
+            }
+            Event::Vouched {
+                slot,
+                life,
+                office,
+                holder,
+                seq,
+                agreed,
+            } if self.alive(slot, life) => {
+                let now = self.clock(slot);
+                let office = self.processes[slot]
+                    .allocator
+                    .as_mut()
+                    .filter(|known| known.number == office);
+                if let Some(office) = office {
+                    let actions = if agreed {
+                        office.allocator.vouched(&holder, seq)
+                    } else {
+                        office.allocator.not_vouched(&holder, seq, now)
+                    };
+                    self.act(slot, slot, actions);
+                }
+            }
+            Event::Kill(nth) => self.kill(nth),
             Event::Headers { slot, life, request } if self.alive(slot, life) => {
                 let now = self.mono(slot);
                 let process = &mut self.processes[slot];
@@ -461,6 +525,23 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// Ends the allocator's process. Every second time it comes back in the same pod, so that it is known to have ended.
+    fn kill(&mut self, nth: u64) {
+        let Some(kills) = self.plan.kills else { return };
+        let slot = self.leader;
+        self.processes[slot].up = false;
+        self.lives[slot] += 1;
+        self.after(kills.back_after, Event::Start { slot });
+        let next = (slot + 1) % self.plan.slots;
+        let elected_after = if next == slot { kills.back_after + 1 } else { kills.elected_after };
+        self.after(elected_after, Event::Elect { slot: next });
+        if nth % 2 == 0 {
+            let id = self.processes[slot].id.clone();
+            self.after(kills.back_after.max(elected_after) + 50 * MS, Event::Gone { id });
+        }
+        self.after(kills.every, Event::Kill(nth + 1));
     }
 
     fn alive(&self, slot: usize, life: u64) -> bool {

@@ -189,6 +189,8 @@ fn admission_is_cheap() {
         term: 0,
         seq: 1,
         lease_ms: 1 << 40,
+        at: 0,
+        report_ms: 0,
         floored: false,
         limits: limits.iter().map(|limit| (limit.key(), share)).collect(),
     };
