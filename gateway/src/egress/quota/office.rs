@@ -9,19 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::quota::{
-    Action, Allocator, Checkpoint, Found, Limit, Nanos, Record, Reply, Report, Terms, Usage,
+    Action, Allocator, Checkpoint, Found, Limit, Nanos, Record, Reply, Report, Terms, Usage, Vouch,
 };
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::clock::Clock;
 use super::election::Leader;
+use super::link::{Transport, Word};
 use super::store::{Contents, Store, StoreError, Version};
 use crate::peers::Peers;
 
+/// For a witness's word: shorter than the shortest lease.
+const VOUCH_TIMEOUT: Duration = Duration::from_millis(400);
 /// Pause after a failed read.
 const RETRY: Duration = Duration::from_millis(300);
 /// How often allocators are asked whether something is due by itself.
@@ -68,6 +73,9 @@ pub(super) struct Office {
     pub(super) asked: mpsc::Receiver<Asked>,
     pub(super) peers: Arc<Peers>,
     pub(super) known: Arc<Known>,
+    pub(super) transport: Arc<dyn Transport>,
+    /// What ids of this process's holders begin with.
+    pub(super) process: String,
     /// Terms that were heard of, by provider.
     pub(super) heard: BTreeMap<String, u64>,
 }
@@ -84,6 +92,14 @@ enum Outcome {
     Written(Version),
     /// This was found after a write whose fate is unknown, or that met another version.
     Unclear(Version, Contents),
+}
+
+/// What a witness said.
+struct Said {
+    provider: String,
+    holder: String,
+    seq: u64,
+    agreed: bool,
 }
 
 /// Why the office closed.
@@ -145,6 +161,7 @@ impl Office {
             batch: Vec::new(),
             closed_until: BTreeMap::new(),
             leaving: Vec::new(),
+            witnesses: FuturesUnordered::new(),
             overtaken: false,
             office: self,
         };
@@ -176,6 +193,8 @@ struct Session<'a> {
     closed_until: BTreeMap<String, Instant>,
     /// Holders that gave everything back and wait until that is written, so that they may end.
     leaving: Vec<oneshot::Sender<Reply>>,
+    /// Witnesses that are asked.
+    witnesses: FuturesUnordered<BoxFuture<'static, Said>>,
     overtaken: bool,
     office: &'a mut Office,
 }
@@ -219,6 +238,7 @@ impl Session<'_> {
                     Ok(()) => self.follow_limits(),
                     Err(_) => return Closed::Stopped,
                 },
+                Some(said) = self.witnesses.next() => self.hear(said),
                 _ = ticks.tick() => self.tick(),
             }
             if self.overtaken {
@@ -270,7 +290,8 @@ impl Session<'_> {
         };
         let now = self.office.clock.now();
         let seen = self.written_at.get(&provider).copied().unwrap_or(self.read_at);
-        let mut allocator = Allocator::new(&limits, self.office.terms, checkpoint.as_ref(), seen, now);
+        let mut allocator = Allocator::new(&limits, self.office.terms, checkpoint.as_ref(), seen, now)
+            .beside(self.office.process.clone());
         if let Some(term) = self.office.heard.get(&provider) {
             allocator = allocator.after(*term);
         }
@@ -323,6 +344,7 @@ impl Session<'_> {
                         let _ = answer.send(reply);
                     }
                 }
+                Action::Vouch(by, vouch) => self.ask(provider, by, vouch),
                 Action::StepDown(term) => {
                     let heard = self.office.heard.entry(provider.to_owned()).or_default();
                     *heard = term.max(*heard);
@@ -331,6 +353,48 @@ impl Session<'_> {
                 }
             }
         }
+    }
+
+    /// Tells a witness.
+    fn ask(&self, provider: &str, by: String, vouch: Vouch) {
+        let (transport, provider) = (self.office.transport.clone(), provider.to_owned());
+        let (holder, seq) = (vouch.holder.clone(), vouch.seq);
+        self.witnesses.push(Box::pin(async move {
+            let pod = pod_of(&by).unwrap_or_default().to_owned();
+            let word = Word {
+                provider: provider.clone(),
+                by,
+                vouch,
+            };
+            let told = tokio::time::timeout(VOUCH_TIMEOUT, transport.vouch(&pod, word)).await;
+            let agreed = match told {
+                Ok(Ok(())) => true,
+                Ok(Err(error)) => {
+                    debug!(provider, pod, %error, "a witness of this gateway's quota did not agree");
+                    false
+                }
+                Err(_) => false,
+            };
+            Said {
+                provider,
+                holder,
+                seq,
+                agreed,
+            }
+        }));
+    }
+
+    fn hear(&mut self, said: Said) {
+        let now = self.office.clock.now();
+        let Some(desk) = self.desks.get_mut(&said.provider) else {
+            return;
+        };
+        let actions = if said.agreed {
+            desk.allocator.vouched(&said.holder, said.seq)
+        } else {
+            desk.allocator.not_vouched(&said.holder, said.seq, now)
+        };
+        self.act(&said.provider, actions);
     }
 
     fn tick(&mut self) {
