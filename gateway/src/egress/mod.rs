@@ -154,7 +154,11 @@ impl Egress {
             };
             provider
                 .usage
-                .follow(config.spends.get(name), config.ready_gateways.max(1));
+                .follow(
+                    config.spends.get(name),
+                    config.model_spends.get(name),
+                    config.ready_gateways.max(1),
+                );
             after.insert(name.clone(), provider);
         }
         self.fallbacks.retain(|name| after.contains_key(name));
@@ -352,7 +356,7 @@ impl Egress {
             }
         };
         let Some(ticket) = provider.health.begin(last) else {
-            provider.usage.cancel(reserved);
+            provider.usage.cancel(model, reserved);
             permit.into_iter().for_each(Permit::cancel);
             return Err(refused::left_alone(provider, Reason::BreakerOpen));
         };
