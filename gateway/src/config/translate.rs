@@ -18,7 +18,9 @@ use flotilla_core::price::Price;
 use flotilla_core::price::ledger::Policy;
 use flotilla_core::usage::spent;
 use flotilla_crds::agent_pool::AgentPool;
-use flotilla_crds::model_provider::{AuthType, ModelProvider};
+use flotilla_crds::model_provider::{
+    AuthType, Budget, BudgetStatus, CountedSource, ModelBudgetStatus, ModelProvider, Spend,
+};
 use flotilla_crds::names;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
