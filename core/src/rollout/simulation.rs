@@ -190,6 +190,7 @@ impl World {
             ladder: self.ladder.clone(),
             gate: self.gate(),
             reached: self.reached.clone(),
+            max_drain: None,
         }
     }
 

@@ -84,6 +84,18 @@ impl<'a> Reports<'a> {
         pods.iter().filter(is_seen).count()
     }
 
+    /// Whether gateways know conversations of `revision`, or cannot tell: only what one says under the weights in force counts, for
+    /// before them the revision may have got new ones.
+    pub fn has_conversations(&self, revision: &str, generation: Option<i64>) -> bool {
+        let has_none = |view: &View| {
+            self.of(view).is_some_and(|stats| {
+                let sessions = stats.revisions.get(revision).map_or(0, |stats| stats.sessions);
+                Some(stats.traffic_generation) == generation && sessions == 0
+            })
+        };
+        !self.serving().all(has_none) || self.serving().next().is_none()
+    }
+
     /// Requests in flight by address, over all gateways and revisions.
     pub fn in_flight(&self) -> BTreeMap<String, u64> {
         let mut sum = BTreeMap::new();

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use flotilla_core::rollout::{Arm, Decision, Gateways, Member, Situation, Standing, State, Target, decide};
+use flotilla_crds::agent_pool::{AgentPoolSpec, SessionKeyType};
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -25,6 +26,8 @@ use crate::runtime::Action;
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(10);
 /// While a candidate is judged, its evidence is looked at this often.
 const LOOK_AT_EVIDENCE: Duration = Duration::from_secs(5);
+/// While former revisions are kept for their conversations, it is looked whether these have ended; gateways are asked as often.
+const LOOK_AT_CONVERSATIONS: Duration = Duration::from_secs(15);
 /// A scale-down waits this long for gateways to say what is in flight; their answer comes earlier.
 const AWAIT_REPORT: Duration = Duration::from_secs(1);
 
@@ -100,6 +103,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         ladder: judge::ladder(spec),
         gate: memory.heard.as_ref().map(|heard| heard.gate.clone()),
         reached: memory.reached.clone(),
+        max_drain: max_drain(spec),
     });
     memory.progress.clone_from(&decision.progress);
     memory.reached.clone_from(&decision.reached);
@@ -131,6 +135,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         member.arm.wanted > 0
             && decision.stable.as_ref() != Some(&member.revision)
             && decision.candidate.as_ref() != Some(&member.revision)
+            && !is_draining(&decision, &member.revision)
     });
     let is_moving = (decision.candidate.is_some() || is_retiring || gateways != Gateways::Confirmed)
         && !matches!(decision.state, State::Paused | State::Stopped | State::Empty);
@@ -154,6 +159,16 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         look_again,
         memory,
     }
+}
+
+/// `maxDrainSeconds` of a pool that keeps conversations.
+fn max_drain(spec: &AgentPoolSpec) -> Option<SignedDuration> {
+    let keeps = spec.sessions.key.type_ != SessionKeyType::None;
+    keeps.then(|| SignedDuration::from_secs(spec.sessions.max_drain_seconds.into()))
+}
+
+fn is_draining(decision: &Decision, revision: &str) -> bool {
+    decision.draining.iter().any(|(name, _)| name == revision)
 }
 
 /// `progressDeadlineSeconds`.
@@ -234,6 +249,8 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
                 .map(|(reason, _)| reason),
             passed: record.and_then(|record| record.passed),
             is_trusted: record.is_some_and(|record| record.is_trusted),
+            has_conversations: reports.has_conversations(revision, observed.status.traffic_generation),
+            drain_until: share.and_then(|share| Some(share.drain_until.as_ref()?.0)),
         }
     });
     members.collect()
@@ -281,8 +298,15 @@ fn gateways(observed: &Observed, reports: &Reports<'_>, members: &[Member], memo
             reports.confirmation(-1, None)
         };
     };
-    let is_alone = observed.status.traffic.len() == 1
-        && members.iter().filter(|member| member.arm.wanted > 0).count() <= 1
+    // What is kept for its conversations gets no new ones, whoever has applied that.
+    let drains = |member: &Member| member.drain_until.is_some();
+    let traffic = &observed.status.traffic;
+    let is_alone = traffic.iter().filter(|share| share.drain_until.is_none()).count() == 1
+        && members
+            .iter()
+            .filter(|member| member.arm.wanted > 0 && !drains(member))
+            .count()
+            <= 1
         && !members
             .iter()
             .any(|member| member.standing == Standing::Candidate);
@@ -324,6 +348,7 @@ fn look_again(
         .chain(is_waiting_for_pods.then_some(LOOK_FOR_TROUBLE))
         .chain(held.then_some(AWAIT_REPORT))
         .chain(decision.reached.is_some().then_some(LOOK_AT_EVIDENCE))
+        .chain(decision.draining.iter().map(|(_, until_then)| until(*until_then).min(LOOK_AT_CONVERSATIONS)))
         .min()
 }
 

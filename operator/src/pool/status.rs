@@ -154,6 +154,11 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
         revision: revision.clone(),
         weight: *weight,
         since_generation: since(revision, *weight),
+        drain_until: decision
+            .draining
+            .iter()
+            .find(|(name, _)| name == revision)
+            .map(|(_, until)| Time(*until)),
     });
     (new.collect(), Some(generation))
 }

@@ -50,7 +50,7 @@ impl Round<'_> {
             rung,
             confirmed: self.is_confirmed(),
             hold: paused,
-            keeps_outgoing: stays_until.is_none_or(|until| now < until),
+            keeps_outgoing: stays_until.is_none_or(|until| now < until) || self.drains(stable),
             others: self.others(&[stable, candidate]),
             surge: self.surge,
         };
