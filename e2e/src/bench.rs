@@ -1,5 +1,6 @@
 //! `make bench`: ratios against peers, each pair measured in turns within one run.
 
+mod admission;
 mod fleet;
 pub mod gateway;
 mod histogram;
@@ -65,6 +66,8 @@ pub enum Command {
 pub enum Selection {
     /// The histogram against HDR's.
     Histogram,
+    /// What a quota costs a request.
+    Admission,
     /// Pools against Deployments, on the local cluster.
     Fleet,
     /// All parts from cpu to weights.
@@ -86,7 +89,7 @@ pub enum Selection {
 impl Selection {
     fn part(self) -> Option<Part> {
         match self {
-            Self::Histogram | Self::Fleet | Self::Gateway => None,
+            Self::Histogram | Self::Admission | Self::Fleet | Self::Gateway => None,
             Self::Cpu => Some(Part::Cpu),
             Self::Latency => Some(Part::Latency),
             Self::Streaming => Some(Part::Streaming),
@@ -118,6 +121,11 @@ pub fn run(args: &Args) -> Result<()> {
     let wants = |one: Selection| args.only.is_empty() || args.only.contains(&one);
     if wants(Selection::Histogram) {
         for row in histogram::run()? {
+            println!("{row}");
+        }
+    }
+    if wants(Selection::Admission) {
+        for row in admission::run(args.rounds)? {
             println!("{row}");
         }
     }
