@@ -178,13 +178,13 @@ fn add_amounts(totals: &mut Vec<Spend>, new: &[Spend], known: &[Spend]) -> bool 
         }
         changed = true;
         let sum = (spent(totals, currency) + more).to_string();
-        match totals.iter_mut().find(|sum| sum.currency == entry.currency) {
-            Some(total) => total.amount = sum,
-            None if totals.len() < MAX_CURRENCIES => totals.push(Spend {
+        if let Some(total) = totals.iter_mut().find(|sum| sum.currency == entry.currency) {
+            total.amount = sum;
+        } else if totals.len() < MAX_CURRENCIES {
+            totals.push(Spend {
                 currency: entry.currency.clone(),
                 amount: sum,
-            }),
-            None => {}
+            });
         }
     }
     changed

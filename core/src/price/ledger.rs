@@ -78,8 +78,7 @@ pub fn settle(
     after: Option<&Usage>,
     now: Timestamp,
 ) -> Result<(BudgetStatus, Vec<Threshold>), Error> {
-    let total = |usage: Option<&Usage>| usage.map_or(&[][..], |usage| usage.spend.as_slice());
-    settle_spend(policy, written, total(before), total(after), now)
+    settle_spend(policy, written, of_all(before), of_all(after), now)
 }
 
 /// As [`settle`] for the budget of one model.
@@ -95,6 +94,11 @@ pub fn settle_model(
     now: Timestamp,
 ) -> Result<(BudgetStatus, Vec<Threshold>), Error> {
     settle_spend(policy, written, of_model(before, model), of_model(after, model), now)
+}
+
+/// What was spent, by currency.
+fn of_all(usage: Option<&Usage>) -> &[Spend] {
+    usage.map_or(&[][..], |usage| usage.spend.as_slice())
 }
 
 /// What was spent on `model`, by currency.

@@ -234,6 +234,11 @@ impl Holder {
         self.term
     }
 
+    /// Whether it has been without a lease for longer than another allocator takes to be elected at worst.
+    pub fn is_cut_off(&self, now: Nanos) -> bool {
+        now >= self.lease_until.saturating_add(self.terms.lease)
+    }
+
     /// Whether a lease is in force.
     pub fn has_lease(&self, now: Nanos) -> bool {
         now < self.lease_until

@@ -162,6 +162,8 @@ impl World {
                 rejected: revision.rejected.clone(),
                 passed: revision.passed,
                 is_trusted: false,
+                has_conversations: false,
+                drain_until: None,
             }
         });
         let confirmed = self

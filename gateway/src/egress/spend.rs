@@ -550,7 +550,7 @@ mod tests {
             };
             usage.end(&config, &ended, now());
         }
-        let reserve = |model| usage.reserve(&config, "i", Some(model), 1_000, Some(100), now());
+        let reserve = |model: &str| usage.reserve(&config, "i", Some(model), 1_000, Some(100), now());
         let spend = |model: &str| {
             let reserved = reserve(model).unwrap();
             usage.begin();

@@ -127,7 +127,7 @@ impl Allocator {
     /// that what is set aside for a lost replica matters.
     fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> (u64, bool) {
         let rule = &self.rules[index];
-        let (mut fixed, mut mine, mut demands) = (0u64, 0, Vec::new());
+        let (mut fixed, mut mine, mut demands, mut asked) = (0u64, 0, Vec::new(), 0u64);
         // Wishes come in coarse steps, so that they seldom change and seldom need a write.
         let step = (rule.limit.limit / 128).max(1);
         for (other, entry) in &self.entries {
@@ -147,6 +147,7 @@ impl Allocator {
             };
             let floor = if entry.floored { rule.limit.floor } else { 0 };
             let more = part.claim.more.div_ceil(step).saturating_mul(step);
+            asked = asked.saturating_add(held.saturating_add(part.claim.more));
             demands.push(Demand {
                 weight: entry.weight,
                 wanted: held.saturating_add(more).min(rule.limit.limit).max(floor),
@@ -161,8 +162,7 @@ impl Allocator {
             u64::MAX
         };
         let capacity = capacity.saturating_sub(fixed);
-        let wanted = demands.iter().map(|demand| demand.wanted).fold(0, u64::saturating_add);
-        let scarce = wanted > capacity && matches!(rule.limit.window, Window::Rolling(_)) && !rule.limit.window.is_long();
+        let scarce = asked > capacity && matches!(rule.limit.window, Window::Rolling(_)) && !rule.limit.window.is_long();
         let shares = split(capacity, &demands, slack);
         (shares.get(mine).copied().unwrap_or(0), scarce)
     }

@@ -100,7 +100,8 @@ mod tests {
         // Made somewhere between 99 and 100.
         let mut known = Fading::reported(&fades, Some(99 * SECOND), 100 * SECOND, &TERMS);
         let expires = 102 * SECOND;
-        let at = |known: &mut Vec<Fading>, second: u64| Fading::freed(known, expires, second * SECOND);
+        // Lengths are stretched by a nanosecond at least.
+        let at = |known: &mut Vec<Fading>, second: u64| Fading::freed(known, expires, second * SECOND + MILLISECOND);
         assert_eq!(at(&mut known, 104), 0, "it may have been used again");
         assert_eq!(at(&mut known, 105), 2);
         assert_eq!(at(&mut known, 105), 0, "once");
@@ -113,9 +114,9 @@ mod tests {
     fn a_record_keeps_what_outlasts_its_lease_in_few_entries() {
         let fades: Vec<Fade> = (0..10).map(|n| fade(n, n + 1, 1 << n)).collect();
         let known = Fading::reported(&fades, Some(0), 0, &TERMS);
-        let record = |most| Fading::to_record(&known, 4 * SECOND, SECOND, most);
+        let record = |most| Fading::to_record(&known, 4 * SECOND - MILLISECOND, SECOND, most);
         assert_eq!(record(0), Vec::<[u64; 2]>::new());
-        assert_eq!(record(2), [[6_000, 16 + 32 + 64], [9_000, 128 + 256 + 512]]);
+        assert_eq!(record(2), [[6_001, 16 + 32 + 64], [9_001, 128 + 256 + 512]]);
         assert_eq!(record(99).len(), 6);
         let read = Fading::recorded(&record(2), 50 * SECOND, 53 * SECOND, &TERMS);
         let units: Vec<_> = read.iter().map(|fade| (fade.from, fade.units)).collect();

@@ -177,9 +177,8 @@ impl Holder {
         self.lease_until = lease_until;
         self.heard = Some(grant.at);
         self.report_every = grant.report_ms.saturating_mul(MILLISECOND);
-        if let Some(next) = &mut self.next_report {
-            *next = (*next).min(self.sent_at.saturating_add(self.spacing()));
-        }
+        let due = self.sent_at.saturating_add(self.spacing());
+        self.next_report = self.next_report.map(|next| next.min(due));
         if self.testimony.as_ref().is_some_and(|known| known.is_before(self.term)) {
             // This allocator has heard it.
             self.testimony = None;

@@ -8,7 +8,7 @@ fn headers_correct_downwards_for_a_while() {
         requests(60, 60),
         Limit {
             name: "rph".to_owned(),
-            ..requests(1_000, 3_600)
+            ..requests(100_000, 3_600)
         },
     ];
     let (mut office, mut one) = (Office::new(&limits), holder("a", &limits));

@@ -50,11 +50,14 @@ impl Round<'_> {
             rung,
             confirmed: self.is_confirmed(),
             hold: paused,
-            keeps_outgoing: stays_until.is_none_or(|until| now < until) || self.drains(stable),
+            keeps_outgoing: stays_until.is_none_or(|until| now < until),
             others: self.others(&[stable, candidate]),
             surge: self.surge,
         };
-        let step = climb.step();
+        let mut step = climb.step();
+        if weight == 100 && self.drains(stable) {
+            step.outgoing = step.outgoing.max(stable.arm.wanted);
+        }
         decision.scale.extend([
             (candidate.revision.clone(), step.incoming),
             (stable.revision.clone(), step.outgoing),

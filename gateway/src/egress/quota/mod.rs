@@ -397,8 +397,13 @@ impl Quotas {
         };
         if is_word {
             return match serde_json::from_slice(&body) {
-                Ok(word) if self.vouch(word) => held(StatusCode::NO_CONTENT, TEXT, ""),
-                Ok(_) => refused(StatusCode::CONFLICT, "this gateway is no witness for that"),
+                Ok(word) => {
+                    if self.vouch(word) {
+                        held(StatusCode::NO_CONTENT, TEXT, "")
+                    } else {
+                        refused(StatusCode::CONFLICT, "this gateway is no witness for that")
+                    }
+                }
                 Err(error) => malformed(error),
             };
         }

@@ -4,7 +4,7 @@
 //! say by then, so any number of providers costs one write per round trip. Whether a write whose answer got lost was done,
 //! and whether another gateway writes, is told by what is found ([`Record`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// Entries of providers that are gone are kept in case these come back, unless the record is longer than this; an object
 /// may have 1 MiB.
 const MAX_BYTES: usize = 512 * 1024;
+/// Processes that are remembered as ended.
+const MAX_ENDED: usize = 1_024;
 /// A record that cannot be read is not overwritten before the longest month has passed where a limit is for a day or
 /// more.
 const LONG: Duration = Duration::from_secs(31 * 86_400);
@@ -161,6 +163,7 @@ impl Office {
             batch: Vec::new(),
             closed_until: BTreeMap::new(),
             leaving: Vec::new(),
+            ended: BTreeSet::new(),
             witnesses: FuturesUnordered::new(),
             overtaken: false,
             office: self,
@@ -193,6 +196,8 @@ struct Session<'a> {
     closed_until: BTreeMap<String, Instant>,
     /// Holders that gave everything back and wait until that is written, so that they may end.
     leaving: Vec<oneshot::Sender<Reply>>,
+    /// Processes that were replaced by another in the same pod: a late report of theirs says nothing.
+    ended: BTreeSet<String>,
     /// Witnesses that are asked.
     witnesses: FuturesUnordered<BoxFuture<'static, Said>>,
     overtaken: bool,
@@ -310,6 +315,9 @@ impl Session<'_> {
             answer,
         } = asked;
         let now = self.office.clock.now();
+        if process_of(&report.holder).is_some_and(|process| self.ended.contains(process)) {
+            return;
+        }
         let Some(desk) = self.desks.get_mut(&provider) else {
             return;
         };
@@ -321,6 +329,9 @@ impl Session<'_> {
             .collect();
         for other in replaced {
             desk.allocator.gone(&other, now);
+            if self.ended.len() < MAX_ENDED {
+                self.ended.extend(process_of(&other).map(str::to_owned));
+            }
         }
         if report.released {
             self.leaving.push(answer);
@@ -526,14 +537,15 @@ fn pod_of(holder: &str) -> Option<&str> {
     holder.split('/').next().filter(|pod| !pod.is_empty())
 }
 
+/// The process of a holder: pod and instance.
+fn process_of(holder: &str) -> Option<&str> {
+    holder.rsplit_once('/').map(|(process, _)| process)
+}
+
 /// Whether `newer` is of another process in the same pod than `older`, which has ended then.
 fn is_replaced(older: &str, newer: &str) -> bool {
-    let process = |holder: &str| {
-        let mut parts = holder.split('/').map(str::to_owned);
-        Some((parts.next()?, parts.next()?))
+    let (Some(pod), Some(process)) = (pod_of(older), process_of(older)) else {
+        return false;
     };
-    match (process(older), process(newer)) {
-        (Some((pod, instance)), Some((same, other))) => pod == same && instance != other,
-        _ => false,
-    }
+    pod_of(newer) == Some(pod) && process_of(newer).is_some_and(|newer| newer != process)
 }
