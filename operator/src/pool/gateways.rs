@@ -238,6 +238,28 @@ mod tests {
     }
 
     #[test]
+    fn conversations_have_ended_when_all_gateways_say_so_under_the_weights_in_force() {
+        let none = view("a", 7, &[]);
+        let mut some = view("b", 7, &[]);
+        let mut stats = some.stats.as_deref().cloned().unwrap_or_default();
+        let revisions = stats.pools.get_mut("p").map(|pool| &mut pool.revisions);
+        if let Some(revision) = revisions.and_then(|revisions| revisions.get_mut("r")) {
+            revision.sessions = 3;
+        }
+        some.stats = Some(Arc::new(stats));
+        let silent = View {
+            stats: None,
+            ..view("c", 7, &[])
+        };
+        let has = |views: &[View]| reports(views).has_conversations("r", Some(7));
+        assert!(!has(std::slice::from_ref(&none)));
+        assert!(has(&[none.clone(), some]));
+        assert!(has(&[none.clone(), silent]));
+        assert!(has(&[none, view("d", 6, &[])]), "it may have led new ones there since");
+        assert!(has(&[]));
+    }
+
+    #[test]
     fn in_flight_adds_up_by_address() {
         let sum = reports(&[view("a", 1, &[]), view("b", 1, &[])]).in_flight();
         assert_eq!(sum, [("10.0.0.1".to_owned(), 4)].into());

@@ -49,6 +49,8 @@ pub struct World {
     pub prompt: Option<String>,
     /// Whether gateways answer and follow.
     pub gateways: bool,
+    /// Whether they know conversations of every revision.
+    pub conversations: bool,
     /// Writes to the API server, status among them.
     pub writes: usize,
     /// The operator dies before this write.
@@ -70,6 +72,7 @@ pub fn pool() -> World {
         fates: BTreeMap::new(),
         prompt: None,
         gateways: true,
+        conversations: false,
         writes: 0,
         dies_before: None,
         next: 0,
@@ -262,6 +265,7 @@ impl World {
                 endpoints.filter_map(|pod| crate::pool::dereference::address(pod).map(str::to_owned));
             RevisionStats {
                 endpoints: addresses.collect(),
+                sessions: u64::from(self.conversations),
                 ..RevisionStats::default()
             }
         };
