@@ -439,7 +439,14 @@ mod tests {
             ..report("b", "p", 5)
         };
         let usage = accumulate(Some(&usage), &[costly], &pods(&["p"]), at(2)).unwrap();
-        let of = |name: &str| usage.models.iter().find(|model| model.name == name).cloned().unwrap();
+        let of = |name: &str| {
+            usage
+                .models
+                .iter()
+                .find(|model| model.name == name)
+                .cloned()
+                .unwrap()
+        };
         assert_eq!((usage.models.len(), usage.requests), (MAX_MODELS, 205));
         assert_eq!(spent(&of("mini").spend, Currency::USD).to_string(), "0.000005");
         assert_eq!(of(OTHER).requests, 74);

@@ -93,7 +93,13 @@ pub fn settle_model(
     after: Option<&Usage>,
     now: Timestamp,
 ) -> Result<(BudgetStatus, Vec<Threshold>), Error> {
-    settle_spend(policy, written, of_model(before, model), of_model(after, model), now)
+    settle_spend(
+        policy,
+        written,
+        of_model(before, model),
+        of_model(after, model),
+        now,
+    )
 }
 
 /// What was spent, by currency.

@@ -62,23 +62,28 @@ fn violation(plan: &Plan, outcome: &Outcome) -> Option<String> {
     })
 }
 
-#[test]
-fn no_run_exceeds_a_limit() {
-    let runs = if is_full() { 100_000 } else { 80 };
-    let start = std::time::Instant::now();
-    let (mut admitted, mut writes, mut worst_error) = (0, 0, 0.0f64);
-    let mut failures = Vec::new();
-    let mut stuck = Vec::new();
-    let mut over_by_estimate = 0;
-    for seed in 0..runs {
+/// What many runs showed.
+#[derive(Debug, Default)]
+struct Sum {
+    admitted: u64,
+    writes: u64,
+    worst_error: f64,
+    over_by_estimate: u64,
+    failures: Vec<String>,
+    /// Seed and slot of processes that still wait in the calm at the end.
+    stuck: Vec<(u64, usize)>,
+}
+
+impl Sum {
+    fn run(&mut self, seed: u64) {
         let plan = rough_plan(seed, None);
         let outcome = World::new(plan.clone()).run();
-        admitted += outcome.admitted + outcome.counted[0];
-        writes += outcome.writes;
-        failures.extend(violation(&plan, &outcome));
+        self.admitted += outcome.admitted + outcome.counted[0];
+        self.writes += outcome.writes;
+        self.failures.extend(violation(&plan, &outcome));
         for (limit, over) in plan.limits.iter().zip(&outcome.over) {
-            worst_error = worst_error.max(*over as f64 / limit.limit as f64);
-            over_by_estimate += u64::from(*over > 0);
+            self.worst_error = self.worst_error.max(*over as f64 / limit.limit as f64);
+            self.over_by_estimate += u64::from(*over > 0);
         }
         // In the calm that follows every process that still waits has been served, unless a day's quota is gone.
         let short = plan
@@ -87,19 +92,61 @@ fn no_run_exceeds_a_limit() {
             .any(|limit| matches!(limit.window, Window::Calendar(_)));
         for (slot, (late, waiting)) in outcome.late.iter().enumerate() {
             if !short && *late == 0 && *waiting > 0 {
-                stuck.push((seed, slot));
+                self.stuck.push((seed, slot));
             }
         }
     }
-    println!(
-        "{runs} runs in {:.1} s: {admitted} requests, {writes} writes, {} violations, {} stuck, {over_by_estimate} limits over by wrong estimates, by {:.2} % at most",
-        start.elapsed().as_secs_f64(),
-        failures.len(),
-        stuck.len(),
-        100.0 * worst_error,
-    );
-    assert!(failures.is_empty(), "{failures:#?}");
-    assert!(stuck.is_empty(), "(seed, slot): {stuck:?}");
+
+    fn add(&mut self, other: Self) {
+        self.admitted += other.admitted;
+        self.writes += other.writes;
+        self.worst_error = self.worst_error.max(other.worst_error);
+        self.over_by_estimate += other.over_by_estimate;
+        self.failures.extend(other.failures);
+        self.stuck.extend(other.stuck);
+    }
+}
+
+#[test]
+fn no_run_exceeds_a_limit() {
+    let (runs, part) = if is_full() { (100_000, 2_500) } else { (80, 80) };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let start = std::time::Instant::now();
+    let mut sum = Sum::default();
+    for first in (0..runs).step_by(part) {
+        let seeds = first..first + part as u64;
+        let parts: Vec<Sum> = std::thread::scope(|scope| {
+            let one = |thread: u64| {
+                let seeds = seeds.clone();
+                scope.spawn(move || {
+                    let mut sum = Sum::default();
+                    seeds
+                        .filter(|seed| seed % threads == thread)
+                        .for_each(|seed| sum.run(seed));
+                    sum
+                })
+            };
+            let all: Vec<_> = (0..threads).map(one).collect();
+            all.into_iter()
+                .map(|thread| thread.join().expect("no panic"))
+                .collect()
+        });
+        parts.into_iter().for_each(|part| sum.add(part));
+        println!(
+            "{} runs in {:.1} s: {} requests, {} writes, {} violations, {} stuck, {} limits over by wrong estimates, by {:.2} % at \
+             most",
+            first + part as u64,
+            start.elapsed().as_secs_f64(),
+            sum.admitted,
+            sum.writes,
+            sum.failures.len(),
+            sum.stuck.len(),
+            sum.over_by_estimate,
+            100.0 * sum.worst_error,
+        );
+    }
+    assert!(sum.failures.is_empty(), "{:#?}", sum.failures);
+    assert!(sum.stuck.is_empty(), "(seed, slot): {:?}", sum.stuck);
 }
 
 #[test]
@@ -195,7 +242,10 @@ fn little_is_wasted_when_allocators_are_killed() {
     let replicas: &[usize] = if is_full() { &[1, 2, 3, 4, 5] } else { &[2, 4] };
     for &slots in replicas {
         for skew in [1, 10] {
-            for (name, resource, units) in [("requests", Resource::Requests, 600), ("tokens", Resource::Tokens, 60_000)] {
+            for (name, resource, units) in [
+                ("requests", Resource::Requests, 600),
+                ("tokens", Resource::Tokens, 60_000),
+            ] {
                 let mut limit = Limit::new(name, resource, Window::seconds(60), units);
                 limit.within = 5 * SECOND;
                 let per_request = if resource == Resource::Requests { 1 } else { 90 };

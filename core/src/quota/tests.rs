@@ -463,29 +463,6 @@ fn unreadable_checkpoints_are_refused() {
 }
 
 #[test]
-fn silent_holders_are_bounded() {
-    let limits = [requests(60, 60), per_day(100_000)];
-    let mut office = Office::new(&limits);
-    for number in 0..500u64 {
-        let now = at(number * 12);
-        let mut one = Holder::new(format!("gateway-{number}"), 1, &limits, terms(), now.nanos);
-        office.exchange(&mut one, 3, now);
-        assert_eq!(take(&mut one, 1, now), 1, "{number}");
-        let last = one.leave(now.nanos, now.unix_ms);
-        let actions = office.allocator.handle(&last, now);
-        office.carry_out(actions, now);
-    }
-    let checkpoint = office.stored.as_ref().expect("it was written");
-    assert!(checkpoint.holders.len() <= allocator::MAX_HOLDERS);
-    assert!(checkpoint.to_json().len() < 16_384);
-    let (held_or_granted, day) = (office.allocator.usage(at(6_000)), "rpd/Requests/Day@UTC");
-    assert!(
-        held_or_granted[day].outstanding >= 500,
-        "what they used still counts: {held_or_granted:?}"
-    );
-}
-
-#[test]
 fn a_budget_may_be_watched_only() {
     let budget = Limit {
         enforced: false,

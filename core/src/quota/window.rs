@@ -266,7 +266,9 @@ impl Ring {
         }
         for index in self.base..end.min(self.base + BUCKETS) {
             let place = (index % BUCKETS) as usize;
-            self.total = self.total.saturating_sub(std::mem::take(&mut self.buckets[place]));
+            self.total = self
+                .total
+                .saturating_sub(std::mem::take(&mut self.buckets[place]));
             self.settled[place] = 0;
         }
         self.base = end;

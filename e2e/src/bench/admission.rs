@@ -26,7 +26,9 @@ const PROVIDER: &str = "main";
 /// # Errors
 /// When no lease is granted.
 pub fn run(rounds: usize) -> Result<Vec<Row>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let stop = tokio_util::sync::CancellationToken::new();
         let quotas = start(stop.clone())?;
@@ -83,8 +85,14 @@ fn start(stop: tokio_util::sync::CancellationToken) -> Result<Arc<Quotas>> {
 /// Median and 99th percentile of admission, and the mean of all that is done for a request.
 async fn round(quotas: &Arc<Quotas>) -> Result<(Duration, Duration, Duration)> {
     let mut headers = HeaderMap::new();
-    headers.insert("x-ratelimit-limit-requests", HeaderValue::from_static("1000000000000"));
-    headers.insert("x-ratelimit-remaining-requests", HeaderValue::from_static("999999999999"));
+    headers.insert(
+        "x-ratelimit-limit-requests",
+        HeaderValue::from_static("1000000000000"),
+    );
+    headers.insert(
+        "x-ratelimit-remaining-requests",
+        HeaderValue::from_static("999999999999"),
+    );
     let mut admissions = Vec::with_capacity(REQUESTS);
     let mut whole = Duration::ZERO;
     for number in 0..2 * REQUESTS {
@@ -122,6 +130,11 @@ async fn round(quotas: &Arc<Quotas>) -> Result<(Duration, Duration, Duration)> {
         bail!("only {} of {REQUESTS} requests found a share", admissions.len());
     }
     admissions.sort_unstable();
-    let at = |percent: usize| admissions.get(REQUESTS * percent / 100).copied().unwrap_or_default();
+    let at = |percent: usize| {
+        admissions
+            .get(REQUESTS * percent / 100)
+            .copied()
+            .unwrap_or_default()
+    };
     Ok((at(50), at(99), whole / u32::try_from(REQUESTS)?))
 }

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use flotilla_crds::AgentPool;
 use futures::future::try_join_all;
 use http_body_util::{BodyExt, Empty};
-use k8s_openapi::api::apps::v1::ReplicaSet;
-use kube::ResourceExt as _;
-use kube::api::ListParams;
 use hyper::Request;
 use hyper::client::conn::http1::handshake;
 use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use kube::ResourceExt as _;
+use kube::api::ListParams;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -125,7 +125,12 @@ async fn wait_for_the_drain(namespace: &Namespace) -> Result<()> {
         let traffic = object.status.unwrap_or_default().traffic;
         let all = sets.list(&ListParams::default()).await;
         let all = all.map_err(|error| error.to_string())?;
-        let wanted = |set: &ReplicaSet| set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
+        let wanted = |set: &ReplicaSet| {
+            set.spec
+                .as_ref()
+                .and_then(|spec| spec.replicas)
+                .unwrap_or_default()
+        };
         let running = all
             .iter()
             .filter(|set| set.name_any().starts_with("support-") && wanted(set) > 0)

@@ -401,7 +401,10 @@ fn spend_config(provider: &ModelProvider) -> Option<SpendConfig> {
 
 /// The same of each model that has a budget.
 fn model_spends(provider: &ModelProvider) -> BTreeMap<String, SpendConfig> {
-    let statuses = provider.status.as_ref().map(|status| status.model_budgets.as_slice());
+    let statuses = provider
+        .status
+        .as_ref()
+        .map(|status| status.model_budgets.as_slice());
     let of = |status: &ModelBudgetStatus| {
         let models = &provider.spec.models;
         let model = models.iter().find(|model| model.name == status.name)?;

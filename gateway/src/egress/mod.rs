@@ -152,13 +152,11 @@ impl Egress {
                     Arc::new(provider)
                 }
             };
-            provider
-                .usage
-                .follow(
-                    config.spends.get(name),
-                    config.model_spends.get(name),
-                    config.ready_gateways.max(1),
-                );
+            provider.usage.follow(
+                config.spends.get(name),
+                config.model_spends.get(name),
+                config.ready_gateways.max(1),
+            );
             after.insert(name.clone(), provider);
         }
         self.fallbacks.retain(|name| after.contains_key(name));

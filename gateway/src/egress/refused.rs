@@ -64,7 +64,9 @@ pub fn over_budget(provider: &Provider, model: Option<&str>, over: OverBudget) -
             Scope::Provider => config.budget.as_ref(),
             Scope::Model => config.model_budgets.get(asked),
         };
-        policy.map_or(String::new(), |policy| format!(" of {} {}", policy.limit, policy.currency))
+        policy.map_or(String::new(), |policy| {
+            format!(" of {} {}", policy.limit, policy.currency)
+        })
     };
     let whose = |scope: Scope| match scope {
         Scope::Provider => format!("ModelProvider \"{name}\""),

@@ -255,7 +255,10 @@ mod tests {
         assert!(!has(std::slice::from_ref(&none)));
         assert!(has(&[none.clone(), some]));
         assert!(has(&[none.clone(), silent]));
-        assert!(has(&[none, view("d", 6, &[])]), "it may have led new ones there since");
+        assert!(
+            has(&[none, view("d", 6, &[])]),
+            "it may have led new ones there since"
+        );
         assert!(has(&[]));
     }
 

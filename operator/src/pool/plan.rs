@@ -348,7 +348,12 @@ fn look_again(
         .chain(is_waiting_for_pods.then_some(LOOK_FOR_TROUBLE))
         .chain(held.then_some(AWAIT_REPORT))
         .chain(decision.reached.is_some().then_some(LOOK_AT_EVIDENCE))
-        .chain(decision.draining.iter().map(|(_, until_then)| until(*until_then).min(LOOK_AT_CONVERSATIONS)))
+        .chain(
+            decision
+                .draining
+                .iter()
+                .map(|(_, until_then)| until(*until_then).min(LOOK_AT_CONVERSATIONS)),
+        )
         .min()
 }
 

@@ -8,7 +8,9 @@ use flotilla_core::price::budget::Threshold;
 use flotilla_core::price::ledger::{Policy, settle, settle_model};
 use flotilla_crds::ModelProviderSpec;
 use flotilla_crds::common::condition;
-use flotilla_crds::model_provider::{Budget, BudgetStatus, ModelBudgetStatus, ModelProviderStatus, OnExhausted, Usage};
+use flotilla_crds::model_provider::{
+    Budget, BudgetStatus, ModelBudgetStatus, ModelProviderStatus, OnExhausted, Usage,
+};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
@@ -98,7 +100,11 @@ pub fn set_condition(conditions: &mut Conditions, looks: &[Look]) {
         80.. => "Spent80Percent",
         _ => return conditions.set(condition::BUDGET_ALERT, false, "WithinBudget", ""),
     };
-    let further = looks.iter().filter(|other| other.status.alerted_percent >= 80).count() - 1;
+    let further = looks
+        .iter()
+        .filter(|other| other.status.alerted_percent >= 80)
+        .count()
+        - 1;
     let mut message = sentence(look, percent);
     if further > 0 {
         message.push_str(&format!("; {further} more in status.modelBudgets"));
@@ -125,10 +131,14 @@ fn sentence(look: &Look, percent: i32) -> String {
     };
     let then = match (percent >= 100, blocks) {
         (true, true) => {
-            format!("; requests are refused or go to their fallbacks until then, or until {field}.limit is raised")
+            format!(
+                "; requests are refused or go to their fallbacks until then, or until {field}.limit is raised"
+            )
         }
         (true, false) => format!("; requests still pass, because {field}.onExhausted is Allow"),
-        (false, true) => "; when all of it is spent, requests are refused or go to their fallbacks".to_owned(),
+        (false, true) => {
+            "; when all of it is spent, requests are refused or go to their fallbacks".to_owned()
+        }
         (false, false) => String::new(),
     };
     format!("{percent} % of the budget of {limit} {currency}{whose} are spent; it begins anew at {end}{then}")
@@ -231,7 +241,8 @@ mod tests {
     fn a_models_budget_alerts_by_its_name() {
         let mut spec = spec("Allow");
         let model = json!({"name": "mini", "budget": {"limit": "10", "window": "Day"}});
-        spec.models = serde_json::from_value(json!([model, {"name": "large", "budget": {"limit": "1"}}])).unwrap();
+        spec.models =
+            serde_json::from_value(json!([model, {"name": "large", "budget": {"limit": "1"}}])).unwrap();
         let used = ModelUsage {
             name: "mini".into(),
             spend: usage("9.5").spend,
@@ -253,7 +264,9 @@ mod tests {
         let alert = find(&conditions, "BudgetAlert").unwrap();
         assert_eq!(alert.reason, "Spent90Percent");
         assert!(
-            alert.message.starts_with("90 % of the budget of 10 USD for model mini are spent")
+            alert
+                .message
+                .starts_with("90 % of the budget of 10 USD for model mini are spent")
                 && alert.message.ends_with("; 1 more in status.modelBudgets"),
             "{}",
             alert.message

@@ -374,13 +374,7 @@ mod condition_tests {
     #[test]
     fn an_impossible_spec_is_stalled_at_once() {
         let invalid = Assessment::new(State::Invalid, "InvalidSpec", "endpoint: …");
-        let (conditions, _) = conditions(
-            &provider(),
-            &ModelProviderStatus::default(),
-            &invalid,
-            &[],
-            at(0),
-        );
+        let (conditions, _) = conditions(&provider(), &ModelProviderStatus::default(), &invalid, &[], at(0));
         assert!(is_true(&conditions, "Stalled"));
         let ready = find(&conditions, "Ready").unwrap();
         assert_eq!(

@@ -137,7 +137,12 @@ impl Allocator {
             None => -i64::try_from((now - expires) / MILLISECOND).unwrap_or(i64::MAX),
         };
         let later_ms = ms(expires.saturating_sub(entry.expires));
-        let parts = || self.rules.iter().zip(&entry.parts).filter(|(_, part)| part.granted > 0);
+        let parts = || {
+            self.rules
+                .iter()
+                .zip(&entry.parts)
+                .filter(|(_, part)| part.granted > 0)
+        };
         let fades = parts().filter_map(|(rule, part)| {
             let fades = Fading::to_record(&part.fades, expires, now, most);
             (!fades.is_empty()).then(|| (rule.key.clone(), fades))
@@ -146,7 +151,9 @@ impl Allocator {
             expires_in_ms,
             expires_unix_ms: entry.expires_unix_ms.saturating_add(later_ms),
             floored: entry.floored,
-            granted: parts().map(|(rule, part)| (rule.key.clone(), part.granted)).collect(),
+            granted: parts()
+                .map(|(rule, part)| (rule.key.clone(), part.granted))
+                .collect(),
             fades: fades.collect(),
         }
     }

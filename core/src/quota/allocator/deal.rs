@@ -106,7 +106,9 @@ impl Allocator {
             limits.insert(rule.key.clone(), Share { share, epoch });
         }
         // Until the answer is taken the lease before it is in force.
-        entry.expires = entry.expires.max(now.nanos.saturating_add(self.terms.stretch(lease)));
+        entry.expires = entry
+            .expires
+            .max(now.nanos.saturating_add(self.terms.stretch(lease)));
         entry.expires_unix_ms = unix_ms.saturating_add(ms_until(entry.expires, now.nanos));
         let (seq, floored) = (entry.seq?, entry.floored);
         Some((
@@ -162,7 +164,9 @@ impl Allocator {
             u64::MAX
         };
         let capacity = capacity.saturating_sub(fixed);
-        let scarce = asked > capacity && matches!(rule.limit.window, Window::Rolling(_)) && !rule.limit.window.is_long();
+        let scarce = asked > capacity
+            && matches!(rule.limit.window, Window::Rolling(_))
+            && !rule.limit.window.is_long();
         let shares = split(capacity, &demands, slack);
         (shares.get(mine).copied().unwrap_or(0), scarce)
     }

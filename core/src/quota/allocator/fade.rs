@@ -101,7 +101,9 @@ mod tests {
         let mut known = Fading::reported(&fades, Some(99 * SECOND), 100 * SECOND, &TERMS);
         let expires = 102 * SECOND;
         // Lengths are stretched by a nanosecond at least.
-        let at = |known: &mut Vec<Fading>, second: u64| Fading::freed(known, expires, second * SECOND + MILLISECOND);
+        let at = |known: &mut Vec<Fading>, second: u64| {
+            Fading::freed(known, expires, second * SECOND + MILLISECOND)
+        };
         assert_eq!(at(&mut known, 104), 0, "it may have been used again");
         assert_eq!(at(&mut known, 105), 2);
         assert_eq!(at(&mut known, 105), 0, "once");

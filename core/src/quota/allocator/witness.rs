@@ -63,7 +63,9 @@ impl Witnessing {
     }
 
     fn is_own(&self, id: &str) -> bool {
-        self.process.as_deref().is_some_and(|process| id.starts_with(process))
+        self.process
+            .as_deref()
+            .is_some_and(|process| id.starts_with(process))
     }
 
     /// Whether nobody but the record will speak for this holder when this process has ended.
@@ -92,7 +94,9 @@ impl Allocator {
     /// The witness could not be asked, or is none.
     pub fn not_vouched(&mut self, holder: &str, seq: u64, now: Now) -> Vec<Action> {
         let witnessing = &mut self.witnessing;
-        let asked = witnessing.asked.take_if(|(id, asked, _)| id == holder && *asked == seq);
+        let asked = witnessing
+            .asked
+            .take_if(|(id, asked, _)| id == holder && *asked == seq);
         if asked.is_none() {
             return Vec::new();
         }
@@ -151,7 +155,8 @@ impl Allocator {
         };
         let stays = chosen.as_ref().filter(|chosen| {
             let entry = self.entries.get(&chosen.by);
-            chosen.holder == *own && entry.is_some_and(|entry| fit(&chosen.by, entry, self.terms.report_every * 2))
+            chosen.holder == *own
+                && entry.is_some_and(|entry| fit(&chosen.by, entry, self.terms.report_every * 2))
         });
         let witness = match stays {
             Some(stays) => Some(stays.clone()),

@@ -179,7 +179,11 @@ impl Holder {
         self.report_every = grant.report_ms.saturating_mul(MILLISECOND);
         let due = self.sent_at.saturating_add(self.spacing());
         self.next_report = self.next_report.map(|next| next.min(due));
-        if self.testimony.as_ref().is_some_and(|known| known.is_before(self.term)) {
+        if self
+            .testimony
+            .as_ref()
+            .is_some_and(|known| known.is_before(self.term))
+        {
             // This allocator has heard it.
             self.testimony = None;
         }

@@ -137,9 +137,16 @@ fn a_witness_of_the_past_confirms_nothing() {
     assert!(!other.vouch(older, SECOND), "it knows more");
     other.on_reply(&Reply::Term(2), SECOND);
     assert!(!other.vouch(vouch.clone(), SECOND), "a later allocator is there");
-    let told = other.report(3 * SECOND, NOON, &[]).testimony.expect("it is asked");
+    let told = other
+        .report(3 * SECOND, NOON, &[])
+        .testimony
+        .expect("it is asked");
     assert_eq!((told.term, told.seq), (1, vouch.seq));
-    assert_eq!(told.state.expires_in_ms, vouch.state.expires_in_ms - 1_999, "it ages");
+    assert_eq!(
+        told.state.expires_in_ms,
+        vouch.state.expires_in_ms - 1_999,
+        "it ages"
+    );
 }
 
 #[test]
@@ -178,4 +185,27 @@ fn leases_are_short_where_there_is_too_little() {
     assert_eq!(one.next_report(), Some(SECOND + SECOND / 4));
     office.exchange(&mut one, 5, at(2));
     assert!(one.has_lease(at(11).nanos), "and long again");
+}
+
+#[test]
+fn silent_holders_are_bounded() {
+    let limits = [requests(60, 60), per_day(100_000)];
+    let mut office = Office::new(&limits);
+    for number in 0..500u64 {
+        let now = at(number * 12);
+        let mut one = Holder::new(format!("gateway-{number}"), 1, &limits, terms(), now.nanos);
+        office.exchange(&mut one, 3, now);
+        assert_eq!(take(&mut one, 1, now), 1, "{number}");
+        let last = one.leave(now.nanos, now.unix_ms);
+        let actions = office.allocator.handle(&last, now);
+        office.carry_out(actions, now);
+    }
+    let checkpoint = office.stored.as_ref().expect("it was written");
+    assert!(checkpoint.holders.len() <= allocator::MAX_HOLDERS);
+    assert!(checkpoint.to_json().len() < 16_384);
+    let (held_or_granted, day) = (office.allocator.usage(at(6_000)), "rpd/Requests/Day@UTC");
+    assert!(
+        held_or_granted[day].outstanding >= 500,
+        "what they used still counts: {held_or_granted:?}"
+    );
 }

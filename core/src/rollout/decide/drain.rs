@@ -33,7 +33,9 @@ impl Round<'_> {
             && member.weight.is_some()
             && member.arm.wanted > 0
             && member.has_conversations
-            && self.drained_by(member).is_some_and(|until| self.situation.now < until)
+            && self
+                .drained_by(member)
+                .is_some_and(|until| self.situation.now < until)
     }
 
     /// When its conversations have to move at the latest; none where none are kept.

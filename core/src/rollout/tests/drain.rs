@@ -53,8 +53,15 @@ fn it_goes_with_its_last_conversation_or_at_the_end_of_its_time() {
         (member.has_conversations, member.drain_until) = (has_conversations, drain_until);
         let decision = decide(&situation);
         let is_listed = decision.traffic.contains(&listed(STABLE, 0));
-        assert_eq!(is_listed, stays, "{has_conversations} {drain_until:?}: {decision:?}");
-        assert_eq!(scale_of(&decision, STABLE), None, "first the gateways have to know");
+        assert_eq!(
+            is_listed, stays,
+            "{has_conversations} {drain_until:?}: {decision:?}"
+        );
+        assert_eq!(
+            scale_of(&decision, STABLE),
+            None,
+            "first the gateways have to know"
+        );
         if !stays {
             former(&mut situation).weight = None;
             assert_eq!(scale_of(&decide(&situation), STABLE), Some(0));
@@ -97,10 +104,16 @@ fn the_next_release_has_its_room_and_only_two_are_kept() {
     assert_eq!(kept, [STABLE, "support-third"]);
     situation.members[3].arm = Arm::default();
     // Another revision is released beside them as if they were not there.
-    let next = situation.asking("support-next").with("support-next", Standing::Candidate, Arm::default(), None);
+    let next =
+        situation
+            .asking("support-next")
+            .with("support-next", Standing::Candidate, Arm::default(), None);
     let decision = decide(&next);
     assert_eq!(scale_of(&decision, "support-next"), Some(1), "{decision:?}");
-    assert_eq!(decision.traffic.iter().map(|(_, weight)| weight).sum::<i32>(), 100);
+    assert_eq!(
+        decision.traffic.iter().map(|(_, weight)| weight).sum::<i32>(),
+        100
+    );
 }
 
 #[test]
@@ -123,6 +136,9 @@ fn a_canary_keeps_it_listed_from_all_the_traffic_on() {
     former(&mut situation).weight = Some(0);
     former(&mut situation).drain_until = Some(at(1300));
     let decision = decide(&situation);
-    assert!(is_promoted(&decision), "the bake does not wait for conversations: {decision:?}");
+    assert!(
+        is_promoted(&decision),
+        "the bake does not wait for conversations: {decision:?}"
+    );
     assert_eq!(decision.draining, [(STABLE.to_owned(), at(1300))]);
 }

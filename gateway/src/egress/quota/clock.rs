@@ -92,7 +92,9 @@ fn suspended_ms() -> u64 {
     use rustix::time::{ClockId, clock_gettime};
     let millis = |id| {
         let time = clock_gettime(id);
-        time.tv_sec.saturating_mul(1_000).saturating_add(time.tv_nsec / 1_000_000)
+        time.tv_sec
+            .saturating_mul(1_000)
+            .saturating_add(time.tv_nsec / 1_000_000)
     };
     let monotonic = millis(ClockId::Monotonic);
     u64::try_from(millis(ClockId::Boottime).saturating_sub(monotonic)).unwrap_or(0)

@@ -58,7 +58,10 @@ impl Look {
 
     fn about(&self, pod: &str) -> Option<Doubt> {
         let doubt = self.doubt.lock();
-        doubt.as_ref().filter(|(doubted, _)| doubted == pod).map(|(_, doubt)| *doubt)
+        doubt
+            .as_ref()
+            .filter(|(doubted, _)| doubted == pod)
+            .map(|(_, doubt)| *doubt)
     }
 }
 
@@ -203,7 +206,10 @@ impl Candidate {
                 return Ok(left(believed).min(self.pace.renew));
             }
             if !left(lasts).is_zero() {
-                info!(holder = claim.holder, "cannot be reached; taking its place before its claim ends");
+                info!(
+                    holder = claim.holder,
+                    "cannot be reached; taking its place before its claim ends"
+                );
                 self.patient_until = Some(Instant::now() + HURRY_PAUSE);
             }
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::quota::{
-    Action, Allocator, Checkpoint, Found, Limit, Nanos, Record, Reply, Report, Terms, Usage, Vouch,
+    Action, Allocator, Checkpoint, Found, Limit, Nanos, Record, Reply, Report, Terms, Usage,
 };
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
@@ -17,16 +17,18 @@ use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::election::Leader;
-use super::link::{Transport, Word};
+use super::link::Transport;
 use super::store::{Contents, Store, StoreError, Version};
 use crate::peers::Peers;
 
-/// For a witness's word: shorter than the shortest lease.
-const VOUCH_TIMEOUT: Duration = Duration::from_millis(400);
+mod witness;
+
+use witness::Said;
+
 /// Pause after a failed read.
 const RETRY: Duration = Duration::from_millis(300);
 /// How often allocators are asked whether something is due by itself.
@@ -94,14 +96,6 @@ enum Outcome {
     Written(Version),
     /// This was found after a write whose fate is unknown, or that met another version.
     Unclear(Version, Contents),
-}
-
-/// What a witness said.
-struct Said {
-    provider: String,
-    holder: String,
-    seq: u64,
-    agreed: bool,
 }
 
 /// Why the office closed.
@@ -364,48 +358,6 @@ impl Session<'_> {
                 }
             }
         }
-    }
-
-    /// Tells a witness.
-    fn ask(&self, provider: &str, by: String, vouch: Vouch) {
-        let (transport, provider) = (self.office.transport.clone(), provider.to_owned());
-        let (holder, seq) = (vouch.holder.clone(), vouch.seq);
-        self.witnesses.push(Box::pin(async move {
-            let pod = pod_of(&by).unwrap_or_default().to_owned();
-            let word = Word {
-                provider: provider.clone(),
-                by,
-                vouch,
-            };
-            let told = tokio::time::timeout(VOUCH_TIMEOUT, transport.vouch(&pod, word)).await;
-            let agreed = match told {
-                Ok(Ok(())) => true,
-                Ok(Err(error)) => {
-                    debug!(provider, pod, %error, "a witness of this gateway's quota did not agree");
-                    false
-                }
-                Err(_) => false,
-            };
-            Said {
-                provider,
-                holder,
-                seq,
-                agreed,
-            }
-        }));
-    }
-
-    fn hear(&mut self, said: Said) {
-        let now = self.office.clock.now();
-        let Some(desk) = self.desks.get_mut(&said.provider) else {
-            return;
-        };
-        let actions = if said.agreed {
-            desk.allocator.vouched(&said.holder, said.seq)
-        } else {
-            desk.allocator.not_vouched(&said.holder, said.seq, now)
-        };
-        self.act(&said.provider, actions);
     }
 
     fn tick(&mut self) {

@@ -111,7 +111,9 @@ impl Transport for Wire {
             let gateway = self.reach(pod).await?;
             let agreed = gateway.vouch(word);
             tokio::time::sleep(Duration::from_millis(1)).await;
-            agreed.then_some(()).ok_or_else(|| SendError::Unwilling("no witness".into()))
+            agreed
+                .then_some(())
+                .ok_or_else(|| SendError::Unwilling("no witness".into()))
         })
     }
 }

@@ -25,7 +25,10 @@ fn the_last_batch_stays_until_the_last_conversation_has_ended() {
     assert!(until.0 > world.now && until.0.duration_since(world.now).as_secs() <= 3_600);
     let plan = world.peek();
     assert!(!plan.eager, "gateways are asked at their own pace");
-    assert!(plan.look_again.is_some_and(|after| after <= Duration::from_secs(15)));
+    assert!(
+        plan.look_again
+            .is_some_and(|after| after <= Duration::from_secs(15))
+    );
     assert!(!world.visit(), "nothing is written meanwhile");
 
     world.conversations = false;

@@ -84,10 +84,18 @@ impl World {
                     });
                 }
                 Action::Vouch(by, vouch) => {
-                    let Some(office) = self.processes[slot].allocator.as_ref().map(|office| office.number) else {
+                    let Some(office) = self.processes[slot]
+                        .allocator
+                        .as_ref()
+                        .map(|office| office.number)
+                    else {
                         return;
                     };
-                    let to = by.split('-').next().and_then(|slot| slot.parse().ok()).unwrap_or(slot);
+                    let to = by
+                        .split('-')
+                        .next()
+                        .and_then(|slot| slot.parse().ok())
+                        .unwrap_or(slot);
                     let failed = Event::Vouched {
                         slot,
                         life,
