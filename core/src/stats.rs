@@ -151,6 +151,9 @@ pub struct ProviderStats {
     /// Spend since the start of this instance, by currency.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub spend: BTreeMap<Currency, Money>,
+    /// The same by model, under the names of `models`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub model_spend: BTreeMap<String, BTreeMap<Currency, Money>>,
     /// Answers with tokens of models without a known price; they are in no spend.
     #[serde(default)]
     pub unpriced: u64,

@@ -37,6 +37,8 @@ pub struct InstanceUse {
     pub models: BTreeMap<String, ModelUse>,
     /// Spend since the start of the process.
     pub spend: BTreeMap<Currency, Money>,
+    /// The same by model.
+    pub model_spend: BTreeMap<String, BTreeMap<Currency, Money>>,
     /// Answers of models without a known price since then.
     pub unpriced: u64,
 }
@@ -80,10 +82,10 @@ pub fn accumulate(
             .iter()
             .map(|model| (model.name.as_str(), model))
             .collect();
-        for (name, counters) in &report.models {
-            sums.add(name, counters, known.get(name.as_str()).copied());
-        }
         let counted = counted_of(report);
+        for model in &counted.models {
+            sums.add(model, known.get(model.name.as_str()).copied());
+        }
         sums.add_spend(&counted, source);
         *source = counted;
     }
@@ -137,20 +139,55 @@ pub fn spent(spend: &[Spend], currency: Currency) -> Money {
 
 /// The record of a process when everything that it reports is counted.
 fn counted_of(report: &InstanceUse) -> CountedSource {
-    let models = report.models.iter();
-    let spend = report.spend.iter().take(MAX_CURRENCIES);
+    let models = report.models.iter().map(|(name, counters)| ModelUsage {
+        spend: amounts(report.model_spend.get(name)),
+        ..usage_of(name, counters)
+    });
     CountedSource {
         instance: report.instance.clone(),
         pod: report.pod.clone(),
-        models: models.map(|(name, counters)| usage_of(name, counters)).collect(),
-        spend: spend
-            .map(|(currency, amount)| Spend {
-                currency: currency.to_string(),
-                amount: amount.to_string(),
-            })
-            .collect(),
+        models: models.collect(),
+        spend: amounts(Some(&report.spend)),
         unpriced_requests: number(report.unpriced),
     }
+}
+
+fn amounts(spend: Option<&BTreeMap<Currency, Money>>) -> Vec<Spend> {
+    let amount = |(currency, amount): (&Currency, &Money)| Spend {
+        currency: currency.to_string(),
+        amount: amount.to_string(),
+    };
+    spend
+        .into_iter()
+        .flatten()
+        .take(MAX_CURRENCIES)
+        .map(amount)
+        .collect()
+}
+
+/// Adds to `totals` what `new` says beyond `known`; whether that is anything.
+fn add_amounts(totals: &mut Vec<Spend>, new: &[Spend], known: &[Spend]) -> bool {
+    let mut changed = false;
+    for entry in new {
+        let (Ok(currency), Ok(amount)) = (entry.currency.parse(), entry.amount.parse::<Money>()) else {
+            continue;
+        };
+        let more = amount.less(spent(known, currency));
+        if more == Money::ZERO {
+            continue;
+        }
+        changed = true;
+        let sum = (spent(totals, currency) + more).to_string();
+        if let Some(total) = totals.iter_mut().find(|sum| sum.currency == entry.currency) {
+            total.amount = sum;
+        } else if totals.len() < MAX_CURRENCIES {
+            totals.push(Spend {
+                currency: entry.currency.clone(),
+                amount: sum,
+            });
+        }
+    }
+    changed
 }
 
 struct Sums {
@@ -171,23 +208,30 @@ impl Sums {
         }
     }
 
-    /// Adds what `counters` say beyond `known`. A counter that went back adds nothing.
-    fn add(&mut self, name: &str, counters: &ModelUse, known: Option<&ModelUsage>) {
-        let new = usage_of(name, counters);
+    /// Adds what `new` says beyond `known`. A counter that went back adds nothing.
+    fn add(&mut self, new: &ModelUsage, known: Option<&ModelUsage>) {
+        let name = new.name.as_str();
         let beyond = |new: i64, known: Option<i64>| new.saturating_sub(known.unwrap_or_default()).max(0);
         let requests = beyond(new.requests, known.map(|known| known.requests));
         let failed = beyond(new.failed, known.map(|known| known.failed));
         let input_tokens = beyond(new.input_tokens, known.map(|known| known.input_tokens));
         let output_tokens = beyond(new.output_tokens, known.map(|known| known.output_tokens));
-        if requests == 0 && failed == 0 && input_tokens == 0 && output_tokens == 0 {
+        let known_spend = known.map_or(&[][..], |known| known.spend.as_slice());
+        let mut spend = Vec::new();
+        let costs = add_amounts(&mut spend, &new.spend, known_spend);
+        if requests == 0 && failed == 0 && input_tokens == 0 && output_tokens == 0 && !costs {
             return;
         }
-        let has_room = self.models.len() + 1 < MAX_MODELS || self.models.contains_key(name);
+        let mut has_room = self.models.len() + 1 < MAX_MODELS || self.models.contains_key(name);
+        if !has_room && costs {
+            has_room = self.make_room();
+        }
         let name = if has_room { name } else { OTHER };
         let model = self.models.entry(name.to_owned()).or_insert_with(|| ModelUsage {
             name: name.to_owned(),
             ..ModelUsage::default()
         });
+        add_amounts(&mut model.spend, &spend, &[]);
         for (sum, more) in [
             (&mut model.requests, requests),
             (&mut model.failed, failed),
@@ -202,6 +246,31 @@ impl Sums {
         }
     }
 
+    /// A model that costs something may have a budget, and names that an agent made up must not hide it: one of those without
+    /// a price is added to [`OTHER`].
+    fn make_room(&mut self) -> bool {
+        let free = |(name, model): &(&String, &ModelUsage)| model.spend.is_empty() && name.as_str() != OTHER;
+        let Some(name) = self.models.iter().find(free).map(|(name, _)| name.clone()) else {
+            return false;
+        };
+        let Some(gone) = self.models.remove(&name) else {
+            return false;
+        };
+        let other = self.models.entry(OTHER.to_owned()).or_insert_with(|| ModelUsage {
+            name: OTHER.to_owned(),
+            ..ModelUsage::default()
+        });
+        for (sum, more) in [
+            (&mut other.requests, gone.requests),
+            (&mut other.failed, gone.failed),
+            (&mut other.input_tokens, gone.input_tokens),
+            (&mut other.output_tokens, gone.output_tokens),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+        true
+    }
+
     /// Adds the spend that `new` says beyond `known`.
     fn add_spend(&mut self, new: &CountedSource, known: &CountedSource) {
         let unpriced = new
@@ -209,29 +278,7 @@ impl Sums {
             .saturating_sub(known.unpriced_requests)
             .max(0);
         self.total.unpriced_requests = self.total.unpriced_requests.saturating_add(unpriced);
-        for entry in &new.spend {
-            let (Ok(currency), Ok(amount)) = (entry.currency.parse(), entry.amount.parse::<Money>()) else {
-                continue;
-            };
-            let more = amount.less(spent(&known.spend, currency));
-            if more == Money::ZERO {
-                continue;
-            }
-            let sum = (spent(&self.total.spend, currency) + more).to_string();
-            let totals = &mut self.total.spend;
-            match totals.iter().position(|sum| sum.currency == entry.currency) {
-                Some(place) => {
-                    if let Some(total) = totals.get_mut(place) {
-                        total.amount = sum;
-                    }
-                }
-                None if totals.len() < MAX_CURRENCIES => totals.push(Spend {
-                    currency: entry.currency.clone(),
-                    amount: sum,
-                }),
-                None => {}
-            }
-        }
+        add_amounts(&mut self.total.spend, &new.spend, &known.spend);
     }
 
     fn into_usage(self) -> Usage {
@@ -255,6 +302,7 @@ fn usage_of(name: &str, counters: &ModelUse) -> ModelUsage {
         failed: number(failed),
         input_tokens: number(input_tokens),
         output_tokens: number(output_tokens),
+        spend: Vec::new(),
     }
 }
 
@@ -283,6 +331,11 @@ mod tests {
             pod: pod.into(),
             models: [("mini".to_owned(), used)].into(),
             spend: [(Currency::USD, Money::of_tokens(requests, "1".parse().unwrap()))].into(),
+            model_spend: [(
+                "mini".to_owned(),
+                [(Currency::USD, Money::of_tokens(requests, "1".parse().unwrap()))].into(),
+            )]
+            .into(),
             unpriced: requests / 5,
         }
     }
@@ -380,6 +433,24 @@ mod tests {
             (200, MAX_MODELS, 73)
         );
 
+        // A model that costs something is not hidden by names that somebody makes up.
+        let costly = InstanceUse {
+            instance: "b".into(),
+            ..report("b", "p", 5)
+        };
+        let usage = accumulate(Some(&usage), &[costly], &pods(&["p"]), at(2)).unwrap();
+        let of = |name: &str| {
+            usage
+                .models
+                .iter()
+                .find(|model| model.name == name)
+                .cloned()
+                .unwrap()
+        };
+        assert_eq!((usage.models.len(), usage.requests), (MAX_MODELS, 205));
+        assert_eq!(spent(&of("mini").spend, Currency::USD).to_string(), "0.000005");
+        assert_eq!(of(OTHER).requests, 74);
+
         let crowd: Vec<_> = (0..70)
             .map(|n| report(&format!("i{n:02}"), &format!("p{n}"), 1))
             .collect();
@@ -414,7 +485,10 @@ mod tests {
             let sum: u64 = seen.iter().sum();
             let written = written.unwrap_or_default();
             prop_assert_eq!(written.requests, i64::try_from(sum).unwrap());
-            prop_assert_eq!(spent(&written.spend, Currency::USD), Money::of_tokens(sum, "1".parse().unwrap()));
+            let cost = Money::of_tokens(sum, "1".parse().unwrap());
+            prop_assert_eq!(spent(&written.spend, Currency::USD), cost);
+            let models: Vec<_> = written.models.iter().map(|model| spent(&model.spend, Currency::USD)).collect();
+            prop_assert_eq!(models, if sum == 0 { vec![] } else { vec![cost] });
         }
     }
 }

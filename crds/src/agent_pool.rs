@@ -488,6 +488,14 @@ pub struct Sessions {
     #[serde(default = "half_an_hour")]
     #[schemars(range(min = 1, max = 604800))]
     pub idle_seconds: i32,
+    /// maxDrainSeconds for which a revision that was replaced keeps running for the conversations it has, counted from when it lost its
+    /// weight; they end earlier by idleSeconds without a request, and with the last one its pods go. What is left then moves to the
+    /// revision that serves, and is counted in `flotilla_gateway_sessions_moved_total`. Those pods run beside the new ones meanwhile,
+    /// so the cluster needs room for both. A batch-by-batch release keeps its last batch. 0: conversations move with the weight.
+    /// Default 3600.
+    #[serde(default = "an_hour")]
+    #[schemars(range(min = 0, max = 604800))]
+    pub max_drain_seconds: i32,
 }
 
 impl Default for Sessions {
@@ -495,6 +503,7 @@ impl Default for Sessions {
         Self {
             key: SessionKey::default(),
             idle_seconds: 1800,
+            max_drain_seconds: 3600,
         }
     }
 }
@@ -871,6 +880,10 @@ pub struct TrafficShare {
     /// preview is true on the revision that gets the requests of `rollout.preview`, whatever its weight.
     #[serde(default, skip_serializing_if = "is_false")]
     pub preview: bool,
+    /// drainUntil is when the conversations of a revision that is listed at 0 only for them move at the latest
+    /// (`sessions.maxDrainSeconds`). It goes earlier when the last of them has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_until: Option<Time>,
 }
 
 /// Where a release stands.
@@ -1052,6 +1065,9 @@ fn connect_failure() -> Vec<RetryOn> {
 }
 fn eight() -> i32 {
     8
+}
+fn an_hour() -> i32 {
+    3600
 }
 fn half_an_hour() -> i32 {
     1800

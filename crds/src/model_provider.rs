@@ -112,8 +112,12 @@ pub struct ApiKey {
     pub secret_key_ref: SecretKeyRef,
 }
 
-/// A model and its price.
+/// A model, its price and its budget.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.budget) || (has(self.price) ? self.price.currency : 'USD') == self.budget.currency")
+        .message("models: budget.currency must be that of the model's price, or USD where it has none, as built-in prices are in USD; amounts are not converted")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct OfferedModel {
     /// name of the model at the provider, for example `gpt-5-mini`.
@@ -123,6 +127,11 @@ pub struct OfferedModel {
     /// common model, as built in; else unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<Price>,
+    /// budget limits what is spent on this model, within the provider's budget if there is one too: a request has to fit
+    /// both. Default: none. Example: `{limit: "50.00", window: Day}`. The name of a request counts as the agent writes it: an alias of
+    /// the provider for the same model is another model, list it with a budget of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
 }
 
 /// A price per million tokens.
@@ -197,7 +206,7 @@ pub enum OnExhausted {
 #[serde(rename_all = "camelCase")]
 pub struct ModelProviderStatus {
     /// conditions: Ready (the gateways can use it), Reconciling, Stalled, QuotaExhausted (requests wait for a quota),
-    /// BudgetAlert (80, 90 or 100 % are spent).
+    /// BudgetAlert (80, 90 or 100 % of a budget are spent).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -216,6 +225,22 @@ pub struct ModelProviderStatus {
     /// budget is how much of `spec.budget` is spent, refreshed at most every 30 seconds, every second near its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<BudgetStatus>,
+    /// modelBudgets is how much of each `spec.models[].budget` is spent, refreshed as budget is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub model_budgets: Vec<ModelBudgetStatus>,
+}
+
+/// How much of one model's budget is spent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelBudgetStatus {
+    /// name of the model.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// budget is how much of its budget is spent.
+    pub budget: BudgetStatus,
 }
 
 /// How much of a budget is spent.
@@ -327,6 +352,11 @@ pub struct ModelUsage {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub output_tokens: i64,
+    /// spend on this model, by currency.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["currency".into()]))]
+    pub spend: Vec<Spend>,
 }
 
 /// What is already counted of one gateway process.

@@ -1,5 +1,6 @@
 //! `make bench`: ratios against peers, each pair measured in turns within one run.
 
+mod admission;
 pub mod evidence;
 mod fleet;
 pub mod gateway;
@@ -72,6 +73,8 @@ pub enum Selection {
     Histogram,
     /// How releases are judged, beside the rules of Argo Rollouts and Flagger; simulated.
     Evidence,
+    /// What a quota costs a request.
+    Admission,
     /// Pools against Deployments, on the local cluster.
     Fleet,
     /// All parts from cpu to weights.
@@ -93,7 +96,7 @@ pub enum Selection {
 impl Selection {
     fn part(self) -> Option<Part> {
         match self {
-            Self::Histogram | Self::Evidence | Self::Fleet | Self::Gateway => None,
+            Self::Histogram | Self::Evidence | Self::Admission | Self::Fleet | Self::Gateway => None,
             Self::Cpu => Some(Part::Cpu),
             Self::Latency => Some(Part::Latency),
             Self::Streaming => Some(Part::Streaming),
@@ -130,6 +133,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if wants(Selection::Evidence) {
         for row in evidence::run(args.full, args.write_evidence.as_deref())? {
+            println!("{row}");
+        }
+    }
+    if wants(Selection::Admission) {
+        for row in admission::run(args.rounds)? {
             println!("{row}");
         }
     }

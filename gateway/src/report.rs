@@ -116,6 +116,13 @@ fn provider_stats(provider: &Provider, egress: &Egress) -> ProviderStats {
         credential: provider.credential(),
         in_flight: provider.usage.in_flight(),
         models: provider.usage.models(),
+        model_spend: provider
+            .usage
+            .spend_by_model()
+            .into_iter()
+            .filter(|model| !model.spend.is_empty())
+            .map(|model| (model.model, model.spend))
+            .collect(),
         spend,
         unpriced,
     }

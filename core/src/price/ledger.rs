@@ -8,7 +8,7 @@
 //! What a gateway spent before midnight and tells after it counts in the new window: at most the time between two
 //! looks, and never in no window at all. A budget counts from the first look after it was written.
 
-use flotilla_crds::model_provider::{Budget, BudgetStatus, BudgetWindow, OnExhausted, Usage};
+use flotilla_crds::model_provider::{Budget, BudgetStatus, BudgetWindow, OnExhausted, Spend, Usage};
 use jiff::tz::TimeZone;
 use jiff::{Error, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -78,8 +78,50 @@ pub fn settle(
     after: Option<&Usage>,
     now: Timestamp,
 ) -> Result<(BudgetStatus, Vec<Threshold>), Error> {
-    let total =
-        |usage: Option<&Usage>| usage.map_or(Money::ZERO, |usage| spent(&usage.spend, policy.currency));
+    settle_spend(policy, written, of_all(before), of_all(after), now)
+}
+
+/// As [`settle`] for the budget of one model.
+///
+/// # Errors
+/// At the ends of the calendar.
+pub fn settle_model(
+    policy: &Policy,
+    written: Option<&BudgetStatus>,
+    model: &str,
+    before: Option<&Usage>,
+    after: Option<&Usage>,
+    now: Timestamp,
+) -> Result<(BudgetStatus, Vec<Threshold>), Error> {
+    settle_spend(
+        policy,
+        written,
+        of_model(before, model),
+        of_model(after, model),
+        now,
+    )
+}
+
+/// What was spent, by currency.
+fn of_all(usage: Option<&Usage>) -> &[Spend] {
+    usage.map_or(&[][..], |usage| usage.spend.as_slice())
+}
+
+/// What was spent on `model`, by currency.
+fn of_model<'a>(usage: Option<&'a Usage>, model: &str) -> &'a [Spend] {
+    let models = usage.map_or(&[][..], |usage| usage.models.as_slice());
+    let found = models.iter().find(|used| used.name == model);
+    found.map_or(&[][..], |used| used.spend.as_slice())
+}
+
+fn settle_spend(
+    policy: &Policy,
+    written: Option<&BudgetStatus>,
+    before: &[Spend],
+    after: &[Spend],
+    now: Timestamp,
+) -> Result<(BudgetStatus, Vec<Threshold>), Error> {
+    let total = |spend: &[Spend]| spent(spend, policy.currency);
     let written = written.filter(|written| written.currency == policy.currency.to_string());
     let mut window = policy.window(now)?;
     let start = written.map(|written| written.start_time.0);
@@ -124,7 +166,7 @@ fn read(text: &str) -> Money {
 
 #[cfg(test)]
 mod tests {
-    use flotilla_crds::model_provider::Spend;
+    use flotilla_crds::model_provider::ModelUsage;
 
     use super::*;
 
@@ -217,6 +259,35 @@ mod tests {
         )
         .unwrap();
         assert_eq!((euros.spent.as_str(), euros.currency.as_str()), ("0", "EUR"));
+    }
+
+    #[test]
+    fn a_models_budget_counts_its_own_spend() {
+        let with = |model: &str| Usage {
+            models: vec![
+                ModelUsage {
+                    name: "other".into(),
+                    spend: usage("90").spend,
+                    ..ModelUsage::default()
+                },
+                ModelUsage {
+                    name: "m".into(),
+                    spend: usage(model).spend,
+                    ..ModelUsage::default()
+                },
+            ],
+            ..usage("99")
+        };
+        let settled = settle_model(
+            &policy("10", Calendar::Month),
+            None,
+            "m",
+            Some(&with("1")),
+            Some(&with("9.5")),
+            Timestamp::UNIX_EPOCH,
+        );
+        let (status, news) = settled.unwrap();
+        assert_eq!((status.spent.as_str(), news), ("8.5", vec![Threshold::Eighty]));
     }
 
     #[test]

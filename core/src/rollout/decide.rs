@@ -1,6 +1,7 @@
 //! Choosing the state of a release and what it does next.
 
 mod climb;
+mod drain;
 mod first;
 
 use jiff::Timestamp;
@@ -23,6 +24,7 @@ pub fn decide(situation: &Situation) -> Decision {
     for _ in 0..=situation.members.len() + rungs + 3 {
         match Round::new(situation, &members).run() {
             Verdict::Done(mut decision) => {
+                Round::new(situation, &members).list_draining(&mut decision);
                 decision.changes = changes;
                 // Of a revision that is no candidate any more nothing is remembered.
                 decision.passed =
@@ -87,6 +89,7 @@ fn empty() -> Decision {
         left_out: false,
         scale: Vec::new(),
         traffic: Vec::new(),
+        draining: Vec::new(),
         state: State::Empty,
         waiting: None,
         stalled: None,
@@ -321,7 +324,9 @@ impl<'a> Round<'a> {
             urgent: false,
         };
         let step = shift.step();
-        if step.wait == Wait::Nothing && !paused {
+        // The last batch stays for its conversations, but the release does not wait for them.
+        let is_carried = weight == 100 && shift.confirmed && candidate.arm.available >= replicas;
+        if !paused && (step.wait == Wait::Nothing || is_carried && self.drains(stable)) {
             return Verdict::change(&candidate.revision, Standing::Stable, None);
         }
         decision.scale.extend([
@@ -476,9 +481,10 @@ impl<'a> Round<'a> {
         decision
     }
 
-    /// Pods of every other revision, those that still exist.
+    /// Pods of every other revision, those that still exist. What is kept for conversations takes nobody's place.
     fn others(&self, known: &[&Member]) -> i32 {
-        self.rest(known).map(|member| member.arm.existing).sum()
+        let others = self.rest(known).filter(|member| !self.drains(member));
+        others.map(|member| member.arm.existing).sum()
     }
 
     fn rest<'m>(&'m self, known: &'m [&Member]) -> impl Iterator<Item = &'m Member> {
@@ -491,6 +497,11 @@ impl<'a> Round<'a> {
     fn retire(&self, known: &[&Member], decision: &mut Decision) {
         let is_safe = self.is_confirmed() || self.situation.stopped;
         for member in self.rest(known).filter(|member| member.arm.wanted > 0) {
+            // Its conversations move when it is not listed any more, and its pods go when every gateway knows.
+            let is_listed = member.weight.is_some() && self.situation.max_drain.is_some();
+            if self.drains(member) || is_listed && !self.situation.stopped && member.arm.available > 0 {
+                continue;
+            }
             // One without available pods has no requests to lose, whatever a gateway still believes.
             if is_safe || member.arm.available == 0 {
                 decision.scale.push((member.revision.clone(), 0));

@@ -24,7 +24,8 @@
 //!
 //! # Rules
 //!
-//! * Weights of a pool add up to 100, and only two revisions ever have one.
+//! * Weights of a pool add up to 100, and only two revisions ever have one. Former ones may be listed at 0, for their
+//!   conversations.
 //! * On a ladder, a candidate has at most the weight of the first rung whose question it has not answered.
 //! * A revision is rejected only for its *own* pods or by evidence. A gateway that cannot be reached is not its fault: then
 //!   everything holds where it is. Nor is what stable's pods suffer from, too.
@@ -144,6 +145,10 @@ pub struct Member {
     pub passed: Option<i32>,
     /// It has served not long ago: it takes over without being judged again.
     pub is_trusted: bool,
+    /// Gateways know conversations of it, or cannot tell.
+    pub has_conversations: bool,
+    /// When its conversations have to move at the latest, if it is kept for them already.
+    pub drain_until: Option<Timestamp>,
 }
 
 /// The revision that spec asks for.
@@ -276,6 +281,8 @@ pub struct Situation {
     pub gate: Option<Gate>,
     /// The rung reached at the last look.
     pub reached: Option<Reached>,
+    /// `sessions.maxDrainSeconds`, where conversations are kept.
+    pub max_drain: Option<SignedDuration>,
 }
 
 /// Where a release stands.
@@ -344,6 +351,8 @@ pub struct Decision {
     pub scale: Vec<(String, i32)>,
     /// The weights, in percent; they add up to 100. Empty while nothing can serve.
     pub traffic: Vec<(String, i32)>,
+    /// Revisions of these that are kept for their conversations only, and until when at the latest.
+    pub draining: Vec<(String, Timestamp)>,
     /// Where the release stands.
     pub state: State,
     /// What it waits for; none when there is nothing to wait for.

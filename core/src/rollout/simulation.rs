@@ -164,6 +164,8 @@ impl World {
                 rejected: revision.rejected.clone(),
                 passed: revision.passed,
                 is_trusted: false,
+                has_conversations: false,
+                drain_until: None,
             }
         });
         let confirmed = self
@@ -192,6 +194,7 @@ impl World {
             ladder: self.ladder.clone(),
             gate: self.gate(),
             reached: self.reached.clone(),
+            max_drain: None,
         }
     }
 

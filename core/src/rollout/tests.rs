@@ -1,5 +1,6 @@
 //! The rules of the module doc as a table of situations.
 
+mod drain;
 mod ladder;
 
 use super::*;
@@ -49,6 +50,7 @@ fn pool(replicas: i32) -> Situation {
         ladder: None,
         gate: None,
         reached: None,
+        max_drain: None,
     }
 }
 

@@ -13,6 +13,9 @@ use hyper::Request;
 use hyper::client::conn::http1::handshake;
 use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use kube::ResourceExt as _;
+use kube::api::ListParams;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,6 +23,8 @@ use tokio::net::TcpStream;
 
 /// Rounds while the release is held.
 const ROUNDS: usize = 20;
+/// `sessions.maxDrainSeconds`: long enough for a look at what is kept.
+const DRAIN_SECONDS: u64 = 45;
 
 /// What was seen.
 #[derive(Clone, Debug, Default)]
@@ -30,19 +35,21 @@ pub struct Outcome {
     pub switched: usize,
     /// Conversations on the candidate when the release was held.
     pub on_candidate: usize,
-    /// Conversations that were led to the new revision once the old one was gone.
+    /// Conversations that stayed on the old revision although the release had ended.
+    pub kept: usize,
+    /// Conversations that were led to the new revision once the old one's time to drain was over.
     pub led_over: usize,
 }
 
 /// `people` talk through the Service, each request over a connection of its own and so through any gateway. A release is held
 /// when the candidate has a weight; new people come, everybody talks, and a gateway pod is deleted. Then the release goes
-/// on to its end.
+/// on to its end, and later the old revision's time to drain is over.
 pub async fn through_a_release(namespace: Namespace, people: usize) -> Result<Outcome> {
     pool::provider(&namespace).await?;
     let mut wanted = with(
         fixtures::pool("support", 4),
         "/spec/sessions",
-        json!({"key": {"type": "Header"}}),
+        json!({"key": {"type": "Header"}, "maxDrainSeconds": DRAIN_SECONDS}),
     );
     namespace.apply(&wanted).await?;
     pool::ready(&namespace, "support", SOON).await?;
@@ -82,6 +89,15 @@ pub async fn through_a_release(namespace: Namespace, people: usize) -> Result<Ou
     pool::ready(&namespace, "support", Duration::from_secs(180)).await?;
     let now = service.round(0..seen.len()).await?;
     outcome.turns += now.len();
+    outcome.switched += seen
+        .iter()
+        .zip(&now)
+        .filter(|(before, now)| before != now)
+        .count();
+    outcome.kept = now.iter().filter(|revision| **revision != candidate).count();
+    wait_for_the_drain(&namespace).await?;
+    let now = service.round(0..seen.len()).await?;
+    outcome.turns += now.len();
     ensure!(now.iter().all(|revision| *revision == candidate), "{now:?}");
     outcome.led_over = seen.iter().filter(|revision| **revision != candidate).count();
     Ok(outcome)
@@ -94,6 +110,35 @@ async fn wait_for_weight(namespace: &Namespace) -> Result<()> {
         match object.status.and_then(|status| status.candidate) {
             Some(candidate) if candidate.weight > 0 => Ok(()),
             other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+}
+
+/// Until only the new revision is listed, and the old one's pods are gone.
+async fn wait_for_the_drain(namespace: &Namespace) -> Result<()> {
+    let api = namespace.api::<AgentPool>();
+    let sets = namespace.api::<ReplicaSet>();
+    let limit = SOON + Duration::from_secs(DRAIN_SECONDS);
+    wait::until("the old revision to have drained", limit, || async {
+        let object = api.get("support").await.map_err(|error| error.to_string())?;
+        let traffic = object.status.unwrap_or_default().traffic;
+        let all = sets.list(&ListParams::default()).await;
+        let all = all.map_err(|error| error.to_string())?;
+        let wanted = |set: &ReplicaSet| {
+            set.spec
+                .as_ref()
+                .and_then(|spec| spec.replicas)
+                .unwrap_or_default()
+        };
+        let running = all
+            .iter()
+            .filter(|set| set.name_any().starts_with("support-") && wanted(set) > 0)
+            .count();
+        if traffic.len() == 1 && running == 1 {
+            Ok(())
+        } else {
+            Err(format!("{traffic:?}, {running} ReplicaSets with pods"))
         }
     })
     .await

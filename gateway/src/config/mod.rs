@@ -39,6 +39,8 @@ pub struct Config {
     pub providers: BTreeMap<String, ProviderConfig>,
     /// What is spent at providers with a budget, by name; apart from their specs, because it changes often.
     pub spends: BTreeMap<String, SpendConfig>,
+    /// The same of models with a budget of their own, by provider and model.
+    pub model_spends: BTreeMap<String, BTreeMap<String, SpendConfig>>,
     /// Ready gateways of the namespace, at least 1.
     pub ready_gateways: u32,
     /// Addresses of all agent pods of the namespace, ready or not: who may use the egress.
@@ -187,11 +189,13 @@ pub struct ProviderConfig {
     pub prices: BTreeMap<String, Price>,
     /// What may be spent.
     pub budget: Option<Policy>,
+    /// What may be spent on a model, by its name.
+    pub model_budgets: BTreeMap<String, Policy>,
     /// Limits that all gateways hold together.
     pub quotas: Vec<Quota>,
 }
 
-/// What the operator has written of a provider's budget.
+/// What the operator has written of a provider's budget, or of a model's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpendConfig {
     /// Start of the window that `spent` is about.

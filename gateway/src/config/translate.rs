@@ -18,7 +18,9 @@ use flotilla_core::price::Price;
 use flotilla_core::price::ledger::Policy;
 use flotilla_core::usage::spent;
 use flotilla_crds::agent_pool::AgentPool;
-use flotilla_crds::model_provider::{AuthType, ModelProvider};
+use flotilla_crds::model_provider::{
+    AuthType, Budget, BudgetStatus, CountedSource, ModelBudgetStatus, ModelProvider, Spend,
+};
 use flotilla_crds::names;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
@@ -74,6 +76,12 @@ pub fn config(objects: &Objects, pod_uid: &str) -> Config {
             .providers
             .iter()
             .filter_map(|(name, provider)| Some((name.clone(), spend_config(provider)?)))
+            .collect(),
+        model_spends: objects
+            .providers
+            .iter()
+            .map(|(name, provider)| (name.clone(), model_spends(provider)))
+            .filter(|(_, models)| !models.is_empty())
             .collect(),
         ready_gateways: u32::try_from(gateways.ready.len()).unwrap_or(u32::MAX).max(1),
         agents: agents(objects),
@@ -397,26 +405,62 @@ fn provider_config(provider: &ModelProvider) -> ProviderConfig {
             .budget
             .as_ref()
             .and_then(|budget| Policy::parse(budget).ok()),
+        model_budgets: provider
+            .spec
+            .models
+            .iter()
+            .filter_map(|model| {
+                let policy = Policy::parse(model.budget.as_ref()?).ok()?;
+                Some((model.name.clone(), policy))
+            })
+            .collect(),
         quotas: provider.spec.quotas.clone(),
     }
 }
 
 /// What the operator has written of a budget, if it is about the currency that the spec names.
 fn spend_config(provider: &ModelProvider) -> Option<SpendConfig> {
-    let policy = Policy::parse(provider.spec.budget.as_ref()?).ok()?;
     let status = provider.status.as_ref()?;
-    let budget = status
-        .budget
+    let budget = provider.spec.budget.as_ref()?;
+    written(provider, budget, status.budget.as_ref()?, |source| &source.spend)
+}
+
+/// The same of each model that has a budget.
+fn model_spends(provider: &ModelProvider) -> BTreeMap<String, SpendConfig> {
+    let statuses = provider
+        .status
         .as_ref()
-        .filter(|budget| budget.currency == policy.currency.to_string())?;
-    let counted = status.usage.as_ref().map(|usage| usage.counted.as_slice());
+        .map(|status| status.model_budgets.as_slice());
+    let of = |status: &ModelBudgetStatus| {
+        let models = &provider.spec.models;
+        let model = models.iter().find(|model| model.name == status.name)?;
+        let spend = written(provider, model.budget.as_ref()?, &status.budget, |source| {
+            let used = source.models.iter().find(|used| used.name == status.name);
+            used.map_or(&[][..], |used| used.spend.as_slice())
+        });
+        Some((status.name.clone(), spend?))
+    };
+    statuses.unwrap_or_default().iter().filter_map(of).collect()
+}
+
+fn written<'a>(
+    provider: &'a ModelProvider,
+    budget: &Budget,
+    status: &BudgetStatus,
+    spend: impl Fn(&'a CountedSource) -> &'a [Spend],
+) -> Option<SpendConfig> {
+    let policy = Policy::parse(budget).ok()?;
+    if status.currency != policy.currency.to_string() {
+        return None;
+    }
+    let usage = provider.status.as_ref()?.usage.as_ref();
+    let counted = usage.map(|usage| usage.counted.as_slice()).unwrap_or_default();
     Some(SpendConfig {
-        window_start: budget.start_time.0,
-        spent: budget.spent.parse().ok()?,
+        window_start: status.start_time.0,
+        spent: status.spent.parse().ok()?,
         counted: counted
-            .unwrap_or_default()
             .iter()
-            .map(|source| (source.instance.clone(), spent(&source.spend, policy.currency)))
+            .map(|source| (source.instance.clone(), spent(spend(source), policy.currency)))
             .collect(),
     })
 }
@@ -662,15 +706,24 @@ mod tests {
                 "metadata": {"name": "main", "generation": 3},
                 "spec": {
                     "type": "Anthropic", "endpoint": "https://m/v1", "budget": {"limit": "500.00"},
-                    "models": [{"name": "m", "price": {"inputPerMillion": "1", "outputPerMillion": "2"}}, {"name": "n"}],
+                    "models": [
+                        {"name": "m", "price": {"inputPerMillion": "1", "outputPerMillion": "2"}, "budget": {"limit": "7"}},
+                        {"name": "n"},
+                    ],
                 },
                 "status": {
                     "budget": {
                         "spent": "12.5", "percent": 2, "limit": "500", "currency": currency, "base": "3",
                         "startTime": "2026-11-01T00:00:00Z", "endTime": "2026-12-01T00:00:00Z",
                     },
+                    "modelBudgets": [{"name": "m", "budget": {
+                        "spent": "2.5", "percent": 35, "limit": "7", "currency": "USD", "base": "0",
+                        "startTime": "2026-11-01T00:00:00Z", "endTime": "2026-12-01T00:00:00Z",
+                    }}],
                     "usage": {"counted": [
-                        {"instance": "i", "pod": "g-1", "spend": [{"currency": "USD", "amount": "4.25"}]},
+                        {"instance": "i", "pod": "g-1", "spend": [{"currency": "USD", "amount": "4.25"}], "models": [
+                            {"name": "m", "spend": [{"currency": "USD", "amount": "1.5"}]},
+                        ]},
                         {"instance": "j", "pod": "g-2"},
                     ]},
                 },
@@ -690,6 +743,12 @@ mod tests {
                 spend.of("j").counted.to_string()
             ),
             ("12.5".into(), "4.25".into(), "0".into())
+        );
+        assert_eq!(main.model_budgets["m"].limit.to_string(), "7");
+        let spend = &found.model_spends["main"]["m"];
+        assert_eq!(
+            (spend.spent.to_string(), spend.of("i").counted.to_string()),
+            ("2.5".into(), "1.5".into())
         );
         assert_eq!(found.ready_gateways, 2);
         objects.providers.insert("main".into(), provider("EUR"));

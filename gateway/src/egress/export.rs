@@ -7,6 +7,8 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::Egress;
+use super::spend::BudgetView;
+use flotilla_core::price::Money;
 
 /// Writes all of them.
 pub fn encode(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Result {
@@ -69,6 +71,36 @@ pub fn encode(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Resu
         limit
             .encode_family(&[("provider", *provider)])?
             .encode_gauge(&view.limit.to_f64())?;
+    }
+    let of_models: Vec<_> = providers
+        .iter()
+        .flat_map(|provider| {
+            let views = provider
+                .usage
+                .model_budgets(&provider.config, egress.instance(), now);
+            views
+                .into_iter()
+                .map(|(model, view)| (provider.name.as_str(), model, view))
+        })
+        .collect();
+    for (name, help, amount) in [
+        (
+            "flotilla_gateway_model_budget_spent",
+            "Spend on a model in the window of its own budget: of all gateways as the operator last wrote it, and of this one since.",
+            (|view| view.spent) as fn(&BudgetView) -> Money,
+        ),
+        (
+            "flotilla_gateway_model_budget_limit",
+            "The limit of a model's own budget.",
+            |view| view.limit,
+        ),
+    ] {
+        let mut gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (provider, model, view) in &of_models {
+            gauge
+                .encode_family(&[("provider", *provider), ("model", model.as_str())])?
+                .encode_gauge(&amount(view).to_f64())?;
+        }
     }
     let help = "Requests that a budget did not let pass, by reason.";
     let mut refused =

@@ -163,9 +163,11 @@ impl Egress {
                     Arc::new(provider)
                 }
             };
-            provider
-                .usage
-                .follow(config.spends.get(name), config.ready_gateways.max(1));
+            provider.usage.follow(
+                config.spends.get(name),
+                config.model_spends.get(name),
+                config.ready_gateways.max(1),
+            );
             after.insert(name.clone(), provider);
         }
         self.fallbacks.retain(|name| after.contains_key(name));
@@ -357,7 +359,7 @@ impl Egress {
             }
         };
         let Some(ticket) = provider.health.begin(last) else {
-            provider.usage.cancel(reserved);
+            provider.usage.cancel(model, reserved);
             permit.into_iter().for_each(Permit::cancel);
             return Err(refused::left_alone(provider, Reason::BreakerOpen));
         };

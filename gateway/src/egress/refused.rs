@@ -4,7 +4,7 @@ use http::{Response, StatusCode, header};
 
 use super::fallback::{Miss, Reason};
 use super::provider::Provider;
-use super::spend::OverBudget;
+use super::spend::{OverBudget, Scope};
 use crate::config::ProviderType;
 use crate::observe::RefusalCode;
 use crate::reply::{Outgoing, Refusal, held};
@@ -59,41 +59,55 @@ fn anthropic(refusal: &Refusal) -> Response<Outgoing> {
 
 /// What an agent is told when a budget refuses its request.
 pub fn over_budget(provider: &Provider, model: Option<&str>, over: OverBudget) -> Miss {
-    let name = &provider.name;
-    let limit = provider
-        .config
-        .budget
-        .map(|policy| (policy.limit, policy.currency));
-    let limit = limit.map_or(String::new(), |(limit, currency)| {
-        format!(" of {limit} {currency}")
-    });
+    let (name, asked) = (&provider.name, model.unwrap_or_default());
+    let config = &provider.config;
+    let limit = |scope: Scope| {
+        let policy = match scope {
+            Scope::Provider => config.budget.as_ref(),
+            Scope::Model => config.model_budgets.get(asked),
+        };
+        policy.map_or(String::new(), |policy| {
+            format!(" of {} {}", policy.limit, policy.currency)
+        })
+    };
+    let whose = |scope: Scope| match scope {
+        Scope::Provider => format!("ModelProvider \"{name}\""),
+        Scope::Model => format!("model \"{asked}\" of ModelProvider \"{name}\""),
+    };
+    let field = |scope: Scope| match scope {
+        Scope::Provider => "budget.limit",
+        Scope::Model => "models.budget.limit",
+    };
     let refusal = match over {
-        OverBudget::Exhausted { until } => Refusal::new(
+        OverBudget::Exhausted { scope, until } => Refusal::new(
             StatusCode::TOO_MANY_REQUESTS,
             "BudgetExhausted",
             format!(
-                "the budget{limit} of ModelProvider \"{name}\" is spent; it begins anew at {until}; raise spec.budget.limit \
-                 or name a fallback in agent.models"
+                "the budget{} of {} is spent; it begins anew at {until}; raise spec.{} or name a fallback in agent.models",
+                limit(scope),
+                whose(scope),
+                field(scope)
             ),
         )
-        .limit("budget.limit"),
-        OverBudget::ShareUsed => Refusal::new(
+        .limit(field(scope)),
+        OverBudget::ShareUsed(scope) => Refusal::new(
             StatusCode::TOO_MANY_REQUESTS,
             "BudgetShareUsed",
             format!(
-                "this gateway's share of what is left of the budget{limit} of ModelProvider \"{name}\" is spent or \
-                 reserved; it goes on when the operator has added up what all gateways have spent"
+                "this gateway's share of what is left of the budget{} of {} is spent or reserved; it goes on when the operator \
+                 has added up what all gateways have spent",
+                limit(scope),
+                whose(scope)
             ),
         )
-        .limit("budget.limit")
+        .limit(field(scope))
         .retry_after(NEXT_LOOK_SECONDS),
         OverBudget::NoPrice => Refusal::new(
             StatusCode::FORBIDDEN,
             "ModelWithoutPrice",
             format!(
-                "ModelProvider \"{name}\" has a budget, and model \"{}\" no known price; add it with its price to \
-                 spec.models",
-                model.unwrap_or_default()
+                "ModelProvider \"{name}\" has a budget, and model \"{asked}\" no known price; add it with its price to \
+                 spec.models"
             ),
         ),
     };

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use flotilla_core::price::gate::{Gate, Own, Verdict};
+use flotilla_core::price::ledger::Policy;
 use flotilla_core::price::{Currency, Money, Price, TokenUsage, lookup};
 use flotilla_core::quota::{Estimator, OutputCharge};
 use flotilla_core::stats::ModelUse;
@@ -45,6 +46,8 @@ pub struct Usage {
 struct Known {
     /// As the operator has written it.
     written: Option<SpendConfig>,
+    /// The same by model.
+    models: BTreeMap<String, SpendConfig>,
     gateways: u32,
 }
 
@@ -64,6 +67,9 @@ struct Model {
     used: ModelUse,
     spend: BTreeMap<Currency, Money>,
     estimator: Estimator,
+    /// Of its own budget.
+    reserved: Money,
+    gate: Gate,
 }
 
 /// What was reserved for a request, until it is settled.
@@ -72,6 +78,17 @@ pub struct Reserved {
     /// Tokens it is estimated at.
     pub tokens: TokenUsage,
     amount: Money,
+    /// Of the model's own budget.
+    of_model: Money,
+}
+
+/// Whose budget it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the provider.
+    Provider,
+    /// The model that was asked for.
+    Model,
 }
 
 /// Why a budget does not let a request pass.
@@ -79,11 +96,13 @@ pub struct Reserved {
 pub enum OverBudget {
     /// The window's limit is reached.
     Exhausted {
+        /// Whose.
+        scope: Scope,
         /// When the next window begins.
         until: Timestamp,
     },
     /// This replica's share is used up, and the operator has not written since.
-    ShareUsed,
+    ShareUsed(Scope),
     /// The model has no price in the budget's currency.
     NoPrice,
 }
@@ -92,8 +111,15 @@ impl OverBudget {
     /// One word, for metrics.
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Exhausted { .. } => "budget_exhausted",
-            Self::ShareUsed => "budget_share_used",
+            Self::Exhausted {
+                scope: Scope::Provider,
+                ..
+            } => "budget_exhausted",
+            Self::Exhausted {
+                scope: Scope::Model, ..
+            } => "model_budget_exhausted",
+            Self::ShareUsed(Scope::Provider) => "budget_share_used",
+            Self::ShareUsed(Scope::Model) => "model_budget_share_used",
             Self::NoPrice => "no_price",
         }
     }
@@ -142,11 +168,27 @@ pub fn price(config: &ProviderConfig, model: &str, now: Timestamp) -> Option<Pri
     own.or_else(|| lookup(model, now.to_zoned(TimeZone::UTC).date()).map(|listed| listed.price))
 }
 
+impl Counts {
+    /// What was reserved is free: it is spent now, or was not needed.
+    fn release(&mut self, model: Option<&str>, reserved: Reserved) {
+        self.reserved = self.reserved.less(reserved.amount);
+        if let Some(entry) = model.and_then(|model| self.models.get_mut(model)) {
+            entry.reserved = entry.reserved.less(reserved.of_model);
+        }
+    }
+}
+
 impl Usage {
-    /// Takes in what the operator has written, and how many gateways share the budget.
-    pub fn follow(&self, written: Option<&SpendConfig>, gateways: u32) {
+    /// Takes in what the operator has written of the budget and of models' own, and how many gateways share them.
+    pub fn follow(
+        &self,
+        written: Option<&SpendConfig>,
+        models: Option<&BTreeMap<String, SpendConfig>>,
+        gateways: u32,
+    ) {
         self.known.store(Arc::new(Known {
             written: written.cloned(),
+            models: models.cloned().unwrap_or_default(),
             gateways,
         }));
     }
@@ -175,49 +217,82 @@ impl Usage {
             output,
             ..TokenUsage::default()
         };
-        let Some(policy) = &config.budget else {
+        let policy = config.budget.as_ref();
+        let own = model.and_then(|model| Some((model, config.model_budgets.get(model)?)));
+        if policy.is_none() && own.is_none() {
             return Ok(Reserved {
                 tokens,
-                amount: Money::ZERO,
+                ..Reserved::default()
             });
-        };
+        }
         let price = model.and_then(|model| price(config, model, now));
-        let price = price.filter(|price| price.currency == policy.currency);
-        let refusal = if policy.blocks && model.is_some() && price.is_none() {
-            Some(OverBudget::NoPrice)
-        } else {
-            let known = self.known.load();
-            let written = known.written.as_ref().map(|written| written.of(instance));
+        let known = self.known.load();
+        let judge =
+            |gate: &mut Gate, policy: &Policy, written: Option<&SpendConfig>, own: Own, scope: Scope| {
+                let is_priced = price.is_some_and(|price| price.currency == policy.currency);
+                if policy.blocks && model.is_some() && !is_priced {
+                    return Some(OverBudget::NoPrice);
+                }
+                let written = written.map(|written| written.of(instance));
+                // At the ends of the calendar there are no budgets.
+                let window = gate.window(policy, now).ok()?;
+                match gate.judge(policy, written.as_ref(), &own, known.gateways, &window) {
+                    Verdict::Admit => None,
+                    Verdict::Exhausted => Some(OverBudget::Exhausted {
+                        scope,
+                        until: window.end,
+                    }),
+                    Verdict::ShareUsed => Some(OverBudget::ShareUsed(scope)),
+                }
+            };
+        let of = |spend: &BTreeMap<Currency, Money>, policy: &Policy| {
+            spend.get(&policy.currency).copied().unwrap_or_default()
+        };
+        let mut refusal = policy.and_then(|policy| {
             let own = Own {
-                spent: counts.spend.get(&policy.currency).copied().unwrap_or_default(),
+                spent: of(&counts.spend, policy),
                 reserved: counts.reserved,
             };
-            // At the ends of the calendar there are no budgets.
-            let window = counts.gate.window(policy, now).ok();
-            window.and_then(|window| {
-                match counts
-                    .gate
-                    .judge(policy, written.as_ref(), &own, known.gateways, &window)
-                {
-                    Verdict::Admit => None,
-                    Verdict::Exhausted => Some(OverBudget::Exhausted { until: window.end }),
-                    Verdict::ShareUsed => Some(OverBudget::ShareUsed),
-                }
-            })
-        };
+            judge(
+                &mut counts.gate,
+                policy,
+                known.written.as_ref(),
+                own,
+                Scope::Provider,
+            )
+        });
+        if let (None, Some((name, policy))) = (refusal, own) {
+            let entry = counts.models.entry(name.to_owned()).or_default();
+            let own = Own {
+                spent: of(&entry.spend, policy),
+                reserved: entry.reserved,
+            };
+            refusal = judge(&mut entry.gate, policy, known.models.get(name), own, Scope::Model);
+        }
         if let Some(refusal) = refusal {
             *counts.refused.entry(refusal.reason()).or_default() += 1;
             return Err(refusal);
         }
-        let amount = price.map_or(Money::ZERO, |price| price.cost(&tokens));
+        let cost = |policy: &Policy| {
+            let price = price.filter(|price| price.currency == policy.currency);
+            price.map_or(Money::ZERO, |price| price.cost(&tokens))
+        };
+        let amount = policy.map_or(Money::ZERO, cost);
         counts.reserved = counts.reserved + amount;
-        Ok(Reserved { tokens, amount })
+        let of_model = own.map_or(Money::ZERO, |(_, policy)| cost(policy));
+        if let Some(entry) = own.and_then(|(name, _)| counts.models.get_mut(name)) {
+            entry.reserved = entry.reserved + of_model;
+        }
+        Ok(Reserved {
+            tokens,
+            amount,
+            of_model,
+        })
     }
 
-    /// A request that was reserved for was not sent.
-    pub fn cancel(&self, reserved: Reserved) {
-        let mut counts = self.counts.lock();
-        counts.reserved = counts.reserved.less(reserved.amount);
+    /// A request for `model` that was reserved for was not sent.
+    pub fn cancel(&self, model: Option<&str>, reserved: Reserved) {
+        self.counts.lock().release(model, reserved);
     }
 
     /// A request is sent.
@@ -240,7 +315,7 @@ impl Usage {
             .map(|(tokens, price)| (price.currency, price.cost(&tokens)));
         let mut counts = self.counts.lock();
         let counts = &mut *counts;
-        counts.reserved = counts.reserved.less(ended.reserved.amount);
+        counts.release(ended.model, ended.reserved);
         if let Some((currency, amount)) = cost {
             let sum = counts.spend.entry(currency).or_default();
             *sum = *sum + amount;
@@ -248,7 +323,10 @@ impl Usage {
             counts.unpriced += 1;
         }
         let name = ended.model.unwrap_or(UNKNOWN);
-        let known = counts.models.len() < MAX_MODELS || counts.models.contains_key(name);
+        // One with a budget of its own is always counted apart.
+        let known = counts.models.len() < MAX_MODELS
+            || counts.models.contains_key(name)
+            || config.model_budgets.contains_key(name);
         let name = if known { name } else { OTHER };
         let entry = match counts.models.get_mut(name) {
             Some(entry) => entry,
@@ -314,158 +392,56 @@ impl Usage {
 
     /// How much of the budget is spent.
     pub fn budget(&self, config: &ProviderConfig, instance: &str, now: Timestamp) -> Option<BudgetView> {
-        let policy = config.budget.as_ref()?;
-        let window = policy.window(now).ok()?;
         let known = self.known.load();
-        let written = known.written.as_ref().map(|written| written.of(instance));
-        let own = self
-            .counts
-            .lock()
-            .spend
-            .get(&policy.currency)
-            .copied()
-            .unwrap_or_default();
-        let spent = match written {
-            Some(written) if written.window_start >= window.start => {
-                written.spent + own.less(written.counted)
-            }
-            _ => Money::ZERO,
-        };
-        Some(BudgetView {
-            spent,
-            limit: policy.limit,
-        })
+        let counts = self.counts.lock();
+        view(
+            config.budget.as_ref()?,
+            known.written.as_ref(),
+            &counts.spend,
+            instance,
+            now,
+        )
     }
+
+    /// How much of each model's own budget is spent, by its name.
+    pub fn model_budgets(
+        &self,
+        config: &ProviderConfig,
+        instance: &str,
+        now: Timestamp,
+    ) -> Vec<(String, BudgetView)> {
+        let known = self.known.load();
+        let counts = self.counts.lock();
+        let nothing = BTreeMap::new();
+        let of = |(name, policy): (&String, &Policy)| {
+            let spend = counts.models.get(name).map_or(&nothing, |model| &model.spend);
+            Some((
+                name.clone(),
+                view(policy, known.models.get(name), spend, instance, now)?,
+            ))
+        };
+        config.model_budgets.iter().filter_map(of).collect()
+    }
+}
+
+fn view(
+    policy: &Policy,
+    written: Option<&SpendConfig>,
+    spend: &BTreeMap<Currency, Money>,
+    instance: &str,
+    now: Timestamp,
+) -> Option<BudgetView> {
+    let window = policy.window(now).ok()?;
+    let own = spend.get(&policy.currency).copied().unwrap_or_default();
+    let spent = match written.map(|written| written.of(instance)) {
+        Some(written) if written.window_start >= window.start => written.spent + own.less(written.counted),
+        _ => Money::ZERO,
+    };
+    Some(BudgetView {
+        spent,
+        limit: policy.limit,
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use flotilla_core::price::budget::Calendar;
-    use flotilla_core::price::ledger::Policy;
-
-    use super::*;
-
-    fn config(limit: &str) -> ProviderConfig {
-        ProviderConfig {
-            prices: [("m".to_owned(), Price::parse("USD", "1", "10").unwrap())].into(),
-            budget: Some(Policy {
-                limit: limit.parse().unwrap(),
-                currency: Currency::USD,
-                calendar: Calendar::Month,
-                blocks: true,
-            }),
-            ..ProviderConfig::default()
-        }
-    }
-
-    fn now() -> Timestamp {
-        "2026-11-21T12:00:00Z".parse().unwrap()
-    }
-
-    fn call(input: u64, output: u64) -> Option<TokenUsage> {
-        Some(TokenUsage {
-            input,
-            output,
-            ..TokenUsage::default()
-        })
-    }
-
-    #[test]
-    fn made_up_models_share_one_entry() {
-        let (usage, config) = (Usage::default(), ProviderConfig::default());
-        for number in 0..300 {
-            usage.begin();
-            let model = format!("m{number}");
-            let ended = Ended {
-                model: Some(&model),
-                reported: call(1, 1),
-                ..Ended::default()
-            };
-            assert_eq!(usage.end(&config, &ended, now()), None);
-        }
-        let models = usage.models();
-        assert_eq!(models.len(), MAX_MODELS + 1);
-        assert_eq!(models[OTHER].requests, 300 - MAX_MODELS as u64);
-        assert_eq!((usage.in_flight(), usage.spend().1), (0, 300));
-    }
-
-    #[test]
-    fn what_is_in_flight_and_what_was_spent_fill_the_budget() {
-        // A call of 1,000 and 100 tokens costs 0.002.
-        let (usage, config) = (Usage::default(), config("0.004"));
-        let reserve = || usage.reserve(&config, "i", Some("m"), 1_000, Some(100), now());
-        let first = reserve().unwrap();
-        assert!(first.tokens.input <= 1_000 && first.tokens.output == 100);
-        let second = reserve().unwrap();
-        let mut reserved = vec![first, second];
-        while let Ok(more) = reserve() {
-            reserved.push(more);
-        }
-        assert_eq!(reserve().unwrap_err(), OverBudget::ShareUsed);
-        for reserved in reserved.drain(1..) {
-            usage.cancel(reserved);
-        }
-        for reserved in [reserved.remove(0), reserve().unwrap()] {
-            usage.begin();
-            let ended = Ended {
-                model: Some("m"),
-                reported: call(1_000, 100),
-                bytes: 1_000,
-                reserved,
-                ..Ended::default()
-            };
-            let cost = usage.end(&config, &ended, now());
-            assert_eq!(
-                cost.map(|(currency, cost)| (currency.to_string(), cost.to_string())),
-                Some(("USD".into(), "0.002".into()))
-            );
-        }
-        let until = "2026-12-01T00:00:00Z".parse().unwrap();
-        assert_eq!(reserve().unwrap_err(), OverBudget::Exhausted { until });
-        assert_eq!(usage.refused()["budget_exhausted"], 1);
-        // What the operator has counted of it leaves room for a larger limit only.
-        let written = SpendConfig {
-            window_start: "2026-11-01T00:00:00Z".parse().unwrap(),
-            spent: "0.004".parse().unwrap(),
-            counted: [("i".to_owned(), "0.004".parse().unwrap())].into(),
-        };
-        usage.follow(Some(&written), 1);
-        assert_eq!(reserve().unwrap_err(), OverBudget::Exhausted { until });
-        assert_eq!(
-            usage.budget(&config, "i", now()).unwrap().spent.to_string(),
-            "0.004"
-        );
-    }
-
-    #[test]
-    fn a_budget_that_blocks_wants_prices() {
-        let (usage, config) = (Usage::default(), config("1"));
-        let reserve = |model| usage.reserve(&config, "i", model, 10, None, now()).map(|_| ());
-        assert_eq!(reserve(Some("unheard-of")), Err(OverBudget::NoPrice));
-        assert_eq!(reserve(Some("gpt-5-mini")), Ok(()), "built in");
-        assert_eq!(reserve(None), Ok(()), "a list of models costs nothing");
-    }
-
-    #[test]
-    fn an_answer_without_usage_is_charged_as_assumed_and_a_failure_is_not() {
-        let (usage, config) = (Usage::default(), config("1"));
-        for (assumed, spent) in [(None, "0"), (call(1_000, 0), "0.001")] {
-            usage.begin();
-            let ended = Ended {
-                model: Some("m"),
-                assumed,
-                ..Ended::default()
-            };
-            usage.end(&config, &ended, now());
-            let (spend, unpriced) = usage.spend();
-            let sum = spend.get(&Currency::USD).copied().unwrap_or_default();
-            assert_eq!((sum.to_string().as_str(), unpriced), (spent, 0));
-        }
-        let used = usage.models()["m"];
-        assert_eq!(
-            (used.requests, used.input_tokens),
-            (2, 0),
-            "tokens are as reported"
-        );
-    }
-}
+mod tests;

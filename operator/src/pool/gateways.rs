@@ -84,6 +84,18 @@ impl<'a> Reports<'a> {
         pods.iter().filter(is_seen).count()
     }
 
+    /// Whether gateways know conversations of `revision`, or cannot tell: only what one says under the weights in force counts, for
+    /// before them the revision may have got new ones.
+    pub fn has_conversations(&self, revision: &str, generation: Option<i64>) -> bool {
+        let has_none = |view: &View| {
+            self.of(view).is_some_and(|stats| {
+                let sessions = stats.revisions.get(revision).map_or(0, |stats| stats.sessions);
+                Some(stats.traffic_generation) == generation && sessions == 0
+            })
+        };
+        !self.serving().all(has_none) || self.serving().next().is_none()
+    }
+
     /// Requests in flight by address, over all gateways and revisions.
     pub fn in_flight(&self) -> BTreeMap<String, u64> {
         let mut sum = BTreeMap::new();
@@ -223,6 +235,31 @@ mod tests {
         );
         assert_eq!(reports(&[both]).seen("unknown", &pods), 0);
         assert_eq!(reports(&[]).seen("r", &pods), 0);
+    }
+
+    #[test]
+    fn conversations_have_ended_when_all_gateways_say_so_under_the_weights_in_force() {
+        let none = view("a", 7, &[]);
+        let mut some = view("b", 7, &[]);
+        let mut stats = some.stats.as_deref().cloned().unwrap_or_default();
+        let revisions = stats.pools.get_mut("p").map(|pool| &mut pool.revisions);
+        if let Some(revision) = revisions.and_then(|revisions| revisions.get_mut("r")) {
+            revision.sessions = 3;
+        }
+        some.stats = Some(Arc::new(stats));
+        let silent = View {
+            stats: None,
+            ..view("c", 7, &[])
+        };
+        let has = |views: &[View]| reports(views).has_conversations("r", Some(7));
+        assert!(!has(std::slice::from_ref(&none)));
+        assert!(has(&[none.clone(), some]));
+        assert!(has(&[none.clone(), silent]));
+        assert!(
+            has(&[none, view("d", 6, &[])]),
+            "it may have led new ones there since"
+        );
+        assert!(has(&[]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use flotilla_core::rollout::{
     Arm, Decision, Gateways, Ladder, Member, Reason, Situation, Standing, State, Target, Waiting, decide,
 };
-use flotilla_crds::agent_pool::ReleasePlan;
+use flotilla_crds::agent_pool::{AgentPoolSpec, ReleasePlan, SessionKeyType};
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -33,6 +33,8 @@ const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(10);
 const LOOK_AT_EVIDENCE: Duration = Duration::from_secs(5);
 /// While the Gateway API is missing it is looked for this often.
 const LOOK_FOR_ROUTES: Duration = Duration::from_secs(5);
+/// While former revisions are kept for their conversations, it is looked whether these have ended; gateways are asked as often.
+const LOOK_AT_CONVERSATIONS: Duration = Duration::from_secs(15);
 /// A scale-down waits this long for gateways to say what is in flight; their answer comes earlier.
 const AWAIT_REPORT: Duration = Duration::from_secs(1);
 
@@ -126,6 +128,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
             memory.reached.as_ref(),
         ),
         reached: memory.reached.clone(),
+        max_drain: max_drain(spec),
     });
     let forecast = wanted
         .filter(|_| is_dry)
@@ -169,6 +172,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         member.arm.wanted > 0
             && decision.stable.as_ref() != Some(&member.revision)
             && decision.candidate.as_ref() != Some(&member.revision)
+            && !is_draining(&decision, &member.revision)
     });
     let is_moving = (decision.candidate.is_some() || is_retiring || gateways != Gateways::Confirmed)
         && !matches!(decision.state, State::Paused | State::Stopped | State::Empty);
@@ -195,6 +199,16 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         memory,
         forecast,
     }
+}
+
+/// `maxDrainSeconds` of a pool that keeps conversations.
+fn max_drain(spec: &AgentPoolSpec) -> Option<SignedDuration> {
+    let keeps = spec.sessions.key.type_ != SessionKeyType::None;
+    keeps.then(|| SignedDuration::from_secs(spec.sessions.max_drain_seconds.into()))
+}
+
+fn is_draining(decision: &Decision, revision: &str) -> bool {
+    decision.draining.iter().any(|(name, _)| name == revision)
 }
 
 /// `progressDeadlineSeconds`.
@@ -279,6 +293,8 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
                 .map(|(reason, _)| reason),
             passed: record.and_then(|record| record.passed),
             is_trusted: record.is_some_and(|record| record.is_trusted),
+            has_conversations: reports.has_conversations(revision, observed.status.traffic_generation),
+            drain_until: share.and_then(|share| Some(share.drain_until.as_ref()?.0)),
         }
     });
     members.collect()
@@ -336,8 +352,15 @@ fn gateways(
             reports.confirmation(-1, None)
         };
     };
-    let is_alone = observed.status.traffic.len() == 1
-        && members.iter().filter(|member| member.arm.wanted > 0).count() <= 1
+    // What is kept for its conversations gets no new ones, whoever has applied that.
+    let drains = |member: &Member| member.drain_until.is_some();
+    let traffic = &observed.status.traffic;
+    let is_alone = traffic.iter().filter(|share| share.drain_until.is_none()).count() == 1
+        && members
+            .iter()
+            .filter(|member| member.arm.wanted > 0 && !drains(member))
+            .count()
+            <= 1
         && !members
             .iter()
             .any(|member| member.standing == Standing::Candidate);
@@ -386,6 +409,12 @@ fn look_again(
         .chain(held.then_some(AWAIT_REPORT))
         .chain(decision.reached.is_some().then_some(LOOK_AT_EVIDENCE))
         .chain(awaits_routes.then_some(LOOK_FOR_ROUTES))
+        .chain(
+            decision
+                .draining
+                .iter()
+                .map(|(_, until_then)| until(*until_then).min(LOOK_AT_CONVERSATIONS)),
+        )
         .min()
 }
 

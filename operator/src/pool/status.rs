@@ -164,6 +164,11 @@ pub(super) fn traffic(
         weight: *weight,
         since_generation: since(revision, *weight),
         preview: is_previewed(observed, decision, revision),
+        drain_until: decision
+            .draining
+            .iter()
+            .find(|(name, _)| name == revision)
+            .map(|(_, until)| Time(*until)),
     });
     (new.collect(), Some(generation))
 }

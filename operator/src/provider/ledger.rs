@@ -51,6 +51,7 @@ impl Ledger {
                 pod: stats.pod.clone(),
                 models: provider.models.clone(),
                 spend: provider.spend.clone(),
+                model_spend: provider.model_spend.clone(),
                 unpriced: provider.unpriced,
             };
             entries.insert(stats.instance.clone(), used);

@@ -180,28 +180,23 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
         let used = self.ledger.take_in(key, &reports, &pods, status.usage.as_ref());
         let before = status.usage.as_ref();
         let usage = accumulate(before, &used, &pods, now);
-        let look = budget::look(
-            &provider.spec,
-            status.budget.as_ref(),
-            before,
-            usage.as_ref(),
-            now,
-        );
-        let is_close = self.paces.is_close(key, &provider.spec, look.as_ref(), now);
+        let looks = budget::look(&provider.spec, &status, usage.as_ref(), now);
+        let is_close = self.paces.is_close(key, &looks, now);
         self.reports.set_eager(key, is_close);
         let quotas = quota::quotas(name, &provider.spec, &reports);
-        let (mut conditions, wait) = conditions(&provider, &status, &assessment, look.as_ref(), now);
+        let (mut conditions, wait) = conditions(&provider, &status, &assessment, &looks, now);
         note_quotas(visit, &provider, &mut conditions, &quotas, now);
         let desired = ModelProviderStatus {
             conditions,
             observed_generation: provider.metadata.generation.unwrap_or_default(),
             usage,
             quotas: quotas.list,
-            budget: look.as_ref().map(|look| look.status.clone()),
+            budget: budget::of_provider(&looks),
+            model_budgets: budget::of_models(&looks),
         };
         note_transition(visit, &status, &assessment, wait);
         let mut how = StatusWrite {
-            lazy: &["/usage", "/budget", "/quotas"],
+            lazy: &["/usage", "/budget", "/modelBudgets", "/quotas"],
             ..StatusWrite::default()
         };
         if is_close {
@@ -209,9 +204,11 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
         }
         let outcome = visit.write_status(&*provider, &desired, how).await?;
         // Only what is written has been said: see `flotilla_core::price::budget`.
-        if let Some(look) = look.filter(|_| outcome == StatusOutcome::Written) {
-            for threshold in look.news {
-                visit.note(budget::note(&provider.spec, &look.status, threshold));
+        if outcome == StatusOutcome::Written {
+            for look in &looks {
+                for threshold in &look.news {
+                    visit.note(budget::note(look, *threshold));
+                }
             }
         }
 
@@ -234,7 +231,13 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
 
 /// How long it is until the next window of a budget begins; none without one.
 fn look_again(status: &ModelProviderStatus, now: jiff::Timestamp) -> Option<Duration> {
-    let end = status.budget.as_ref()?.end_time.0;
+    let models = status.model_budgets.iter().map(|model| &model.budget);
+    let end = status
+        .budget
+        .iter()
+        .chain(models)
+        .map(|budget| budget.end_time.0)
+        .min()?;
     let left = Duration::try_from(end.duration_since(now)).unwrap_or_default();
     Some(left.clamp(READY_PAUSE, LONGEST_PAUSE))
 }
@@ -244,7 +247,7 @@ fn conditions(
     provider: &ModelProvider,
     status: &ModelProviderStatus,
     assessment: &Assessment,
-    look: Option<&Look>,
+    looks: &[Look],
     now: jiff::Timestamp,
 ) -> (
     Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
@@ -275,7 +278,7 @@ fn conditions(
         reason,
         if stalled { message } else { "" },
     );
-    budget::set_condition(&mut conditions, &provider.spec, look);
+    budget::set_condition(&mut conditions, looks);
     (conditions.into_vec(), wait)
 }
 
@@ -352,7 +355,7 @@ mod condition_tests {
         let provider = provider();
         let mut status = ModelProviderStatus::default();
         let mut look = |assessment: &Assessment, now: i64| {
-            status.conditions = conditions(&provider, &status, assessment, None, at(now)).0;
+            status.conditions = conditions(&provider, &status, assessment, &[], at(now)).0;
             let is = |type_| is_true(&status.conditions, type_);
             (is("Ready"), is("Reconciling"), is("Stalled"))
         };
@@ -371,13 +374,7 @@ mod condition_tests {
     #[test]
     fn an_impossible_spec_is_stalled_at_once() {
         let invalid = Assessment::new(State::Invalid, "InvalidSpec", "endpoint: …");
-        let (conditions, _) = conditions(
-            &provider(),
-            &ModelProviderStatus::default(),
-            &invalid,
-            None,
-            at(0),
-        );
+        let (conditions, _) = conditions(&provider(), &ModelProviderStatus::default(), &invalid, &[], at(0));
         assert!(is_true(&conditions, "Stalled"));
         let ready = find(&conditions, "Ready").unwrap();
         assert_eq!(

@@ -36,6 +36,9 @@ pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
         }
     }
     for model in &spec.models {
+        if let Some(budget) = &model.budget {
+            Policy::parse(budget).map_err(|error| format!("models[{}].budget: {error}", model.name))?;
+        }
         let Some(price) = &model.price else { continue };
         Price::parse(
             &price.currency,

@@ -1,6 +1,6 @@
 //! What time does to an allocator's records: silent holders lose what they had, calendar windows begin.
 
-use super::{Allocator, Entry, MAX_HOLDERS, OTHERS};
+use super::{Allocator, Entry, Fading, MAX_HOLDERS, OTHERS};
 use crate::quota::{MILLISECOND, Now, Window};
 
 impl Allocator {
@@ -20,6 +20,18 @@ impl Allocator {
                     Window::None => 0,
                     Window::Calendar(_) => continue,
                 };
+                #[allow(unused_mut)]
+                let mut expires = entry.expires;
+                #[cfg(test)]
+                if self.fault == Some(crate::quota::simulation::Fault::TrustFades) {
+                    expires = 0;
+                }
+                let freed = Fading::freed(&mut part.fades, expires, now.nanos);
+                if freed > 0 {
+                    let floor = if entry.floored { rule.limit.floor } else { 0 };
+                    part.granted = part.granted.saturating_sub(freed).max(floor.min(part.granted));
+                    part.claim.held = part.claim.held.min(part.granted);
+                }
                 let after = self
                     .terms
                     .stretch(rule.limit.within_lost().saturating_add(window));
@@ -113,13 +125,12 @@ impl Allocator {
             };
             match self.entries.get_mut(OTHERS) {
                 None => {
-                    self.entries.insert(
-                        OTHERS.to_owned(),
-                        Entry {
-                            released: true,
-                            ..gone
-                        },
-                    );
+                    let mut others = Entry {
+                        released: true,
+                        ..gone
+                    };
+                    others.parts.iter_mut().for_each(|part| part.fades.clear());
+                    self.entries.insert(OTHERS.to_owned(), others);
                 }
                 Some(others) => {
                     others.expires = others.expires.max(gone.expires);

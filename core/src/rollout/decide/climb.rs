@@ -65,7 +65,10 @@ impl Round<'_> {
             others: self.others(&[stable, candidate]),
             surge: self.surge,
         };
-        let step = climb.step();
+        let mut step = climb.step();
+        if weight == 100 && self.drains(stable) {
+            step.outgoing = step.outgoing.max(stable.arm.wanted);
+        }
         decision.scale.extend([
             (candidate.revision.clone(), step.incoming),
             (stable.revision.clone(), step.outgoing),

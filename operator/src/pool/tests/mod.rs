@@ -1,6 +1,7 @@
 //! Whole lives of pools against a [`world`] in miniature.
 
 mod controller;
+mod drain;
 mod dry_run;
 mod traffic;
 mod trials;

@@ -51,6 +51,8 @@ pub struct World {
     pub gateways: bool,
     /// Whether the cluster has HTTPRoutes.
     pub routing: Presence,
+    /// Whether they know conversations of every revision.
+    pub conversations: bool,
     /// Writes to the API server, status among them.
     pub writes: usize,
     /// The operator dies before this write.
@@ -73,6 +75,7 @@ pub fn pool() -> World {
         prompt: None,
         gateways: true,
         routing: Presence::Absent,
+        conversations: false,
         writes: 0,
         dies_before: None,
         next: 0,
@@ -267,6 +270,7 @@ impl World {
                 endpoints.filter_map(|pod| crate::pool::dereference::address(pod).map(str::to_owned));
             RevisionStats {
                 endpoints: addresses.collect(),
+                sessions: u64::from(self.conversations),
                 ..RevisionStats::default()
             }
         };

@@ -83,6 +83,37 @@ impl World {
                         reply: reply.clone(),
                     });
                 }
+                Action::Vouch(by, vouch) => {
+                    let Some(office) = self.processes[slot]
+                        .allocator
+                        .as_ref()
+                        .map(|office| office.number)
+                    else {
+                        return;
+                    };
+                    let to = by
+                        .split('-')
+                        .next()
+                        .and_then(|slot| slot.parse().ok())
+                        .unwrap_or(slot);
+                    let failed = Event::Vouched {
+                        slot,
+                        life,
+                        office,
+                        holder: vouch.holder.clone(),
+                        seq: vouch.seq,
+                        agreed: false,
+                    };
+                    self.after(200 * MS, failed);
+                    self.send(slot, to, || Event::Vouch {
+                        to,
+                        by: by.clone(),
+                        slot,
+                        life,
+                        office,
+                        vouch: vouch.clone(),
+                    });
+                }
                 Action::Write(checkpoint) => {
                     let Some(office) = &mut self.processes[slot].allocator else {
                         return;
@@ -175,7 +206,8 @@ impl World {
             seen_at,
             now,
         )
-        .after(self.processes[slot].heard);
+        .after(self.processes[slot].heard)
+        .beside(self.processes[slot].id.clone());
         allocator.fault = self.plan.fault;
         self.numbers += 1;
         self.processes[slot].allocator = Some(Office {
