@@ -77,6 +77,7 @@ mod tests {
             scale_down_delay: SignedDuration::ZERO,
             bake: SignedDuration::ZERO,
             on_undecided: OnUndecided::Hold,
+            ..Ladder::default()
         }
     }
 

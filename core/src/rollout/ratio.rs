@@ -176,6 +176,7 @@ mod tests {
             scale_down_delay: SignedDuration::from_secs(60),
             bake: SignedDuration::ZERO,
             on_undecided: OnUndecided::Hold,
+            ..Ladder::default()
         }
     }
 

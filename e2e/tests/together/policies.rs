@@ -296,11 +296,6 @@ async fn who_changes_something_else_needs_no_right() {
         let secret_only = with(pool(json!({"env": [from_secret("TOKEN", "theirs")]})), "/metadata/name", json!("secret"));
         let secret_only = with(secret_only, "/spec/stopped", json!(true));
         namespace.apply(&secret_only).await?;
-        let smoke = |test: Value| {
-            let mut test = test;
-            test["name"] = json!("test");
-            json!({"spec": {"rollout": {"smokeTests": [test]}}})
-        };
         let agent = |change: Value| json!({"spec": {"agent": change}});
         let smoke = |test: Value| {
             let mut test = test;
