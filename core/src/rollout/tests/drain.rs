@@ -126,6 +126,7 @@ fn a_canary_keeps_it_listed_from_all_the_traffic_on() {
         scale_down_delay: SignedDuration::ZERO,
         bake: SignedDuration::from_secs(60),
         on_undecided: OnUndecided::Hold,
+        ..Ladder::default()
     });
     let decision = decide(&situation);
     assert_eq!(decision.state, State::Baking);
