@@ -96,6 +96,7 @@ mod tests {
             changes: Vec::new(),
             passed: None,
             left_out: false,
+            draining: Vec::new(),
             scale: Vec::new(),
             traffic: Vec::new(),
             state,
