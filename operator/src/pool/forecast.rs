@@ -8,7 +8,7 @@ use flotilla_core::evidence::Rung;
 use flotilla_core::revision::Content;
 use flotilla_core::rollout::forecast::{Stage, forecast};
 use flotilla_core::rollout::{Reason, shift};
-use flotilla_crds::agent_pool::{CanaryStep, PlannedStep, ReleasePlan};
+use flotilla_crds::agent_pool::{CanaryStep, PlannedStep, ReleasePlan, RolloutType};
 use flotilla_crds::names::DRY_RUN;
 use flotilla_crds::{AgentPool, AgentPoolSpec};
 use kube::ResourceExt as _;
@@ -123,7 +123,8 @@ fn steps(observed: &Observed, stable: &str) -> Vec<PlannedStep> {
     let canary = spec.rollout.canary().map(|canary| judge::steps(&canary));
     let canary = canary.unwrap_or_default();
     let stages = forecast(ladder.as_ref(), spec.effective_replicas()).into_iter();
-    let stages = stages.filter(|stage| skipped.is_none_or(|skipped| stage.weight > skipped));
+    let stages =
+        stages.filter(|stage| stage.weight == 0 || skipped.is_none_or(|skipped| stage.weight > skipped));
     let planned = stages.map(|stage| {
         let step = canary.iter().find(|step| step.weight == stage.weight);
         let bake = ladder.as_ref().filter(|_| stage.weight == 100);
@@ -171,7 +172,7 @@ fn message(spec: &AgentPoolSpec, stable: Option<&str>, steps: &[PlannedStep]) ->
     if stable.is_none() {
         return format!("the first revision: its {replicas} replicas start at once, without steps");
     }
-    if judge::ladder(spec).is_none() {
+    if spec.rollout.type_ == RolloutType::RollingUpdate {
         let batch = shift::surge(replicas, spec.rolling_update().max_surge_percent);
         return format!(
             "{replicas} replicas are replaced in batches of {batch}; the traffic follows the available share"
@@ -180,7 +181,9 @@ fn message(spec: &AgentPoolSpec, stable: Option<&str>, steps: &[PlannedStep]) ->
     // On the way to all the traffic the old replicas are still there.
     let most = 2 * replicas;
     let before = steps.iter().filter(|step| step.weight < 100);
-    let times: Option<Vec<i64>> = before.clone().map(|step| step.expected_seconds).collect();
+    // What has no weight is not judged by its traffic.
+    let judged = before.clone().filter(|step| step.weight > 0);
+    let times: Option<Vec<i64>> = judged.map(|step| step.expected_seconds).collect();
     let approvals = before.filter(|step| step.approval.is_some()).count();
     let persons = match approvals {
         0 => String::new(),
