@@ -154,7 +154,7 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
         revision: revision.clone(),
         weight: *weight,
         since_generation: since(revision, *weight),
-        drain_until: decision
+        drain_deadline_time: decision
             .draining
             .iter()
             .find(|(name, _)| name == revision)
