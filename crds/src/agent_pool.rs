@@ -880,10 +880,10 @@ pub struct TrafficShare {
     /// preview is true on the revision that gets the requests of `rollout.preview`, whatever its weight.
     #[serde(default, skip_serializing_if = "is_false")]
     pub preview: bool,
-    /// drainUntil is when the conversations of a revision that is listed at 0 only for them move at the latest
+    /// drainDeadlineTime is when the conversations of a revision that is listed at 0 only for them move at the latest
     /// (`sessions.maxDrainSeconds`). It goes earlier when the last of them has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drain_until: Option<Time>,
+    pub drain_deadline_time: Option<Time>,
 }
 
 /// Where a release stands.

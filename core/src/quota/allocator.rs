@@ -400,6 +400,7 @@ impl Allocator {
                 answers.push((id, seq, grant));
             }
         }
+        self.must_write |= !answers.is_empty() && self.is_stale(now.nanos);
         if !self.must_write && self.entries.values().all(is_written) {
             self.writing = Some(answers);
             return self.answer(now);

@@ -294,7 +294,7 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
             passed: record.and_then(|record| record.passed),
             is_trusted: record.is_some_and(|record| record.is_trusted),
             has_conversations: reports.has_conversations(revision, observed.status.traffic_generation),
-            drain_until: share.and_then(|share| Some(share.drain_until.as_ref()?.0)),
+            drain_until: share.and_then(|share| Some(share.drain_deadline_time.as_ref()?.0)),
         }
     });
     members.collect()
@@ -355,7 +355,11 @@ fn gateways(
     // What is kept for its conversations gets no new ones, whoever has applied that.
     let drains = |member: &Member| member.drain_until.is_some();
     let traffic = &observed.status.traffic;
-    let is_alone = traffic.iter().filter(|share| share.drain_until.is_none()).count() == 1
+    let is_alone = traffic
+        .iter()
+        .filter(|share| share.drain_deadline_time.is_none())
+        .count()
+        == 1
         && members
             .iter()
             .filter(|member| member.arm.wanted > 0 && !drains(member))

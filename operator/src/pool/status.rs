@@ -164,7 +164,7 @@ pub(super) fn traffic(
         weight: *weight,
         since_generation: since(revision, *weight),
         preview: is_previewed(observed, decision, revision),
-        drain_until: decision
+        drain_deadline_time: decision
             .draining
             .iter()
             .find(|(name, _)| name == revision)

@@ -1,7 +1,7 @@
 //! What time does to an allocator's records: silent holders lose what they had, calendar windows begin.
 
 use super::{Allocator, Entry, Fading, MAX_HOLDERS, OTHERS};
-use crate::quota::{MILLISECOND, Now, Window};
+use crate::quota::{MILLISECOND, Nanos, Now, Window};
 
 impl Allocator {
     /// Forgets what silent holders can no longer have in use.
@@ -50,6 +50,25 @@ impl Allocator {
             let kept = now.nanos < entry.expires || entry.floored || due.contains(id);
             kept || entry.parts.iter().any(|part| part.granted > 0)
         });
+    }
+
+    /// Whether the record is so old that its reader would begin much too late to count the time of silent holders: it counts from when it
+    /// reads it. Otherwise allocators that end again and again would never set anything free.
+    pub(super) fn is_stale(&self, now: Nanos) -> bool {
+        let age = now.saturating_sub(self.write_began);
+        self.entries
+            .values()
+            .filter(|entry| now >= entry.expires)
+            .any(|entry| {
+                self.rules.iter().zip(&entry.parts).any(|(rule, part)| {
+                    let window = match rule.limit.window {
+                        Window::Rolling(window) => window,
+                        Window::None => rule.limit.within_lost(),
+                        Window::Calendar(_) => return false,
+                    };
+                    part.granted > 0 && age >= (window / 32).max(self.terms.report_every)
+                })
+            })
     }
 
     /// Begins calendar windows.

@@ -81,7 +81,7 @@ impl Allocator {
             Some((id, asked, grant)) if id == holder && asked == seq => {
                 self.witnessing.failures = 0;
                 let newest = self.entries.get(&id).is_some_and(|entry| entry.seq == Some(seq));
-                let send = newest.then(|| Action::Send(id, Reply::Grant(grant)));
+                let send = newest.then_some(Action::Send(id, Reply::Grant(grant)));
                 send.into_iter().collect()
             }
             other => {

@@ -1,10 +1,10 @@
 //! The world: processes, messages, the store, and what goes wrong with them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 
+use super::MS;
 use super::plan::{Dice, Plan};
-use super::{MIDNIGHT_MS, MS, ORIGIN};
 use crate::quota::provider_model::Counted as Counts;
 use crate::quota::*;
 

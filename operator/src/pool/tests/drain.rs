@@ -21,7 +21,10 @@ fn the_last_batch_stays_until_the_last_conversation_has_ended() {
     let sizes = world.sizes();
     assert_eq!(sizes["agent:2"], 4);
     assert!(sizes["agent:1"] > 0, "{sizes:?}");
-    let until = world.status().traffic[1].drain_until.clone().expect("a date");
+    let until = world.status().traffic[1]
+        .drain_deadline_time
+        .clone()
+        .expect("a date");
     assert!(until.0 > world.now && until.0.duration_since(world.now).as_secs() <= 3_600);
     let plan = world.peek();
     assert!(!plan.eager, "gateways are asked at their own pace");
