@@ -3,6 +3,7 @@
 pub mod api;
 pub mod apply;
 pub mod cluster;
+pub mod controllers;
 pub mod kinds;
 pub mod schema;
 pub mod state;
