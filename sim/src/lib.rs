@@ -4,6 +4,7 @@ pub mod api;
 pub mod apply;
 pub mod cluster;
 pub mod controllers;
+pub mod faults;
 pub mod kinds;
 pub mod schema;
 pub mod state;

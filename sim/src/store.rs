@@ -63,6 +63,8 @@ pub struct Store {
 
 /// The version an empty store is at. Not small, so that versions of several digits are compared as numbers.
 const FIRST: u64 = 990;
+/// The oldest version that can be asked for.
+pub const OLDEST: u64 = FIRST;
 
 impl Store {
     /// An empty store for this many kinds.
