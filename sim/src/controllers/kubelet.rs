@@ -44,8 +44,8 @@ pub enum Fate {
     Unschedulable(String),
 }
 
-/// Says what becomes of each pod.
-pub type Fates = Arc<dyn Fn(&Value) -> Fate + Send + Sync>;
+/// Says what becomes of each pod, when it is first seen.
+pub type Fates = Arc<dyn Fn(&Cluster, &Value) -> Fate + Send + Sync>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -117,7 +117,7 @@ impl Kubelet {
                 stage: Stage::Unbound,
                 due: Some(now + BIND),
                 address: format!("10.244.{}.{}", count / 250, count % 250 + 1),
-                fate: (self.fates)(&pod.object),
+                fate: (self.fates)(cluster, &pod.object),
                 restarts: 0,
                 ready: false,
                 last: Value::Null,

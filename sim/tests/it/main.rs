@@ -1,0 +1,7 @@
+//! The real operator on the simulated cluster.
+
+mod campaign;
+mod converge;
+mod operator;
+mod server;
+mod workloads;
