@@ -1,6 +1,7 @@
 //! The real operator on the simulated cluster.
 
 mod campaign;
+mod conformance;
 mod converge;
 mod operator;
 mod server;
