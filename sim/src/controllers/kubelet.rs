@@ -224,8 +224,10 @@ impl Life {
         }
         self.stage = Stage::Waiting;
         self.last = terminated;
-        let pause = FIRST_PAUSE * 2_u32.saturating_pow(self.restarts.min(5));
-        let pause = if self.restarts == 0 { Duration::from_secs(1) } else { pause.min(LONGEST_PAUSE) };
+        let pause = match self.restarts {
+            0 => Duration::from_secs(1),
+            restarts => (FIRST_PAUSE * 2_u32.saturating_pow((restarts - 1).min(5))).min(LONGEST_PAUSE),
+        };
         let waiting = json!({"waiting": {
             "reason": "CrashLoopBackOff", "message": format!("back-off {}s restarting failed container", pause.as_secs()),
         }});
