@@ -2,6 +2,7 @@
 
 mod campaign;
 mod conformance;
+mod controllers;
 mod converge;
 mod operator;
 mod server;
