@@ -61,16 +61,28 @@ e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 .PHONY: acceptance
 acceptance: install ## Run the full figures and write docs/measurements.md
 	$(call STEP,acceptance)
-	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance
+	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance -p flotilla-fuzz --bin flotilla-fuzz
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md
 	$(call STEP,every fault plan; the simulated API server against the real one)
 	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --test it -- --nocapture
+
+.PHONY: fuzz
+fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)
+	$(call STEP,fuzz)
+	cargo run --locked -p flotilla-fuzz --bin flotilla-fuzz
 
 .PHONY: bench
 bench: install ## Print ratios against peers, each measured in one run
 	$(call STEP,bench)
 	cargo build --locked --profile image -p flotilla-e2e --bin flotilla-bench
 	$(E2E) $(CARGO_TARGET_DIR)/image/flotilla-bench
+
+ONLY ?= gateway
+.PHONY: bench-gateway
+bench-gateway: ## Only the gateway's benchmarks, without a cluster (ONLY=cpu,latency chooses)
+	$(call STEP,bench of $(ONLY))
+	cargo build --locked --profile image -p flotilla-gateway -p flotilla-e2e --bin flotilla-gateway --bin flotilla-bench
+	$(CARGO_TARGET_DIR)/image/flotilla-bench --only $(ONLY)
 
 .PHONY: cluster
 cluster: ## Start the local Kubernetes (KWOK=n adds n fake nodes); nothing to do when KUBECONFIG is given

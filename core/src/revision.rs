@@ -191,6 +191,29 @@ mod tests {
     }
 
     #[test]
+    fn fallbacks_are_part_of_it_and_none_are_as_before_there_were_any() {
+        let model = |fallbacks: Value| {
+            let mut model = json!({"name": "default", "providerRef": {"name": "main"}, "model": "m"});
+            if !fallbacks.is_null() {
+                model["fallbacks"] = fallbacks;
+            }
+            content(json!({"models": [model]}))
+        };
+        let plain = model(Value::Null);
+        // What a ControllerRevision of an earlier Flotilla holds, and the name it has.
+        assert!(!plain.canonical().contains("fallbacks"), "{}", plain.canonical());
+        assert!(plain.is_same(&model(json!([]))));
+        assert_eq!(
+            name("support", &plain, |_| false),
+            name("support", &model(json!([])), |_| false)
+        );
+        let one = json!({"providerRef": {"name": "b"}, "model": "m"});
+        let two = json!({"providerRef": {"name": "main"}, "model": "n"});
+        let both = model(json!([one, two]));
+        assert!(!plain.is_same(&model(json!([one]))) && !both.is_same(&model(json!([two, one]))));
+    }
+
+    #[test]
     fn a_taken_name_gives_way_to_the_next_salt() {
         let first = name("support", &content(json!({})), |_| false);
         let second = name("support", &content(json!({})), |taken| taken == first);

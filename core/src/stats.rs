@@ -8,6 +8,7 @@
 //! Fields are only ever added. A reader refuses a `version` it does not know.
 
 use crate::histogram::Histogram;
+use crate::price::{Currency, Money};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -57,9 +58,27 @@ pub struct PoolStats {
     /// Requests that went to another revision than the weights named, because that one had no endpoint here.
     #[serde(default)]
     pub diverted: u64,
+    /// What became of conversations; absent for a pool that keeps none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<SessionStats>,
     /// By revision name.
     #[serde(default)]
     pub revisions: BTreeMap<String, RevisionStats>,
+}
+
+/// What became of a pool's conversations, counted by the gateway that decided it: sums over gateways count each once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStats {
+    /// `trafficGeneration` with which the candidate's weight left zero: `epoch` in the windows is that of the conversation's
+    /// assignment, and all conversations from before have the epoch just below this one.
+    pub since_generation: i64,
+    /// Conversations and tasks that had to leave their revision, since the start of this instance.
+    #[serde(default)]
+    pub moved: u64,
+    /// Responses that began before another gateway had a copy of their conversation, since the start of this instance.
+    #[serde(default)]
+    pub unprotected: u64,
 }
 
 /// What a gateway knows of one revision.
@@ -77,6 +96,14 @@ pub struct RevisionStats {
     /// Requests in flight by address, also for endpoints that take no new ones; addresses with none are left out.
     #[serde(default)]
     pub in_flight_by_address: BTreeMap<String, u64>,
+    /// Conversations and tasks of this revision that the gateway knows; the same one may be known to several. 0 on all of
+    /// them means that nobody needs the revision's replicas for a conversation any more.
+    #[serde(default)]
+    pub sessions: u64,
+    /// Conversations that were given this revision by this instance since [`SessionStats::since_generation`]: evidence, on
+    /// both arms. Starts at zero again when that changes.
+    #[serde(default)]
+    pub sessions_assigned: u64,
     /// Counts by window of the request's start, oldest first.
     #[serde(default)]
     pub windows: Vec<WindowStats>,
@@ -88,7 +115,8 @@ pub struct RevisionStats {
 pub struct WindowStats {
     /// Start of the window in seconds since the Unix epoch, a multiple of [`WINDOW_SECONDS`].
     pub start: i64,
-    /// `trafficGeneration` under which the requests were assigned.
+    /// `trafficGeneration` under which the requests were assigned, or, of a conversation, under which that was (see
+    /// [`SessionStats::since_generation`]).
     pub epoch: i64,
     /// Requests that started.
     pub started: u64,
@@ -120,6 +148,68 @@ pub struct ProviderStats {
     /// Use by model name, counted since the start of this instance. At most 128 names; further ones under `other`.
     #[serde(default)]
     pub models: BTreeMap<String, ModelUse>,
+    /// Spend since the start of this instance, by currency.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub spend: BTreeMap<Currency, Money>,
+    /// Answers with tokens of models without a known price; they are in no spend.
+    #[serde(default)]
+    pub unpriced: u64,
+    /// Its quotas as this gateway holds them, in the order of the spec.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quotas: Vec<QuotaStats>,
+    /// What its quotas did to requests, by pool, counted since the start of this instance.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quota_pools: BTreeMap<String, QuotaPoolStats>,
+}
+
+/// One quota as one gateway holds it, in units of its resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaStats {
+    /// Its name.
+    pub name: String,
+    /// The limit as written.
+    pub limit: u64,
+    /// In use here: what requests under way have reserved, and what still counts in the window.
+    pub held: u64,
+    /// The most that this gateway may use while its lease lasts.
+    pub share: u64,
+    /// Requests that it made wait, since the limits were put in force.
+    pub throttled: u64,
+    /// Whether it has held a request back within the last minute.
+    pub exhausted: bool,
+    /// What is known of all gateways together; only from the one that deals out quotas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<QuotaTotal>,
+}
+
+/// One quota over all gateways, in units of its resource.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaTotal {
+    /// Counts those that deal it out; of two the higher one knows better.
+    pub term: u64,
+    /// In use, and what may be in use by gateways that do not answer.
+    pub used: u64,
+    /// What there is now: the limit, or less by the provider's headers or the slope.
+    pub limit: u64,
+}
+
+/// What a provider's quotas did to the requests of one pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuotaPoolStats {
+    /// Requests admitted without waiting.
+    pub admitted: u64,
+    /// Requests admitted after they had waited.
+    pub waited: u64,
+    /// Requests refused.
+    pub refused: u64,
+    /// Requests that wait now.
+    pub waiting: u64,
+    /// Time that those admitted had waited, together, in microseconds. It is part of what agents and their clients see as
+    /// latency, and no work of theirs.
+    pub wait_microseconds: u64,
 }
 
 /// Whether a provider's key is there.

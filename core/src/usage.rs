@@ -10,16 +10,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flotilla_crds::model_provider::{CountedSource, ModelUsage, Usage};
+use flotilla_crds::model_provider::{CountedSource, ModelUsage, Spend, Usage};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::price::{Currency, Money};
 use crate::stats::ModelUse;
 
 /// Models listed by name; the use of further ones is added up under [`OTHER`], as gateways do.
 pub const MAX_MODELS: usize = 128;
 /// Gateway processes recorded at once. Use by a process beyond them is not counted until one of them has gone.
 pub const MAX_SOURCES: usize = 64;
+/// Currencies in which spend is added up; that in further ones is not counted.
+pub const MAX_CURRENCIES: usize = 8;
 /// The name under which the use of unlisted models is added up.
 pub const OTHER: &str = "other";
 
@@ -32,6 +35,10 @@ pub struct InstanceUse {
     pub pod: String,
     /// By model, since the start of the process.
     pub models: BTreeMap<String, ModelUse>,
+    /// Spend since the start of the process.
+    pub spend: BTreeMap<Currency, Money>,
+    /// Answers of models without a known price since then.
+    pub unpriced: u64,
 }
 
 /// The usage after these reports. `recorded` is what the last write left, `pods` names the gateway pods that exist.
@@ -76,15 +83,9 @@ pub fn accumulate(
         for (name, counters) in &report.models {
             sums.add(name, counters, known.get(name.as_str()).copied());
         }
-        *source = CountedSource {
-            instance: report.instance.clone(),
-            pod: report.pod.clone(),
-            models: report
-                .models
-                .iter()
-                .map(|(name, counters)| usage_of(name, counters))
-                .collect(),
-        };
+        let counted = counted_of(report);
+        sums.add_spend(&counted, source);
+        *source = counted;
     }
 
     let mut after = sums.into_usage();
@@ -95,12 +96,16 @@ pub fn accumulate(
         after.input_tokens,
         after.output_tokens,
         &after.models,
+        &after.spend,
+        after.unpriced_requests,
     ) != (
         before.requests,
         before.failed,
         before.input_tokens,
         before.output_tokens,
         &before.models,
+        &before.spend,
+        before.unpriced_requests,
     );
     after.time = if counts_changed || recorded.is_none() {
         Some(Time(now))
@@ -118,14 +123,34 @@ pub fn has_counted(usage: Option<&Usage>, report: &InstanceUse) -> bool {
             .iter()
             .find(|source| source.instance == report.instance)
     });
-    source.is_some_and(|source| {
-        let counted: Vec<ModelUsage> = report
-            .models
-            .iter()
-            .map(|(name, counters)| usage_of(name, counters))
-            .collect();
-        source.models == counted
-    })
+    source.is_some_and(|source| *source == counted_of(report))
+}
+
+/// What was spent in `currency`; nothing where that is not said.
+pub fn spent(spend: &[Spend], currency: Currency) -> Money {
+    let currency = currency.to_string();
+    let entry = spend.iter().find(|entry| entry.currency == currency);
+    entry
+        .and_then(|entry| entry.amount.parse().ok())
+        .unwrap_or_default()
+}
+
+/// The record of a process when everything that it reports is counted.
+fn counted_of(report: &InstanceUse) -> CountedSource {
+    let models = report.models.iter();
+    let spend = report.spend.iter().take(MAX_CURRENCIES);
+    CountedSource {
+        instance: report.instance.clone(),
+        pod: report.pod.clone(),
+        models: models.map(|(name, counters)| usage_of(name, counters)).collect(),
+        spend: spend
+            .map(|(currency, amount)| Spend {
+                currency: currency.to_string(),
+                amount: amount.to_string(),
+            })
+            .collect(),
+        unpriced_requests: number(report.unpriced),
+    }
 }
 
 struct Sums {
@@ -177,6 +202,38 @@ impl Sums {
         }
     }
 
+    /// Adds the spend that `new` says beyond `known`.
+    fn add_spend(&mut self, new: &CountedSource, known: &CountedSource) {
+        let unpriced = new
+            .unpriced_requests
+            .saturating_sub(known.unpriced_requests)
+            .max(0);
+        self.total.unpriced_requests = self.total.unpriced_requests.saturating_add(unpriced);
+        for entry in &new.spend {
+            let (Ok(currency), Ok(amount)) = (entry.currency.parse(), entry.amount.parse::<Money>()) else {
+                continue;
+            };
+            let more = amount.less(spent(&known.spend, currency));
+            if more == Money::ZERO {
+                continue;
+            }
+            let sum = (spent(&self.total.spend, currency) + more).to_string();
+            let totals = &mut self.total.spend;
+            match totals.iter().position(|sum| sum.currency == entry.currency) {
+                Some(place) => {
+                    if let Some(total) = totals.get_mut(place) {
+                        total.amount = sum;
+                    }
+                }
+                None if totals.len() < MAX_CURRENCIES => totals.push(Spend {
+                    currency: entry.currency.clone(),
+                    amount: sum,
+                }),
+                None => {}
+            }
+        }
+    }
+
     fn into_usage(self) -> Usage {
         Usage {
             models: self.models.into_values().collect(),
@@ -192,7 +249,6 @@ fn usage_of(name: &str, counters: &ModelUse) -> ModelUsage {
         input_tokens,
         output_tokens,
     } = *counters;
-    let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     ModelUsage {
         name: name.to_owned(),
         requests: number(requests),
@@ -200,6 +256,10 @@ fn usage_of(name: &str, counters: &ModelUse) -> ModelUsage {
         input_tokens: number(input_tokens),
         output_tokens: number(output_tokens),
     }
+}
+
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -222,6 +282,8 @@ mod tests {
             instance: instance.into(),
             pod: pod.into(),
             models: [("mini".to_owned(), used)].into(),
+            spend: [(Currency::USD, Money::of_tokens(requests, "1".parse().unwrap()))].into(),
+            unpriced: requests / 5,
         }
     }
 
@@ -251,6 +313,8 @@ mod tests {
         );
         let second = accumulate(Some(&first), &[report("a", "p", 10)], &pods(&["p"]), at(2)).unwrap();
         assert_eq!(second, first);
+        assert_eq!(spent(&second.spend, Currency::USD).to_string(), "0.00001");
+        assert_eq!(second.unpriced_requests, 2);
         let third = accumulate(Some(&second), &[report("a", "p", 25)], &pods(&["p"]), at(3)).unwrap();
         assert_eq!(
             (third.requests, third.time.as_ref().map(|time| time.0)),
@@ -307,6 +371,7 @@ mod tests {
             instance: "a".into(),
             pod: "p".into(),
             models,
+            ..InstanceUse::default()
         };
         let usage = accumulate(None, &[many], &pods(&["p"]), at(1)).unwrap();
         let other = usage.models.iter().find(|model| model.name == OTHER).unwrap();
@@ -347,7 +412,9 @@ mod tests {
                 }
             }
             let sum: u64 = seen.iter().sum();
-            prop_assert_eq!(written.map_or(0, |usage| usage.requests), i64::try_from(sum).unwrap());
+            let written = written.unwrap_or_default();
+            prop_assert_eq!(written.requests, i64::try_from(sum).unwrap());
+            prop_assert_eq!(spent(&written.spend, Currency::USD), Money::of_tokens(sum, "1".parse().unwrap()));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `AgentPool`: what runs, how many, how traffic reaches it, and how a new revision is released.
 
 use crate::common::{ConfigMapKeyRef, LocalRef};
+pub use crate::rollout::*;
 use crate::rules;
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Probe, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -33,11 +34,16 @@ use std::collections::BTreeMap;
     printcolumn(name = "Candidate", type_ = "string", json_path = ".status.candidate.revision"),
     printcolumn(name = "Weight", type_ = "integer", json_path = ".status.candidate.weight"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Step", type_ = "integer", json_path = ".status.rollout.step.index", priority = 1),
     printcolumn(name = "Waiting", type_ = "string", json_path = ".status.rollout.waitingFor.message", priority = 1),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.agent.image", priority = 1),
     validation = rules::object_name("names of revisions and Services are made from it"),
     validation = Rule::new("self.metadata.name != 'flotilla-gateway'")
         .message("metadata.name: flotilla-gateway is the name of the gateway's own objects; choose another name"),
+    validation = Rule::new("!has(self.spec.sessions) || !has(self.spec.sessions.key) || self.spec.sessions.key.type != 'A2AContext' || self.spec.agent.protocol == 'A2A'")
+        .message("spec.sessions.key.type A2AContext needs an agent that speaks A2A; set spec.agent.protocol: A2A or choose Header or Cookie"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.balancing != 'ConsistentHash' || (has(self.spec.sessions) && has(self.spec.sessions.key) && self.spec.sessions.key.type != 'None')")
+        .message("spec.traffic.balancing ConsistentHash goes by the conversation; set spec.sessions.key.type or choose another balancing"),
     validation = Rule::new("!has(self.spec.rollout) || !has(self.spec.rollout.pinnedRevision) || self.spec.rollout.pinnedRevision == '' || self.spec.rollout.pinnedRevision.startsWith(self.metadata.name + '-')")
         .message("spec.rollout.pinnedRevision must be a revision of this pool, written as status shows it: <pool>-<hash>")
 )]
@@ -57,6 +63,9 @@ pub struct AgentPoolSpec {
     pub revision_history_limit: i32,
     /// agent is what runs. All of it, and the bytes of the ConfigMaps it refers to, is one revision.
     pub agent: Agent,
+    /// sessions says how conversations are known, each of which stays on its revision. Default: none are kept.
+    #[serde(default)]
+    pub sessions: Sessions,
     /// traffic says how requests reach the replicas.
     #[serde(default)]
     pub traffic: Traffic,
@@ -145,11 +154,27 @@ pub struct Agent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
+    /// egressIdentity is how the gateway knows these pods when they ask for a model: Address (by their pod's address) or
+    /// Token (by a token that kubelet mounts and renews; the agent reads the file that `FLOTILLA_EGRESS_TOKEN_FILE` names and
+    /// sends its content in the place of the API key). Token is for networks where an address proves nothing: a mesh that
+    /// replaces it, or pods that may forge it. Default Address.
+    #[serde(default)]
+    pub egress_identity: EgressIdentity,
     /// podTemplate is merged over the pod template that Flotilla makes (lists by key; the container `agent` is the
     /// main one): sidecars, volumes, pull secrets, topology, anything a pod can say. The API server checks the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::any_object")]
     pub pod_template: Option<serde_json::Value>,
+}
+
+/// How the gateway knows an agent's pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EgressIdentity {
+    /// By the pod's address.
+    #[default]
+    Address,
+    /// By a token of audience `flotilla-gateway`, bound to the pod.
+    Token,
 }
 
 /// When the image is pulled.
@@ -187,6 +212,10 @@ pub enum Protocol {
 
 /// A model the agent uses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.fallbacks) || self.fallbacks.all(f, (f.providerRef.name != self.providerRef.name || f.model != self.model) && self.fallbacks.exists_one(g, g.providerRef.name == f.providerRef.name && g.model == f.model))")
+        .message("fallbacks: an entry is the model itself or stands there twice; name each provider and model once")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Model {
     /// name by which the agent knows this entry, for example `default`; it becomes part of a variable's name.
@@ -207,6 +236,36 @@ pub struct Model {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "crate::schema::string_map")]
     pub parameters: BTreeMap<String, String>,
+    /// fallbacks are tried in this order when the model's provider has used up its budget or its quota, answers 429 or
+    /// 5xx, cannot be reached, or has failed so often that its circuit breaker is open; never after a byte of an answer
+    /// has come. Their providers must be of the same type. Default: none. The answer's headers `x-flotilla-provider`,
+    /// `x-flotilla-model` and `x-flotilla-fallback` tell who has answered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub fallbacks: Vec<Fallback>,
+}
+
+/// A model that is used instead of another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Fallback {
+    /// providerRef names the ModelProvider in this namespace.
+    pub provider_ref: LocalRef,
+    /// model is that provider's own name of the model, for example `gpt-5-nano`; it is put into the request in place of
+    /// the other.
+    #[schemars(length(min = 1, max = 253))]
+    pub model: String,
+}
+
+impl Model {
+    /// Providers and their models that this entry may use: its own, then the fallbacks in order.
+    pub fn choices(&self) -> impl Iterator<Item = (&str, &str)> {
+        let own = (self.provider_ref.name.as_str(), self.model.as_str());
+        let fallbacks = self.fallbacks.iter();
+        std::iter::once(own)
+            .chain(fallbacks.map(|other| (other.provider_ref.name.as_str(), other.model.as_str())))
+    }
 }
 
 /// The agent's prompt: exactly one of `text` and `configMapKeyRef`.
@@ -270,6 +329,12 @@ pub struct Probes {
 
 /// How requests reach the replicas.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.retries) || !has(self.retries.perTryTimeoutSeconds) || self.retries.perTryTimeoutSeconds < self.requestTimeoutSeconds")
+        .message("retries.perTryTimeoutSeconds must be below requestTimeoutSeconds, or there is no time for a second try"),
+    validation = Rule::new("!has(self.queue) || self.queue.maxRequests <= self.maxConcurrentRequests")
+        .message("queue.maxRequests must not be above maxConcurrentRequests, which counts those that wait, too")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct Traffic {
     /// serviceName of the front Service that clients use, on port 80. Default: the pool's name.
@@ -281,8 +346,10 @@ pub struct Traffic {
             .message("flotilla-gateway is the gateway's own Service; choose another name")
     )]
     pub service_name: Option<String>,
-    /// balancing chooses the replica for a request: RoundRobin takes them in turn, LeastLoaded the less busy of two
-    /// picked at random. Default LeastLoaded.
+    /// balancing chooses the replica for a request among those with a free slot: RoundRobin takes them in turn; Weighted
+    /// in turn, in proportion to the slots a gateway has at each; LeastLoaded the less busy of two picked at random;
+    /// Adaptive the one of two whose recent latency times load is smaller; ConsistentHash the same replica for the same
+    /// conversation, unless that one has more than 125 % of the mean load. Default LeastLoaded.
     #[serde(default)]
     pub balancing: Balancing,
     /// requestTimeoutSeconds is how long a request may take from its arrival at the gateway to the last byte of the
@@ -290,6 +357,17 @@ pub struct Traffic {
     #[serde(default = "two_minutes")]
     #[schemars(range(min = 1, max = 86400))]
     pub request_timeout_seconds: i32,
+    /// maxConcurrentRequests of this pool that one gateway replica holds at once, from their arrival to the last byte of
+    /// the response; further ones get 503 with Retry-After. It keeps one pool from using up the gateway. Default 10000.
+    #[serde(default = "ten_thousand")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub max_concurrent_requests: i32,
+    /// retries says which requests are tried again.
+    #[serde(default)]
+    pub retries: Retries,
+    /// ejection says when a replica that fails gets no requests for a while.
+    #[serde(default)]
+    pub ejection: Ejection,
     /// queue bounds the requests that wait in a gateway while every slot is taken.
     #[serde(default)]
     pub queue: Queue,
@@ -301,9 +379,92 @@ impl Default for Traffic {
             service_name: None,
             balancing: Balancing::default(),
             request_timeout_seconds: 120,
+            max_concurrent_requests: 10_000,
+            retries: Retries::default(),
+            ejection: Ejection::default(),
             queue: Queue::default(),
         }
     }
+}
+
+/// How conversations are known and kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sessions {
+    /// key says where a request names its conversation.
+    #[serde(default)]
+    pub key: SessionKey,
+    /// idleSeconds after its last request a conversation is forgotten (at the earliest; at the latest a quarter later). Its
+    /// next request is then like that of a new one. Default 1800.
+    #[serde(default = "half_an_hour")]
+    #[schemars(range(min = 1, max = 604800))]
+    pub idle_seconds: i32,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            key: SessionKey::default(),
+            idle_seconds: 1800,
+        }
+    }
+}
+
+/// Where a request names its conversation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.header) || self.type == 'Header'")
+        .message("sessions.key.header belongs to type Header; set type: Header or leave header out"),
+    validation = Rule::new("!has(self.cookie) || self.type == 'Cookie'")
+        .message("sessions.key.cookie belongs to type Cookie; set type: Cookie or leave cookie out")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionKey {
+    /// type is Header (the value of a header, sent by the client or first given by the agent in a response; a request
+    /// without it goes by weight), Cookie (the
+    /// value of a cookie, which the gateway sets where it is missing), A2AContext (the contextId of an A2A message;
+    /// requests about a task follow it, and both go to the replica that has them) or None (no conversations are kept:
+    /// each request goes by weight). Default None.
+    #[serde(default, rename = "type")]
+    pub type_: SessionKeyType,
+    /// header whose value names the conversation, for example `X-Session-Id`, which is the default of type Header.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-]+$')")
+        .message("a header's name consists of letters, digits, '-' and '_'; write for example X-Session-Id"))]
+    pub header: Option<String>,
+    /// cookie whose value names the conversation, for example `flotilla-session`, which is the default of type Cookie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_-]+$')")
+        .message("a cookie's name consists of letters, digits, '-' and '_'; write for example flotilla-session"))]
+    pub cookie: Option<String>,
+}
+
+impl SessionKey {
+    /// The header of type Header.
+    pub fn header_name(&self) -> &str {
+        self.header.as_deref().unwrap_or("X-Session-Id")
+    }
+
+    /// The cookie of type Cookie.
+    pub fn cookie_name(&self) -> &str {
+        self.cookie.as_deref().unwrap_or("flotilla-session")
+    }
+}
+
+/// How a conversation is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SessionKeyType {
+    /// By a header's value.
+    Header,
+    /// By a cookie's value.
+    Cookie,
+    /// By an A2A contextId.
+    A2AContext,
+    /// Not at all.
+    #[default]
+    None,
 }
 
 /// How a replica is chosen.
@@ -311,9 +472,110 @@ impl Default for Traffic {
 pub enum Balancing {
     /// In turn.
     RoundRobin,
+    /// In turn, in proportion to slots.
+    Weighted,
     /// The less busy of two picked at random.
     #[default]
     LeastLoaded,
+    /// The one of two picked at random whose recent latency times load is smaller.
+    Adaptive,
+    /// The same replica for the same conversation, with bounded load.
+    ConsistentHash,
+}
+
+/// What is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retries {
+    /// attempts after the first one that a request may have, at other replicas where there are any. Default 3.
+    #[serde(default = "three")]
+    #[schemars(range(min = 0, max = 10))]
+    pub attempts: i32,
+    /// retryOn names what is tried again. ConnectFailure: nobody has worked on the request (no connection, or it was
+    /// closed before the request was read), or its method is idempotent. Unavailable: also where somebody may have worked
+    /// on it (status 503, closed without an answer, the time for one try over), so side effects may happen twice.
+    /// Default `["ConnectFailure"]`.
+    #[serde(default = "connect_failure")]
+    #[schemars(length(max = 2))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub retry_on: Vec<RetryOn>,
+    /// budgetPercent of the requests that may be tried again, so that retries do not finish off a pool that is in trouble;
+    /// ten a second always may, and a hundred in a burst. Default 20.
+    #[serde(default = "twenty")]
+    #[schemars(range(min = 0, max = 100))]
+    pub budget_percent: i32,
+    /// perTryTimeoutSeconds after which a replica that has not begun to answer is given up; the request is tried again if
+    /// `retryOn` has Unavailable, else it gets 504. Default: requestTimeoutSeconds alone counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub per_try_timeout_seconds: Option<i32>,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            retry_on: connect_failure(),
+            budget_percent: 20,
+            per_try_timeout_seconds: None,
+        }
+    }
+}
+
+/// What is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RetryOn {
+    /// Nobody has worked on the request.
+    ConnectFailure,
+    /// Somebody may have worked on it.
+    Unavailable,
+}
+
+/// When a replica that fails gets no requests for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ejection {
+    /// type of ejection. Passive judges by the answers to real requests: a replica is ejected when it cannot be connected
+    /// to, after `consecutiveFailures`, or when it fails far more often than the others. None ejects nobody. Default
+    /// Passive.
+    #[serde(default, rename = "type")]
+    pub type_: EjectionType,
+    /// consecutiveFailures in a row after which a replica is ejected: status 502, 503 or 504, a connection that breaks
+    /// off, a timeout. Default 5.
+    #[serde(default = "five")]
+    #[schemars(range(min = 1, max = 100))]
+    pub consecutive_failures: i32,
+    /// openSeconds for which an ejected replica gets nothing; then single requests are tried there, and two that succeed
+    /// bring it back. Doubled each time in a row, up to 300 s or what is written here. Default 10.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub open_seconds: i32,
+    /// maxPercent of a revision's replicas that may be ejected at once, though of two or more one always may; those that
+    /// cannot be connected to always are. If all are ejected, all serve. Default 30.
+    #[serde(default = "thirty")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_percent: i32,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            type_: EjectionType::default(),
+            consecutive_failures: 5,
+            open_seconds: 10,
+            max_percent: 30,
+        }
+    }
+}
+
+/// How failing replicas are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EjectionType {
+    /// By the answers to real requests.
+    #[default]
+    Passive,
+    /// Not at all.
+    None,
 }
 
 /// The bounded queue of a gateway.
@@ -324,10 +586,24 @@ pub struct Queue {
     #[serde(default = "hundred")]
     #[schemars(range(min = 0, max = 100000))]
     pub max_requests: i32,
-    /// maxWaitSeconds a request waits for a slot before it gets 503. Default 30.
+    /// maxWaitSeconds a request waits for a slot before it gets 503; one that is predicted to wait longer, or longer than
+    /// its client says it will, gets it at once. Default 30.
     #[serde(default = "thirty")]
     #[schemars(range(min = 1, max = 3600))]
     pub max_wait_seconds: i32,
+    /// tenantHeader is the request header whose value names the tenant, for example `X-Tenant`: tenants share the slots
+    /// fairly while requests wait. Let something you trust set it. Default: all requests are one tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = rules::header_name())]
+    pub tenant_header: Option<String>,
+    /// priorityHeader is the request header that holds Low, Normal, High or Critical, for example `X-Priority`: among the
+    /// waiting requests of one tenant higher ones go first, and each rises by a class every sixth of maxWaitSeconds, so
+    /// that Low is served, too. Anything else is Normal. Default: all requests are Normal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = rules::header_name())]
+    pub priority_header: Option<String>,
 }
 
 impl Default for Queue {
@@ -335,6 +611,8 @@ impl Default for Queue {
         Self {
             max_requests: 100,
             max_wait_seconds: 30,
+            tenant_header: None,
+            priority_header: None,
         }
     }
 }
@@ -352,76 +630,6 @@ pub struct Disruption {
 impl Default for Disruption {
     fn default() -> Self {
         Self { max_unavailable: 1 }
-    }
-}
-
-/// How a new revision replaces the one that serves.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Rollout {
-    /// type of release: RollingUpdate replaces replicas in batches, the traffic following the available share.
-    /// Default RollingUpdate.
-    #[serde(default, rename = "type")]
-    pub type_: RolloutType,
-    /// rollingUpdate holds the settings of type RollingUpdate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rolling_update: Option<RollingUpdate>,
-    /// paused stops a release where it stands; what serves goes on serving. Default false.
-    #[serde(default)]
-    pub paused: bool,
-    /// pinnedRevision goes (back) to this revision whatever `spec.agent` says, for example `support-6f9c4d`. It must
-    /// be in the history. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub pinned_revision: Option<String>,
-    /// settleSeconds that the spec and the ConfigMaps it refers to must rest before a release starts, so that one
-    /// sync of many objects is one revision. Default 5.
-    #[serde(default = "five")]
-    #[schemars(range(min = 0, max = 3600))]
-    pub settle_seconds: i32,
-    /// progressDeadlineSeconds a release may go without progress before it is stopped (`Stalled`); what serves goes on
-    /// serving. Default 600.
-    #[serde(default = "ten_minutes")]
-    #[schemars(range(min = 10, max = 86400))]
-    pub progress_deadline_seconds: i32,
-}
-
-impl Default for Rollout {
-    fn default() -> Self {
-        Self {
-            type_: RolloutType::default(),
-            rolling_update: None,
-            paused: false,
-            pinned_revision: None,
-            settle_seconds: 5,
-            progress_deadline_seconds: 600,
-        }
-    }
-}
-
-/// The types of release.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum RolloutType {
-    /// In batches; the traffic follows the available share.
-    #[default]
-    RollingUpdate,
-}
-
-/// Settings of a rolling update.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RollingUpdate {
-    /// maxSurgePercent of `replicas` that may run in addition, rounded up: the size of a batch. Default 25.
-    #[serde(default = "quarter")]
-    #[schemars(range(min = 1, max = 100))]
-    pub max_surge_percent: i32,
-}
-
-impl Default for RollingUpdate {
-    fn default() -> Self {
-        Self {
-            max_surge_percent: 25,
-        }
     }
 }
 
@@ -454,7 +662,8 @@ impl AgentPoolSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentPoolStatus {
-    /// conditions: Ready (the spec is fully in force), Available (what serves has its capacity), Reconciling, Stalled.
+    /// conditions: Ready (the spec is fully in force), Available (what serves has its capacity), Reconciling, Stalled,
+    /// Baking (a new revision has all the traffic and is still judged).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -558,9 +767,15 @@ pub struct TrafficShare {
     /// revision is its name, `<pool>-<hash>`.
     #[schemars(length(min = 1, max = 63))]
     pub revision: String,
-    /// weight in percent; the weights of a pool add up to 100.
+    /// weight in percent; the weights of a pool add up to 100. A revision that is listed at 0 keeps the conversations it
+    /// has; those of one that is not listed move to another.
     #[schemars(range(min = 0, max = 100))]
     pub weight: i32,
+    /// sinceGeneration is the trafficGeneration with which it got its first weight since it is listed. Conversations from
+    /// before are of an earlier attempt and move; on a candidate it tells from when on conversations are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub since_generation: Option<i64>,
 }
 
 /// Where a release stands.
@@ -576,6 +791,69 @@ pub struct RolloutStatus {
     /// waitingFor says what has to happen next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
+    /// step is the one the new revision has reached; absent on the way to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<StepStatus>,
+    /// measuredWeightPercent is the new revision's share of the requests that were counted at this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8))]
+    pub measured_weight_percent: Option<String>,
+    /// metrics by which the new revision is judged at this step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub metrics: Vec<MetricStatus>,
+}
+
+/// The step a new revision has reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// index of the step, from 0; the number of steps once all the traffic is there.
+    #[schemars(range(min = 0))]
+    pub index: i32,
+    /// weight of the step, in percent.
+    #[schemars(range(min = 0, max = 100))]
+    pub weight: i32,
+    /// startTime is when every gateway had applied the weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+}
+
+/// One metric of a release.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MetricStatus {
+    /// name of the metric, for example `errors`.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// verdict: Advance, Continue, Rollback, NoData or CommonMode (the old revision fails, too).
+    #[schemars(length(min = 1, max = 32))]
+    pub verdict: String,
+    /// advancePercent is the evidence for going on, of what is needed.
+    #[schemars(range(min = 0, max = 100))]
+    pub advance_percent: i32,
+    /// rollbackPercent is the evidence of harm, of what leads back.
+    #[schemars(range(min = 0, max = 100))]
+    pub rollback_percent: i32,
+    /// candidate has the new revision's counts at this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<CountStatus>,
+    /// stable has the old revision's counts at this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stable: Option<CountStatus>,
+}
+
+/// Counts of one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountStatus {
+    /// requests that were counted.
+    #[schemars(range(min = 0))]
+    pub requests: i64,
+    /// events among them: failed requests, or those above the lowest threshold.
+    #[schemars(range(min = 0))]
+    pub events: i64,
 }
 
 /// What a release waits for.
@@ -647,11 +925,29 @@ pub struct RestartStatus {
 fn one() -> i32 {
     1
 }
+fn three() -> i32 {
+    3
+}
 fn five() -> i32 {
     5
 }
+fn ten() -> i32 {
+    10
+}
+fn twenty() -> i32 {
+    20
+}
+fn ten_thousand() -> i32 {
+    10_000
+}
+fn connect_failure() -> Vec<RetryOn> {
+    vec![RetryOn::ConnectFailure]
+}
 fn eight() -> i32 {
     8
+}
+fn half_an_hour() -> i32 {
+    1800
 }
 fn thirty() -> i32 {
     30
@@ -659,14 +955,8 @@ fn thirty() -> i32 {
 fn hundred() -> i32 {
     100
 }
-fn quarter() -> i32 {
-    25
-}
 fn two_minutes() -> i32 {
     120
-}
-fn ten_minutes() -> i32 {
-    600
 }
 fn port() -> i32 {
     8080

@@ -14,6 +14,12 @@ pub mod condition {
     pub const RECONCILING: &str = "Reconciling";
     /// Work towards the spec has stopped and needs somebody.
     pub const STALLED: &str = "Stalled";
+    /// Requests to a ModelProvider wait for one of its quotas.
+    pub const QUOTA_EXHAUSTED: &str = "QuotaExhausted";
+    /// A new revision has all the traffic and is still judged.
+    pub const BAKING: &str = "Baking";
+    /// 80, 90 or 100 % of a provider's budget are spent.
+    pub const BUDGET_ALERT: &str = "BudgetAlert";
     /// A LoadTest has ended, whatever its verdict.
     pub const COMPLETE: &str = "Complete";
     /// A LoadTest's verdict as a gate.

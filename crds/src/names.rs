@@ -1,5 +1,8 @@
 //! Names that more than one part must agree on: labels, annotations, ports, paths and environment variables.
 
+use crate::agent_pool::Model;
+use crate::route;
+
 /// `app.kubernetes.io/managed-by` label; on every object the operator makes its value is [`MANAGER`].
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`], prefix of every field manager (`flotilla/<kind>`), and the category of the kinds.
@@ -12,6 +15,8 @@ pub const POOL: &str = "flotilla.dev/pool";
 pub const REVISION: &str = "flotilla.dev/revision";
 /// Label on a revision's Service, copied to its EndpointSlices: `agent.concurrency` of that revision.
 pub const CONCURRENCY: &str = "flotilla.dev/concurrency";
+/// Label on a revision's Service, copied to its EndpointSlices: `agent.egressIdentity` of that revision, when it is `Token`.
+pub const EGRESS_IDENTITY: &str = "flotilla.dev/egress-identity";
 /// Label with the LoadTest's name on its Job, pods, ConfigMaps and Service.
 pub const LOAD_TEST: &str = "flotilla.dev/loadtest";
 /// Label on a ControllerRevision: its standing, one of `candidate`, `stable`, `verified`, `rejected`.
@@ -23,6 +28,8 @@ pub const CONTENT_HASH: &str = "flotilla.dev/content-hash";
 
 /// Name of the gateway's Deployment, Service, ServiceAccount, RoleBinding and PodDisruptionBudget in each namespace.
 pub const GATEWAY: &str = "flotilla-gateway";
+/// Name of the Lease that says which gateway replica deals out quotas, and of the ConfigMap with its records.
+pub const QUOTA: &str = "flotilla-quota";
 /// Name of the main container in agent pods.
 pub const AGENT_CONTAINER: &str = "agent";
 /// Name of the container in gateway pods.
@@ -47,6 +54,14 @@ pub const COORDINATOR_PORT: u16 = 9091;
 pub const CREDENTIALS_DIR: &str = "/etc/flotilla/credentials";
 /// File with a provider's key inside its folder of [`CREDENTIALS_DIR`].
 pub const API_KEY_FILE: &str = "api-key";
+/// Audience of the tokens by which agent pods prove themselves to the gateway's egress.
+pub const TOKEN_AUDIENCE: &str = GATEWAY;
+/// Folder in agent pods with [`TOKEN_FILE`], where `agent.egressIdentity` is `Token`.
+pub const TOKEN_DIR: &str = "/var/run/secrets/flotilla.dev/egress";
+/// File with the pod's token inside [`TOKEN_DIR`].
+pub const TOKEN_FILE: &str = "token";
+/// Variable in agent pods that holds the path of that file.
+pub const TOKEN_FILE_VARIABLE: &str = "FLOTILLA_EGRESS_TOKEN_FILE";
 /// Default mount path of an agent's prompt.
 pub const PROMPT_PATH: &str = "/etc/agent/prompt/prompt.md";
 /// Where a worker finds its plan.
@@ -59,9 +74,10 @@ pub const USAGE_METADATA: &str = "flotilla.dev/usage";
 /// Longest name of a pool: `<pool>-<10 characters>` stays a DNS-1035 label with room for a pod's suffix.
 pub const POOL_NAME_MAX: usize = 45;
 
-/// Base URL, without a trailing slash, that agents of `namespace` use for `provider`.
-pub fn egress_url(namespace: &str, provider: &str) -> String {
-    format!("http://{GATEWAY}.{namespace}.svc:{GATEWAY_EGRESS_PORT}/providers/{provider}/v1")
+/// Base URL, without a trailing slash, that agents of `namespace` use for a model.
+pub fn egress_url(namespace: &str, model: &Model) -> String {
+    let path = route::path_of(model);
+    format!("http://{GATEWAY}.{namespace}.svc:{GATEWAY_EGRESS_PORT}{path}")
 }
 
 /// The suffix of an agent's environment variables for the model entry `name`: upper case, `-` as `_`.

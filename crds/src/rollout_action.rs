@@ -34,9 +34,13 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self == oldSelf")
         .message("a RolloutAction cannot be changed: it is a command; create a new one (metadata.generateName helps)"),
     validation = Rule::new("self.type == 'Restart' || has(self.expect)")
-        .message("expect: Abort and Retry must say which revision they mean, so that a late command does not hit another release; write expect: {revision: <pool>-<hash>} as the pool's status shows it"),
+        .message("expect: every command but Restart must say which revision it means, so that a late command does not hit another release; write expect: {revision: <pool>-<hash>} as the pool's status shows it"),
     validation = Rule::new("!has(self.expect) || self.expect.revision.startsWith(self.poolRef.name + '-')")
         .message("expect.revision must be a revision of the pool in poolRef, written as its status shows it: <pool>-<hash>"),
+    validation = Rule::new("!has(self.expect) || !has(self.expect.step) || self.type in ['Promote', 'PromoteFull', 'SkipStep', 'Abort']")
+        .message("expect.step is the step of a release under way; leave it out for Restart and Retry"),
+    validation = Rule::new("self.type != 'Promote' && self.type != 'SkipStep' || has(self.expect) && has(self.expect.step)")
+        .message("expect.step: Promote and SkipStep must say which step they mean, so that one given twice passes one step; write the index that status.rollout.step shows"),
     validation = Rule::new("self.type != 'Restart' || !has(self.expect) || !has(self.expect.attempt)")
         .message("expect.attempt counts the releases of a candidate, and Restart is about the revision that serves; leave it out")
 )]
@@ -45,7 +49,9 @@ pub struct RolloutActionSpec {
     /// poolRef names the AgentPool in this namespace.
     pub pool_ref: LocalRef,
     /// type of command: Restart replaces the pods of the serving revision batch by batch; Abort stops the release and
-    /// returns to the stable revision; Retry releases a rejected revision again.
+    /// returns to the stable revision; Retry releases a rejected revision again; Promote approves the present step, whose
+    /// evidence is there (approval: Manual) or is not decided in time; SkipStep passes it without evidence; PromoteFull
+    /// passes all that are left, so that all the traffic comes.
     #[serde(rename = "type")]
     pub type_: ActionType,
     /// expect is what must be true when the command is carried out; otherwise it is Rejected with a sentence.
@@ -66,6 +72,12 @@ pub enum ActionType {
     Abort,
     /// Releases a rejected revision again.
     Retry,
+    /// Approves the present step.
+    Promote,
+    /// Passes the present step without evidence.
+    SkipStep,
+    /// Passes all steps that are left.
+    PromoteFull,
 }
 
 impl ActionType {
@@ -75,6 +87,9 @@ impl ActionType {
             Self::Restart => "Restart",
             Self::Abort => "Abort",
             Self::Retry => "Retry",
+            Self::Promote => "Promote",
+            Self::SkipStep => "SkipStep",
+            Self::PromoteFull => "PromoteFull",
         }
     }
 }
@@ -83,13 +98,17 @@ impl ActionType {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Expect {
-    /// revision meant: the candidate for Abort, the rejected one for Retry, the stable one for Restart.
+    /// revision meant: the rejected one for Retry, the stable one for Restart, else the candidate.
     #[schemars(length(min = 1, max = 63))]
     pub revision: String,
     /// attempt meant. Default: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub attempt: Option<i32>,
+    /// step meant, from 0, as `status.rollout.step.index` shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 20))]
+    pub step: Option<i32>,
 }
 
 /// The answer to a command.

@@ -35,6 +35,13 @@ pub(crate) fn entry_name() -> Rule {
         .message("a name consists of a-z, 0-9 and '-', begins with a letter and does not end with '-'; write for example billing-2")
 }
 
+/// The name of a request header: a token of RFC 9110, of the characters that are in use.
+pub(crate) fn header_name() -> Rule {
+    Rule::new("self.matches('^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?$')").message(
+        "a header's name consists of letters, digits, '-' and '_', and begins and ends with a letter or digit; write for example X-Tenant",
+    )
+}
+
 /// An absolute path below the root.
 pub(crate) fn mount_path() -> Rule {
     Rule::new("self.matches('^(/[^/:]+)+$') && !(self + '/').contains('/../') && !(self + '/').contains('/./')").message(
@@ -46,6 +53,12 @@ pub(crate) fn mount_path() -> Rule {
 pub(crate) fn money() -> Rule {
     Rule::new("self.matches('^[0-9]{1,6}([.][0-9]{1,6})?$')")
         .message("a price must be a decimal string, for example \"0.25\"")
+}
+
+/// A percentage.
+pub(crate) fn percent() -> Rule {
+    Rule::new("self.matches('^[0-9]{1,2}([.][0-9]{1,4})?$')")
+        .message("a percentage must be a decimal string from 0 to 99.9999, for example \"0.5\"")
 }
 
 /// Exactly one of `members`.

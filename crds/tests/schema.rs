@@ -253,7 +253,7 @@ fn names_follow_the_conventions() {
             Some("ends in Timestamp: write …Time".into())
         } else if lower.ends_with("reference") {
             Some("ends in Reference: write …Ref".into())
-        } else if lower.contains("permille") || lower.contains("duration") {
+        } else if lower.contains("permille") || lower.ends_with("duration") {
             Some("write the unit into the name (…Seconds, …Milliseconds, …Percent)".into())
         } else if field.is("object")
             && field.schema["properties"]["name"].is_object()
@@ -393,6 +393,12 @@ fn fits(value: &Value, schema: &Value, problems: &mut Vec<String>) {
                 .is_none_or(|values| values.contains(value))
         }
         ("boolean", Value::Bool(_)) => true,
+        ("array", Value::Array(entries)) => {
+            entries
+                .iter()
+                .for_each(|entry| fits(entry, &schema["items"], problems));
+            within(entries.len() as i64, &schema["minItems"], &schema["maxItems"])
+        }
         _ => false,
     };
     if !good {

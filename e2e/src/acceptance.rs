@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long)]
     write: Option<PathBuf>,
     /// Only the parts whose name contains this word (pool, rest, release, load, generator, kills, away, takeover,
-    /// scale).
+    /// scale, fuzz).
     #[arg(long, default_value = "")]
     only: String,
     /// Divide the sizes by this, to try the run itself.
@@ -50,6 +50,7 @@ pub async fn run(args: Args) -> Result<Vec<Row>> {
             "scale",
             Box::pin(many(&cluster, usize::try_from(1000 / args.divide)?)),
         ),
+        ("fuzz", Box::pin(fuzz(1_000_000 / args.divide))),
     ];
     for (name, part) in parts.into_iter().filter(|(name, _)| name.contains(&args.only)) {
         let measured = part.await.unwrap_or_else(|e| {
@@ -101,6 +102,33 @@ async fn output(program: &str, arguments: &[&str]) -> String {
         |_| "unknown".into(),
         |o| String::from_utf8_lossy(&o.stdout).trim().to_owned(),
     )
+}
+
+/// Every parser of foreign input, by the program that `make acceptance` builds beside this one.
+async fn fuzz(executions: u64) -> Result<Vec<Row>> {
+    let program = std::env::current_exe()?.with_file_name("flotilla-fuzz");
+    let executions_each = executions.to_string();
+    let output = tokio::process::Command::new(&program)
+        .args(["--executions", &executions_each])
+        .output()
+        .await
+        .with_context(|| format!("failed to start {}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let good = text.lines().filter(|line| line.ends_with(", ok")).count();
+    let bad: Vec<&str> = text
+        .lines()
+        .filter(|line| line.ends_with(", FAILED"))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    Ok(vec![Row::new(
+        "parsers of foreign input, mutated real input",
+        format!(
+            "{good} targets × {executions} executions, failed: [{}]",
+            bad.join(", ")
+        ),
+        "≥ 1,000,000 executions each, no panic",
+        output.status.success() && bad.is_empty() && good > 0 && executions >= 1_000_000,
+    )])
 }
 
 async fn bring_up(cluster: &Cluster) -> Result<Vec<Row>> {

@@ -1,157 +1,168 @@
 //! `make bench`: ratios against peers, each pair measured in turns within one run.
 
+mod fleet;
+pub mod gateway;
+mod histogram;
+mod stats;
+
 use crate::Cluster;
-use crate::namespace::in_namespace;
-use crate::report::Row;
-use crate::scenario::scale;
-use anyhow::{Result, anyhow};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use flotilla_core::histogram::{AtomicHistogram, Histogram};
-use hdrhistogram::Histogram as Hdr;
-use hdrhistogram::serialization::{Serializer, V2DeflateSerializer};
-use std::hint::black_box;
-use std::time::Instant;
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use gateway::profile::Direction;
+use gateway::{Bench, Part};
+use std::path::PathBuf;
 
 const ROUNDS: usize = 5;
-const POOLS: usize = 100;
 
-/// Runs every benchmark and prints a row each: name, measured, goal, ok or short.
+/// Prints a row for each figure: name, measured, goal, and `ok` or `short`.
+#[derive(Debug, Parser)]
+#[command(name = "flotilla-bench")]
+pub struct Args {
+    /// Run only these, separated by commas. Default: all. `gateway` means all parts from cpu to weights; only fleet needs
+    /// a cluster.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub only: Vec<Selection>,
+    /// Rounds of each comparison of the gateway.
+    #[arg(long, default_value_t = ROUNDS, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
+    pub rounds: usize,
+    /// Take ten million requests, not a sample of them, to see whether the gateway's memory grows (about 20 minutes).
+    #[arg(long, env = "FLOTILLA_FULL", value_parser = clap::builder::FalseyValueParser::new())]
+    pub full: bool,
+    /// The gateway's program. Default: flotilla-gateway beside this one.
+    #[arg(long)]
+    pub gateway: Option<PathBuf>,
+    /// Anything but the benchmarks.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Anything but the benchmarks.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The origin that stands in for agents and providers.
+    #[command(hide = true)]
+    Origin {
+        /// Where it listens, on 127.0.0.1 and the next addresses.
+        #[arg(long)]
+        port: u16,
+    },
+    /// Put load on one gateway and print its process id, for perf and strace.
+    Profile {
+        /// The way of the load.
+        #[arg(value_enum)]
+        direction: Direction,
+        /// Bytes of each request's body; above 8 KiB the answer has 16 KiB, else 1 KiB. 0: 100 paced streams instead.
+        #[arg(long, default_value_t = 1024)]
+        bytes: usize,
+        /// Seconds of load.
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
+}
+
+/// What can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Selection {
+    /// The histogram against HDR's.
+    Histogram,
+    /// Pools against Deployments, on the local cluster.
+    Fleet,
+    /// All parts from cpu to weights.
+    Gateway,
+    /// The gateway's CPU per request, against Envoy, nginx, LiteLLM and Portkey.
+    Cpu,
+    /// The gateway's added latency.
+    Latency,
+    /// The gateway with 500 streams at once.
+    Streaming,
+    /// The gateway's memory.
+    Memory,
+    /// The gateway's throughput.
+    Throughput,
+    /// A change of weights on three gateways.
+    Weights,
+}
+
+impl Selection {
+    fn part(self) -> Option<Part> {
+        match self {
+            Self::Histogram | Self::Fleet | Self::Gateway => None,
+            Self::Cpu => Some(Part::Cpu),
+            Self::Latency => Some(Part::Latency),
+            Self::Streaming => Some(Part::Streaming),
+            Self::Memory => Some(Part::Memory),
+            Self::Throughput => Some(Part::Throughput),
+            Self::Weights => Some(Part::Weights),
+        }
+    }
+}
+
+/// Runs what `args` select. Not to be called inside a runtime: loads run on threads and runtimes of their own.
 ///
 /// # Errors
 /// When a benchmark cannot be run at all.
-pub async fn run() -> Result<()> {
-    for row in histogram()? {
-        println!("{row}");
+pub fn run(args: &Args) -> Result<()> {
+    let gateway_bench = || Bench::new(args.gateway.clone(), args.rounds, args.full);
+    match &args.command {
+        Some(Command::Origin { port }) => return gateway::origin::run(*port),
+        Some(Command::Profile {
+            direction,
+            bytes,
+            seconds,
+        }) => {
+            let time = std::time::Duration::from_secs(*seconds);
+            return gateway::profile::run(&gateway_bench()?, *direction, *bytes, time);
+        }
+        None => {}
     }
-    let cluster = Cluster::connect().await?;
-    if cluster.is_local() {
-        for row in fleet(&cluster).await? {
+    let wants = |one: Selection| args.only.is_empty() || args.only.contains(&one);
+    if wants(Selection::Histogram) {
+        for row in histogram::run()? {
             println!("{row}");
         }
-    } else {
-        println!(
-            "fleets beside Deployments: skipped, the audit log and the fake nodes need the local cluster"
-        );
+    }
+    let parts: Vec<Part> = Selection::value_variants()
+        .iter()
+        .filter(|one| wants(**one) || args.only.contains(&Selection::Gateway))
+        .filter_map(|one| one.part())
+        .collect();
+    if !parts.is_empty() {
+        let bench = gateway_bench()?;
+        for part in parts {
+            for row in bench.run(part)? {
+                println!("{row}");
+            }
+        }
+    }
+    if wants(Selection::Fleet) {
+        tokio::runtime::Runtime::new()?.block_on(run_fleet())?;
     }
     Ok(())
 }
 
-/// Latencies in microseconds as agents have them: log-normal, median 2 s, σ 0.6, from a fixed seed.
-fn samples(count: usize) -> Vec<u64> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut uniform = move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    };
-    (0..count)
-        .map(|_| {
-            let (u, v) = (uniform().max(f64::MIN_POSITIVE), uniform());
-            let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
-            (2.0e6 * (0.6 * normal).exp()) as u64
-        })
-        .collect()
-}
-
-fn histogram() -> Result<Vec<Row>> {
-    let values = samples(100_000);
-    let new_hdr =
-        || Hdr::<u64>::new_with_bounds(1, 3_600_000_000, 2).map_err(|e| anyhow!("hdrhistogram: {e}"));
-    let (mut ours, mut atomic, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        ours.push(nanoseconds(&values, |values| {
-            let mut histogram = Histogram::new();
-            values.iter().for_each(|v| histogram.record(*v));
-            black_box(histogram.count());
-        }));
-        let shared = AtomicHistogram::new();
-        atomic.push(nanoseconds(&values, |values| {
-            values.iter().for_each(|v| shared.record(black_box(*v)))
-        }));
-        let mut hdr = new_hdr()?;
-        theirs.push(nanoseconds(&values, |values| {
-            values.iter().for_each(|v| hdr.saturating_record(*v));
-            black_box(hdr.len());
-        }));
+async fn run_fleet() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    if !cluster.is_local() {
+        println!(
+            "fleets beside Deployments: skipped, the audit log and the fake nodes need the local cluster"
+        );
+        return Ok(());
     }
-    let (ours, atomic, theirs) = (median(ours), median(atomic), median(theirs));
-    let text = values.iter().copied().collect::<Histogram>().to_text().len();
-    let mut hdr = new_hdr()?;
-    values.iter().for_each(|v| hdr.saturating_record(*v));
-    let mut bytes = Vec::new();
-    V2DeflateSerializer::new()
-        .serialize(&hdr, &mut bytes)
-        .map_err(|e| anyhow!("hdrhistogram: {e}"))?;
-    let hdr_text = STANDARD.encode(&bytes).len();
-    let ratio = |a: f64, b: f64| format!("{:.2} ×", a / b);
-    Ok(vec![
-        Row::new(
-            "histogram on the wire, 100k samples at 1 %, against HDR",
-            ratio(text as f64, hdr_text as f64),
-            "≤ 0.60 ×",
-            text as f64 <= 0.6 * hdr_text as f64,
-        ),
-        Row::note("  in bytes of text", format!("{text} / {hdr_text}")),
-        Row::note(
-            "histogram, record by one owner, against HDR",
-            format!("{} ({ours:.1} / {theirs:.1} ns)", ratio(ours, theirs)),
-        ),
-        Row::note(
-            "histogram, record shared and lock-free, against HDR",
-            format!("{} ({atomic:.1} ns)", ratio(atomic, theirs)),
-        ),
-    ])
-}
-
-fn nanoseconds(values: &[u64], work: impl FnOnce(&[u64])) -> f64 {
-    let start = Instant::now();
-    work(values);
-    start.elapsed().as_nanos() as f64 / values.len() as f64
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-async fn fleet(cluster: &Cluster) -> Result<Vec<Row>> {
-    cluster.tool(&["up", "--kwok", "4"]).await?;
-    let (mut ours, mut native) = (Vec::new(), Vec::new());
-    for _ in 0..3 {
-        native.push(in_namespace(cluster, "native", |n| scale::deployments(n, POOLS)).await?);
-        ours.push(in_namespace(cluster, "fleet", |n| scale::pools(n, POOLS)).await?);
+    for row in fleet::run(&cluster).await? {
+        println!("{row}");
     }
-    let of =
-        |costs: &[scale::Cost], figure: fn(&scale::Cost) -> f64| median(costs.iter().map(figure).collect());
-    let (writes, their_writes) = (
-        of(&ours, |c| c.writes_per_object),
-        of(&native, |c| c.writes_per_object),
-    );
-    let (seconds, their_seconds) = (of(&ours, |c| c.seconds), of(&native, |c| c.seconds));
-    let (memory, their_memory) = (of(&ours, |c| c.memory_mib), of(&native, |c| c.memory_mib));
-    Ok(vec![
-        Row::note(
-            format!("{POOLS} pools Ready against {POOLS} Deployments Available"),
-            format!(
-                "{:.2} × ({seconds:.0} / {their_seconds:.0} s)",
-                seconds / their_seconds
-            ),
-        ),
-        Row::note(
-            "writes per pool against writes per Deployment",
-            format!("{:.2} × ({writes:.1} / {their_writes:.1})", writes / their_writes),
-        ),
-        Row::new(
-            "memory of the operator against kube-controller-manager",
-            format!(
-                "{:.2} × ({memory:.0} / {their_memory:.0} MiB)",
-                memory / their_memory
-            ),
-            "≤ 0.50 ×",
-            memory <= 0.5 * their_memory,
-        ),
-    ])
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn flags_are_consistent() {
+        Args::command().debug_assert();
+        let args = Args::parse_from(["flotilla-bench", "--only", "cpu,weights", "--rounds", "7"]);
+        assert_eq!(args.only, [Selection::Cpu, Selection::Weights]);
+    }
 }

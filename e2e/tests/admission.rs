@@ -8,7 +8,7 @@ use flotilla_e2e::{Namespace, with_namespace};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, discovery};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_server_says_what_the_table_says() {
@@ -102,77 +102,4 @@ async fn api_of(namespace: &Namespace, base: &Value) -> Result<Api<DynamicObject
         &namespace.name,
         &resource,
     ))
-}
-
-/// The chart's admission policies: the operator makes pods and mounts Secrets, so whoever may only write our kinds must
-/// not be able to use its hand.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_operators_rights_are_not_lent() {
-    with_namespace("lent-rights", async |namespace: Namespace| {
-        let role = |name: &str, rules: Value| {
-            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name}, "rules": rules})
-        };
-        let bind = |name: &str| {
-            json!({
-                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
-                "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "eve"}]
-            })
-        };
-        let verbs = json!(["get", "create", "update", "patch"]);
-        namespace.apply(&role("kinds", json!([{"apiGroups": ["flotilla.dev"], "resources": ["agentpools", "modelproviders"], "verbs": verbs}]))).await?;
-        namespace.apply(&role("more", json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["create"]}, {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["theirs"], "verbs": ["get"]}]))).await?;
-        namespace.apply(&bind("kinds")).await?;
-        let object = |kind: &str, spec: Value| json!({"apiVersion": "flotilla.dev/v1alpha1", "kind": kind, "metadata": {"name": "x"}, "spec": spec});
-        let pool = |agent: Value| object("AgentPool", json!({"agent": agent}));
-        let secret = |name: &str| object("ModelProvider", json!({"endpoint": "https://e/v1", "auth": {"type": "APIKey", "apiKey": {"secretKeyRef": {"name": name, "key": "k"}}}}));
-        let template = pool(json!({"image": "i", "podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}}));
-        // May eve create it?
-        let may = async |object: &Value| -> Result<Option<String>> {
-            let url = match object["kind"].as_str() {
-                Some("AgentPool") => "agentpools",
-                _ => "modelproviders",
-            };
-            let url = format!("/apis/flotilla.dev/v1alpha1/namespaces/{}/{url}?dryRun=All", namespace.name);
-            let request = http::Request::post(url)
-                .header("content-type", "application/json")
-                .header("impersonate-user", "eve")
-                .body(object.to_string().into_bytes())?;
-            match namespace.cluster.client.request::<DynamicObject>(request).await {
-                Ok(_) => Ok(None),
-                Err(kube::Error::Api(status)) => Ok(Some(status.message)),
-                Err(error) => Err(error.into()),
-            }
-        };
-        // Rights and policies reach the API server's caches a moment after they are written.
-        flotilla_e2e::wait::until("eve's first rights", std::time::Duration::from_secs(30), || async {
-            match may(&pool(json!({"image": "i"}))).await {
-                Ok(None) => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        })
-        .await?;
-        for (object, says) in [
-            (&template, "need the right to create pods in namespace"),
-            (&pool(json!({"image": "i", "serviceAccountName": "admin"})), "which eve has not"),
-            (&secret("theirs"), "spec.auth sends Secret theirs to spec.endpoint, which needs the right to get it"),
-        ] {
-            let said = may(object).await?.with_context(|| format!("accepted: {object}"))?;
-            ensure!(said.contains(says), "{said}");
-        }
-        ensure!(may(&object("ModelProvider", json!({"endpoint": "https://e/v1"}))).await?.is_none(), "a provider without a key needs no right");
-        namespace.apply(&bind("more")).await?;
-        flotilla_e2e::wait::until("eve's further rights", std::time::Duration::from_secs(30), || async {
-            for object in [&template, &secret("theirs")] {
-                if let Some(said) = may(object).await.map_err(|error| error.to_string())? {
-                    return Err(said);
-                }
-            }
-            Ok(())
-        })
-        .await?;
-        ensure!(may(&secret("others")).await?.is_some(), "another Secret must stay out of reach");
-        Ok(())
-    })
-    .await;
 }

@@ -16,6 +16,8 @@ const VARIANTS: [&[&str]; 4] = [
         "simulator.enabled=true",
         "networkPolicy.enabled=true",
         "commonLabels.team=a",
+        "admissionPolicies.environmentSecrets=false",
+        "admissionPolicies.actions={Deny,Audit}",
     ],
     &[
         "operator.watchNamespaces={a,b}",
@@ -125,6 +127,9 @@ fn values_that_are_misspelt_or_out_of_range_are_refused() -> Result<()> {
         ("operator.image.digest=latest", "digest"),
         ("gateway.replicas=none", "replicas"),
         ("surprise=1", "surprise"),
+        ("admissionPolicies.actions={Deny,Warn}", "actions"),
+        ("admissionPolicies.actions={Refuse}", "actions"),
+        ("admissionPolicies.environmentSecrets=some", "environmentSecrets"),
     ] {
         for helm in HELMS {
             let error = match render(helm, "flotilla-system", &[value]) {
@@ -268,6 +273,86 @@ fn with_watched_namespaces_the_rights_hold_only_there() -> Result<()> {
     let operator = find(&objects, "Deployment", "flotilla-operator").context("no operator")?;
     let arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
     ensure!(arguments.contains("--watch-namespaces=a,b"), "{arguments}");
+    Ok(())
+}
+
+/// Every text under `value`.
+fn texts<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::String(text) => found.push(text),
+        Value::Array(items) => items.iter().for_each(|item| texts(item, found)),
+        Value::Object(members) => members.values().for_each(|member| texts(member, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn policies_follow_the_values_and_stay_within_what_kubernetes_evaluates() -> Result<()> {
+    let of = |values: &[&str], kind: &str| -> Result<Vec<Value>> {
+        let mut objects = objects(&render("helm", "flotilla-system", values)?)?;
+        objects.retain(|object| object["kind"] == kind);
+        Ok(objects)
+    };
+    let (policy, binding) = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding");
+    let policies = of(&[], policy)?;
+    ensure!(
+        policies.len() == 2 && of(&[], binding)?.len() == 2,
+        "{} policies",
+        policies.len()
+    );
+    for policy in &policies {
+        ensure!(policy["spec"]["failurePolicy"] == "Fail", "{policy}");
+        ensure!(
+            policy["spec"]["matchConstraints"]["resourceRules"][0]["resources"]
+                .as_array()
+                .map(Vec::len)
+                == Some(1),
+            "{policy}"
+        );
+        // A check of a right costs 350,000; an expression may cost 1,000,000, a policy 10,000,000.
+        let mut expressions = Vec::new();
+        texts(&policy["spec"], &mut expressions);
+        let checks = |text: &&str| text.matches(".check(").count();
+        ensure!(
+            expressions.iter().map(checks).max() == Some(1),
+            "an expression with two checks"
+        );
+        let all: usize = expressions.iter().map(checks).sum();
+        ensure!(all <= 26, "{all} checks in {}", policy["metadata"]["name"]);
+        for validation in policy["spec"]["validations"]
+            .as_array()
+            .context("no validations")?
+        {
+            ensure!(
+                validation["reason"] == "Forbidden" && validation["messageExpression"].is_string(),
+                "{validation}"
+            );
+        }
+    }
+    for kind in [policy, binding] {
+        ensure!(
+            of(&["admissionPolicies.enabled=false"], kind)?.is_empty(),
+            "a {kind} is left"
+        );
+    }
+    let without = of(&["admissionPolicies.environmentSecrets=false"], policy)?;
+    let pools = find(&without, policy, "flotilla-agentpools").context("no policy of pools")?;
+    ensure!(!pools.to_string().contains("'secrets'"), "{pools}");
+    ensure!(
+        pools["spec"]["validations"].as_array().map(Vec::len) == Some(1),
+        "{pools}"
+    );
+    for (values, expected) in [
+        (&[][..], json!(["Deny"])),
+        (
+            &["admissionPolicies.actions={Warn,Audit}"],
+            json!(["Warn", "Audit"]),
+        ),
+    ] {
+        for binding in of(values, binding)? {
+            ensure!(binding["spec"]["validationActions"] == expected, "{binding}");
+        }
+    }
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! `/metrics`, `/stats`, `/healthz`, `/readyz`, and `POST /drain`: for the operator, kubelet and Prometheus.
+//! `/metrics`, `/stats`, `/healthz`, `/readyz`, and `POST /drain`: for the operator, kubelet and Prometheus; and what gateways say
+//! to each other ([`session::PATH`], [`quota::PATH`]).
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,13 +13,14 @@ use tokio::time::Instant;
 
 use crate::config::Source;
 use crate::drain::Drain;
-use crate::egress::Egress;
+use crate::egress::{Egress, quota};
 use crate::ingress::Ingress;
 use crate::ingress::listeners::Failures;
 use crate::metrics::{self, Metrics};
 use crate::reply::{Outgoing, held};
 use crate::report::{self, Identity};
 use crate::server::Handler;
+use crate::session;
 
 /// For this long after the start a port that cannot be bound holds readiness back: its last holder may be about to go.
 /// After that it is reported and no reason to take all other pools of the namespace out of service.
@@ -54,6 +56,8 @@ impl Handler for Admin {
             (&Method::GET, "/metrics") => held(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.encode()),
             (&Method::GET, "/stats") => self.stats(),
             (&Method::POST, "/drain") => self.drain(client),
+            (_, quota::PATH) => self.egress.quotas().handle(request, client).await,
+            (_, session::PATH) => self.ingress.sessions().serve(request, client).await,
             (_, "/healthz" | "/readyz" | "/metrics" | "/stats" | "/drain") => {
                 let allowed = if request.uri().path() == "/drain" {
                     "POST"
@@ -123,6 +127,9 @@ impl Admin {
             pending.push(
                 "waiting for the first lists of AgentPools, ModelProviders and EndpointSlices".to_owned(),
             );
+        }
+        if !self.ingress.sessions().is_joined() {
+            pending.push("waiting for a first answer of the other gateways".to_owned());
         }
         let failures = self.failures.get();
         let early = self.started.elapsed() < BIND_GRACE;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!            config (watches, or a test)
-//!                     │ whole configurations
-//!                     ▼
+//!                     │ whole configurations      ┌─► session: conversation → revision ◄─► other gateways
+//!                     ▼                           ▼
 //!  client ─► server ─► ingress: pool → revision → slot ─► upstream ─► agent
 //!  agent  ─► server ─► egress: identity, key, usage    ─► upstream ─► provider
 //!                     ▲
@@ -11,20 +11,21 @@
 //! ```
 //!
 //! A request reads snapshots and atomics; locks are taken only where it waits, where connections are kept, and once in 15
-//! seconds. What is decided (weights, replicas) is in [`balance`], without I/O. The library runs in a process of its own
+//! seconds. What is decided (replicas, retries, the order of those who wait) is in [`flotilla_core`], without I/O. The library runs in a process of its own
 //! ([`run`]) and, fed by hand, inside tests ([`Gateway::start`]).
 
 pub mod admin;
 pub mod args;
-pub mod balance;
 pub mod config;
 pub mod drain;
 pub mod egress;
 pub mod ingress;
 pub mod metrics;
+pub mod peers;
 pub mod reply;
 pub mod report;
 pub mod server;
+pub mod session;
 pub mod upstream;
 
 mod telemetry;
@@ -47,12 +48,15 @@ use admin::Admin;
 use args::Args;
 use config::Source;
 use config::watch::Freshness;
-use drain::Drain;
+use drain::{Drain, Phase};
 use egress::Egress;
+use egress::quota::{self, Quotas};
 use ingress::Ingress;
 use ingress::listeners::{Listeners, RETRY, SharedPort};
 use metrics::{Metrics, Sources};
+use peers::Peers;
 use server::{ConnectionLimits, Serving};
+use session::Sessions;
 use upstream::Limits;
 
 /// How often idle connections are looked through and keys are read again.
@@ -111,15 +115,30 @@ pub struct Gateway {
     /// Admin.
     pub admin: SocketAddr,
     drain: Arc<Drain>,
+    quotas: Arc<Quotas>,
+    sessions: Arc<Sessions>,
     settings: Settings,
     stop: CancellationToken,
 }
 
 impl Gateway {
-    /// Binds the fixed ports and follows `source` from then on. `freshness` is told by whoever fills `source`.
+    /// A gateway that is alone: it holds quotas by itself, and forgets them when it ends. Otherwise as
+    /// [`start_with`](Self::start_with).
+    pub async fn start(settings: Settings, source: Source, freshness: Arc<Freshness>) -> io::Result<Self> {
+        let store = Arc::new(quota::store::Memory::default());
+        Self::start_with(settings, source, freshness, store).await
+    }
+
+    /// Binds the fixed ports and follows `source` from then on. `freshness` is told by whoever fills `source`; in `store` the
+    /// gateways of the namespace agree on who may use how much of a provider's quota.
     ///
     /// Fails only if a fixed port cannot be bound.
-    pub async fn start(settings: Settings, source: Source, freshness: Arc<Freshness>) -> io::Result<Self> {
+    pub async fn start_with(
+        settings: Settings,
+        source: Source,
+        freshness: Arc<Freshness>,
+        store: Arc<dyn quota::Store>,
+    ) -> io::Result<Self> {
         let drain = Arc::new(Drain::default());
         let stop = CancellationToken::new();
         let serving = |connections| {
@@ -136,16 +155,35 @@ impl Gateway {
             &settings.cluster_domain,
             settings.agents,
         ));
+        let instance = ingress.sessions().instance().to_owned();
+        let peers = Arc::new(Peers::new(settings.ports.admin));
+        let quotas = Quotas::start(
+            quota::Setup {
+                pod: settings.pod.clone(),
+                instance: instance.clone(),
+                within: settings.provider_timeout,
+                terms: Default::default(),
+                pace: Default::default(),
+                store,
+                peers: peers.clone(),
+                transport: Arc::new(quota::Http::new(peers.clone(), settings.listen)),
+                clock: quota::Clock::system(),
+            },
+            stop.clone(),
+        );
+        ingress.sessions().set_source(settings.listen);
         let egress = Arc::new(Egress::new(
             settings.credentials.clone(),
             egress::tls::client_config(),
             settings.providers,
             settings.provider_timeout,
+            &instance,
+            quotas.clone(),
         ));
         let listeners = Listeners::new(settings.listen, shared.clone());
         let admin = Arc::new(Admin {
             identity: report::Identity {
-                instance: uuid::Uuid::new_v4().to_string(),
+                instance,
                 pod: settings.pod.clone(),
             },
             ingress: ingress.clone(),
@@ -173,9 +211,12 @@ impl Gateway {
             egress: egress_port.local_addr()?,
             admin: admin_port.local_addr()?,
             drain: drain.clone(),
+            quotas,
+            sessions: ingress.sessions().clone(),
             settings,
             stop: stop.clone(),
         };
+        tokio::spawn(hand_over(drain.clone(), gateway.sessions.clone(), stop.clone()));
         let port = Arc::new(SharedPort(ingress.clone()));
         tokio::spawn(server::serve(ingress_port, port, shared.clone(), stop.clone()));
         tokio::spawn(server::serve(egress_port, egress.clone(), shared, stop.clone()));
@@ -191,6 +232,7 @@ impl Gateway {
             ingress.clone(),
             egress.clone(),
             listeners,
+            peers,
             drain,
             stop.clone(),
         ));
@@ -210,6 +252,9 @@ impl Gateway {
             .drain
             .finish(self.settings.drain_idle, self.settings.drain_deadline)
             .await;
+        self.quotas.leave().await;
+        self.sessions.leave();
+        self.sessions.handed_over().await;
         self.stop.cancel();
         cut
     }
@@ -227,6 +272,7 @@ async fn follow(
     ingress: Arc<Ingress>,
     egress: Arc<Egress>,
     mut listeners: Listeners,
+    peers: Arc<Peers>,
     drain: Arc<Drain>,
     stop: CancellationToken,
 ) {
@@ -234,6 +280,7 @@ async fn follow(
     loop {
         let config = source.borrow_and_update().clone();
         if let Some(config) = config {
+            peers.apply(&config);
             ingress.apply(&config);
             done = listeners.follow(&ingress).await;
             egress.apply(&config).await;
@@ -253,6 +300,15 @@ async fn follow(
     }
 }
 
+/// Gives up its conversations as soon as it is to leave: while it still serves there is time to hand them over.
+async fn hand_over(drain: Arc<Drain>, sessions: Arc<Sessions>, stop: CancellationToken) {
+    let mut phase = drain.watch();
+    tokio::select! {
+        begun = phase.wait_for(|phase| *phase >= Phase::Draining) => if begun.is_ok() { sessions.leave() },
+        () = stop.cancelled() => {}
+    }
+}
+
 async fn keep_house(ingress: Arc<Ingress>, egress: Arc<Egress>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -261,7 +317,7 @@ async fn keep_house(ingress: Arc<Ingress>, egress: Arc<Egress>, stop: Cancellati
             _ = ticks.tick() => {}
             () = stop.cancelled() => return,
         }
-        ingress.trim();
+        ingress.keep_house();
         egress.refresh().await;
     }
 }
@@ -275,8 +331,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = config::watch::client(freshness.clone())
         .await
         .context("failed to set up the Kubernetes client")?;
+    let store = Arc::new(quota::store::kube::Kube::new(client.clone(), &args.namespace));
     let source = config::watch::start(client, &args.namespace, &args.pod_uid);
-    let gateway = Gateway::start(args.settings(), source, freshness)
+    let gateway = Gateway::start_with(args.settings(), source, freshness, store)
         .await
         .context("failed to bind the gateway's ports")?;
     tokio::select! {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -15,9 +15,14 @@ use prometheus_client::registry::Registry;
 use crate::config::watch::Freshness;
 use crate::drain::Drain;
 use crate::egress::Egress;
+use crate::egress::quota::WAIT_BUCKETS;
 use crate::ingress::Ingress;
+use crate::ingress::durations::Durations;
 use crate::ingress::pool::Pool;
-use crate::ingress::revision::{DURATION_BUCKETS, Revision};
+use crate::ingress::revision::Revision;
+use crate::session;
+
+mod resilience;
 
 /// Media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -63,28 +68,39 @@ impl fmt::Debug for Scrape {
 }
 
 /// Names and values of labels.
-type Labels<'a, const N: usize> = [(&'a str, &'a str); N];
+pub(crate) type Labels<'a, const N: usize> = [(&'a str, &'a str); N];
 
-fn gauge(value: u64) -> i64 {
+pub(crate) fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 /// One family under construction.
-struct Family<'a>(MetricEncoder<'a>);
+pub(crate) struct Family<'a>(MetricEncoder<'a>);
 
 impl Family<'_> {
-    fn counter<const N: usize>(&mut self, labels: Labels<'_, N>, value: u64) -> fmt::Result {
+    pub(crate) fn counter<const N: usize>(&mut self, labels: Labels<'_, N>, value: u64) -> fmt::Result {
         self.0
             .encode_family(&labels)?
             .encode_counter::<NoLabelSet, u64, u64>(&value, None)
     }
 
-    fn gauge<const N: usize>(&mut self, labels: Labels<'_, N>, value: i64) -> fmt::Result {
+    pub(crate) fn gauge<const N: usize>(&mut self, labels: Labels<'_, N>, value: i64) -> fmt::Result {
         self.0.encode_family(&labels)?.encode_gauge(&value)
+    }
+
+    fn histogram<const N: usize>(&mut self, labels: Labels<'_, N>, durations: &Durations) -> fmt::Result {
+        let buckets = durations.buckets();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        self.0.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+            durations.sum_seconds(),
+            count,
+            &buckets,
+            None,
+        )
     }
 }
 
-fn family<'a>(
+pub(crate) fn family<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     name: &'a str,
     help: &'a str,
@@ -108,8 +124,10 @@ impl Collector for Scrape {
             .collect();
         process(&mut encoder, &self.0)?;
         of_pools(&mut encoder, &pools)?;
+        session::metrics::encode(&mut encoder, self.0.ingress.sessions(), &pools)?;
         of_revisions(&mut encoder, &revisions)?;
-        of_providers(&mut encoder, &self.0.egress)
+        of_providers(&mut encoder, &self.0.egress)?;
+        crate::egress::export::encode(&mut encoder, &self.0.egress)
     }
 }
 
@@ -145,27 +163,16 @@ fn process(encoder: &mut DescriptorEncoder<'_>, sources: &Sources) -> fmt::Resul
 }
 
 fn of_pools(encoder: &mut DescriptorEncoder<'_>, pools: &[&Arc<Pool>]) -> fmt::Result {
-    let help = "Requests that wait for a slot.";
-    let mut depth = family(encoder, "flotilla_gateway_queue_depth", help, MetricType::Gauge)?;
-    for pool in pools {
-        depth.gauge([("pool", pool.name())], gauge(pool.waiting() as u64))?;
-    }
-    let help = "Requests answered with 503 by the gateway, by reason.";
-    let mut refused = family(encoder, "flotilla_gateway_refused", help, MetricType::Counter)?;
-    for pool in pools {
-        let reasons: [(&str, &AtomicU64); 3] = [
-            ("queue_full", &pool.counts.queue_full),
-            ("waited_too_long", &pool.counts.waited_too_long),
-            ("stopped", &pool.counts.stopped),
-        ];
-        for (reason, count) in reasons {
-            refused.counter([("pool", pool.name()), ("reason", reason)], count.load(Relaxed))?;
-        }
-    }
+    resilience::of_pools(encoder, pools)?;
     let help = "Requests that went to another revision than the weights named, because that one had no endpoint here.";
     let mut diverted = family(encoder, "flotilla_gateway_diverted", help, MetricType::Counter)?;
     for pool in pools {
         diverted.counter([("pool", pool.name())], pool.counts.diverted.load(Relaxed))?;
+    }
+    let help = "Requests of conversations that went by weight, because their revision is not in the weights known here.";
+    let mut sessionless = family(encoder, "flotilla_gateway_sessionless", help, MetricType::Counter)?;
+    for pool in pools {
+        sessionless.counter([("pool", pool.name())], pool.counts.sessionless.load(Relaxed))?;
     }
     let help = "trafficGeneration of the weights in force.";
     let mut generation = family(
@@ -210,18 +217,8 @@ fn of_revisions(encoder: &mut DescriptorEncoder<'_>, revisions: &[(&str, Arc<Rev
         MetricType::Histogram,
     )?;
     for (pool, revision) in revisions {
-        let totals = &revision.totals;
-        let bounds = DURATION_BUCKETS.iter().copied().chain([f64::MAX]);
-        let buckets: Vec<(f64, u64)> = bounds
-            .zip(totals.duration.iter().map(|count| count.load(Relaxed)))
-            .collect();
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = totals.duration_sum.load(Relaxed) as f64 / 1e6;
-        let labels: Labels<'_, 2> = [("pool", pool), ("revision", &revision.name)];
-        durations
-            .0
-            .encode_family(&labels)?
-            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        let labels = [("pool", *pool), ("revision", &revision.name)];
+        durations.histogram(labels, &revision.totals.duration)?;
     }
     let help = "Requests in flight at replicas.";
     let mut in_flight = family(encoder, "flotilla_gateway_in_flight", help, MetricType::Gauge)?;
@@ -235,7 +232,7 @@ fn of_revisions(encoder: &mut DescriptorEncoder<'_>, revisions: &[(&str, Arc<Rev
         let count = revision.addresses().len() as u64;
         endpoints.gauge([("pool", pool), ("revision", &revision.name)], gauge(count))?;
     }
-    Ok(())
+    resilience::of_revisions(encoder, revisions)
 }
 
 fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Result {
@@ -279,6 +276,11 @@ fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Re
             }
         }
     }
+    of_quotas(
+        encoder,
+        egress,
+        &providers.iter().map(|(name, ..)| *name).collect::<Vec<_>>(),
+    )?;
     let help = "Requests in flight at providers.";
     let mut in_flight = family(
         encoder,
@@ -288,6 +290,121 @@ fn of_providers(encoder: &mut DescriptorEncoder<'_>, egress: &Egress) -> fmt::Re
     )?;
     for (provider, _, count) in &providers {
         in_flight.gauge([("provider", provider)], gauge(*count))?;
+    }
+    Ok(())
+}
+
+fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[&str]) -> fmt::Result {
+    let quotas: Vec<_> = providers
+        .iter()
+        .map(|provider| (*provider, egress.quotas().stats(provider).0))
+        .filter(|(_, quotas)| !quotas.is_empty())
+        .collect();
+    let help = "Units of a quota in use through this gateway: reserved, or still counting in the window.";
+    let mut held = family(encoder, "flotilla_gateway_quota_held", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for quota in quotas {
+            held.gauge(
+                [("provider", provider), ("quota", &quota.name)],
+                gauge(quota.held),
+            )?;
+        }
+    }
+    let help = "Units of a quota that this gateway may use while its lease lasts.";
+    let mut share = family(encoder, "flotilla_gateway_quota_share", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for quota in quotas {
+            share.gauge(
+                [("provider", provider), ("quota", &quota.name)],
+                gauge(quota.share),
+            )?;
+        }
+    }
+    let help = "Units of a quota in use by all gateways together; from the one that deals it out.";
+    let mut used = family(encoder, "flotilla_gateway_quota_used", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for (name, total) in quotas
+            .iter()
+            .filter_map(|quota| Some((&quota.name, quota.total?)))
+        {
+            used.gauge([("provider", provider), ("quota", name)], gauge(total.used))?;
+        }
+    }
+    let help = "Units of a quota that there are now, by its limit, its slope and the provider's headers; from the gateway that \
+                deals it out.";
+    let mut limit = family(encoder, "flotilla_gateway_quota_limit", help, MetricType::Gauge)?;
+    for (provider, quotas) in &quotas {
+        for (name, total) in quotas
+            .iter()
+            .filter_map(|quota| Some((&quota.name, quota.total?)))
+        {
+            limit.gauge([("provider", provider), ("quota", name)], gauge(total.limit))?;
+        }
+    }
+    let help = "Requests that a quota made wait.";
+    let mut throttled = family(
+        encoder,
+        "flotilla_gateway_quota_throttled",
+        help,
+        MetricType::Counter,
+    )?;
+    for (provider, quotas) in &quotas {
+        for quota in quotas {
+            throttled.counter([("provider", provider), ("quota", &quota.name)], quota.throttled)?;
+        }
+    }
+    let pools: Vec<_> = quotas
+        .iter()
+        .map(|(provider, _)| (*provider, egress.quotas().pools(provider)))
+        .collect();
+    let help = "Requests that asked for a quota, by what became of them.";
+    let mut asked = family(
+        encoder,
+        "flotilla_gateway_quota_requests",
+        help,
+        MetricType::Counter,
+    )?;
+    for (provider, pools) in &pools {
+        for (pool, counts) in pools {
+            for (result, count) in [
+                ("admitted", counts.admitted),
+                ("waited", counts.waited),
+                ("refused", counts.refused),
+            ] {
+                asked.counter(
+                    [("provider", provider), ("pool", pool), ("result", result)],
+                    count,
+                )?;
+            }
+        }
+    }
+    let help = "Requests that wait for a quota.";
+    let mut waiting = family(encoder, "flotilla_gateway_quota_waiting", help, MetricType::Gauge)?;
+    for (provider, pools) in &pools {
+        for (pool, counts) in pools {
+            waiting.gauge([("provider", provider), ("pool", pool)], gauge(counts.waiting))?;
+        }
+    }
+    let help =
+        "Time that requests waited for a quota before they were sent; without those that did not wait.";
+    let mut waits = family(
+        encoder,
+        "flotilla_gateway_quota_wait_seconds",
+        help,
+        MetricType::Histogram,
+    )?;
+    for (provider, pools) in &pools {
+        for (pool, counts) in pools {
+            let bounds = WAIT_BUCKETS.iter().copied().chain([f64::MAX]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(counts.buckets).collect();
+            let labels: Labels<'_, 2> = [("provider", provider), ("pool", pool)];
+            waits.0.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                counts.wait.as_secs_f64(),
+                counts.waited,
+                &buckets,
+                None,
+            )?;
+        }
     }
     Ok(())
 }

@@ -3,11 +3,12 @@
 //! The gateway's own errors have the shape that OpenAI's SDKs and most others read:
 //! `{"error": {"message": "a sentence", "type": "flotilla_gateway", "code": "QueueFull", "limit": "…"}}`.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -19,6 +20,7 @@ use tokio::time::Sleep;
 
 use crate::egress::Meter;
 use crate::ingress::proxy::Exchange;
+use crate::upstream::body::longer;
 
 /// How a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +39,27 @@ pub enum End {
 pub trait Observer {
     /// Body bytes, in order.
     fn data(&mut self, bytes: &Bytes);
+    /// Body bytes, in order, before they are passed on; gives what is, which may be nothing for now.
+    fn pass(&mut self, bytes: Bytes) -> Bytes {
+        self.data(&bytes);
+        bytes
+    }
+    /// What was kept back so far; asked after the last byte.
+    fn rest(&mut self) -> Bytes {
+        Bytes::new()
+    }
+    /// What is passed on may be shorter than what comes.
+    fn changes_length(&self) -> bool {
+        false
+    }
     /// After the last byte, or instead of it.
     fn end(&mut self, end: End);
 }
 
 /// A peer's body, passed on frame by frame until the deadline.
 pub struct Passing<O: Observer> {
+    /// What was read of it before.
+    first: VecDeque<Frame<Bytes>>,
     incoming: Incoming,
     deadline: Pin<Box<Sleep>>,
     observer: O,
@@ -84,7 +101,18 @@ pub enum Broken {
 impl<O: Observer> Passing<O> {
     /// Passes `incoming` on until `deadline`.
     pub fn new(incoming: Incoming, deadline: Pin<Box<Sleep>>, observer: O) -> Self {
+        Self::resumed(VecDeque::new(), incoming, deadline, observer)
+    }
+
+    /// Passes `first`, which was read of it before, and then the rest of `incoming` on until `deadline`.
+    pub fn resumed(
+        first: VecDeque<Frame<Bytes>>,
+        incoming: Incoming,
+        deadline: Pin<Box<Sleep>>,
+        observer: O,
+    ) -> Self {
         let mut passing = Self {
+            first,
             incoming,
             deadline,
             observer,
@@ -102,18 +130,57 @@ impl<O: Observer> Passing<O> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(data) = frame.data_ref() {
-                    self.observer.data(data);
+    fn is_end_stream(&self) -> bool {
+        self.first.is_empty() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.observer.changes_length() {
+            return SizeHint::default();
+        }
+        let read = self.first.iter().filter_map(Frame::data_ref).map(Bytes::len);
+        longer(self.incoming.size_hint(), read.sum())
+    }
+
+    /// The next frame as the observer passes it on; frames of which it passes nothing are left out.
+    fn poll_observed(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        loop {
+            let next = match self.first.pop_front() {
+                Some(frame) => Some(Ok(frame)),
+                None => ready!(Pin::new(&mut self.incoming).poll_frame(cx)),
+            };
+            let frame = match next {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => {
+                    let rest = self.observer.rest();
+                    return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
                 }
-                // With a known length nobody asks for what comes after the last byte.
-                if self.incoming.is_end_stream() {
-                    self.end(End::Complete);
+            };
+            // With a known length nobody asks for what comes after the last byte.
+            let last = self.is_end_stream();
+            let frame = match frame.into_data() {
+                Ok(data) => {
+                    let mut passed = self.observer.pass(data);
+                    if last {
+                        passed = joined(passed, self.observer.rest());
+                    } else if passed.is_empty() {
+                        continue;
+                    }
+                    Frame::data(passed)
                 }
-                Poll::Ready(Some(Ok(frame)))
+                Err(other) => other,
+            };
+            if last {
+                self.end(End::Complete);
             }
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match self.poll_observed(cx) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(frame))),
             Poll::Ready(Some(Err(error))) => {
                 self.end(End::Cut);
                 Poll::Ready(Some(Err(error.into())))
@@ -131,6 +198,15 @@ impl<O: Observer> Passing<O> {
                 }
             },
         }
+    }
+}
+
+/// One after the other; copies only if there are two.
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (_, true) => first,
+        (true, false) => second,
+        (false, false) => [first, second].concat().into(),
     }
 }
 
@@ -214,8 +290,8 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Held(bytes) => bytes.is_none(),
-            Self::Agent(passing) => passing.incoming.is_end_stream(),
-            Self::Provider(passing) => passing.incoming.is_end_stream(),
+            Self::Agent(passing) => passing.is_end_stream(),
+            Self::Provider(passing) => passing.is_end_stream(),
             Self::Detached(_) => false,
         }
     }
@@ -223,8 +299,8 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Agent(passing) => passing.incoming.size_hint(),
-            Self::Provider(passing) => passing.incoming.size_hint(),
+            Self::Agent(passing) => passing.size_hint(),
+            Self::Provider(passing) => passing.size_hint(),
             Self::Detached(_) => SizeHint::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use flotilla_core::stats::{PoolStats, ProviderStats, RevisionStats, Stats, VERSION};
+use flotilla_core::stats::{PoolStats, ProviderStats, RevisionStats, SessionStats, Stats, VERSION};
 
 use crate::egress::Egress;
 use crate::egress::provider::Provider;
@@ -38,7 +38,7 @@ pub fn report(identity: &Identity, draining: bool, ingress: &Ingress, egress: &E
         providers: egress
             .providers()
             .iter()
-            .map(|(name, provider)| (name.clone(), provider_stats(provider)))
+            .map(|(name, provider)| (name.clone(), provider_stats(provider, egress)))
             .collect(),
     }
 }
@@ -59,38 +59,64 @@ fn pool_stats(pool: &Pool, unix_seconds: i64) -> PoolStats {
         .map(|revision| {
             (
                 revision.name.clone(),
-                revision_stats(revision, weight(revision), unix_seconds, keep),
+                revision_stats(pool, revision, weight(revision), unix_seconds, keep),
             )
         })
         .collect();
     let counts = &pool.counts;
+    let sessions = pool.sessions();
     PoolStats {
         // Not in force for anybody until the port is bound.
         traffic_generation: if port.is_some() { traffic.generation } else { -1 },
         port: port.map(i32::from),
         queued: pool.waiting() as u64,
-        refused: counts.queue_full.load(Relaxed) + counts.waited_too_long.load(Relaxed),
+        refused: counts.refused(),
         diverted: counts.diverted.load(Relaxed),
+        sessions: sessions.map(|sessions| {
+            let counts = sessions.totals().counts;
+            SessionStats {
+                since_generation: sessions.since(),
+                moved: counts.moved.values().sum(),
+                unprotected: counts.unprotected,
+            }
+        }),
         revisions,
     }
 }
 
-fn revision_stats(revision: &Revision, weight: i32, unix_seconds: i64, keep_seconds: i64) -> RevisionStats {
+fn revision_stats(
+    pool: &Pool,
+    revision: &Revision,
+    weight: i32,
+    unix_seconds: i64,
+    keep_seconds: i64,
+) -> RevisionStats {
+    let sessions = pool.sessions();
     let in_flight_by_address = revision.in_flight();
     RevisionStats {
         weight,
         endpoints: revision.addresses(),
         in_flight: in_flight_by_address.values().sum(),
         in_flight_by_address,
+        sessions: sessions
+            .as_ref()
+            .map_or(0, |sessions| sessions.sessions(&revision.name)),
+        sessions_assigned: sessions.map_or(0, |sessions| sessions.assigned(&revision.name)),
         windows: revision.windows.report(unix_seconds, keep_seconds),
     }
 }
 
-fn provider_stats(provider: &Provider) -> ProviderStats {
+fn provider_stats(provider: &Provider, egress: &Egress) -> ProviderStats {
+    let (quotas, quota_pools) = egress.quotas().stats(&provider.name);
+    let (spend, unpriced) = provider.usage.spend();
     ProviderStats {
+        quotas,
+        quota_pools,
         generation: provider.config.generation,
         credential: provider.credential(),
         in_flight: provider.usage.in_flight(),
         models: provider.usage.models(),
+        spend,
+        unpriced,
     }
 }

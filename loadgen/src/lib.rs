@@ -15,12 +15,12 @@ pub mod barrier;
 pub mod coordinator;
 pub mod exchange;
 mod follower;
-mod pacer;
+pub mod pacer;
 pub mod pool;
 pub mod protocol;
 pub mod recorder;
 pub mod run;
-mod sse;
+pub mod sse;
 pub mod worker;
 
 mod report;

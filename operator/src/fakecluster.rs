@@ -178,6 +178,16 @@ impl FakeCluster {
             .collect()
     }
 
+    /// The reasons of the events about the objects of this name.
+    pub(crate) fn events(&self, name: &str) -> Vec<String> {
+        let store = self.store.lock();
+        let events = store.objects.iter().filter(|(path, _)| path.contains("/events/"));
+        let about = events.filter(|(_, event)| event["regarding"]["name"] == name);
+        about
+            .filter_map(|(_, event)| event["reason"].as_str().map(str::to_owned))
+            .collect()
+    }
+
     /// The n-th write from now on (counted from 0) goes wrong.
     pub(crate) fn plan_fault(&self, write: usize, fault: Fault) {
         let mut store = self.store.lock();

@@ -128,6 +128,9 @@ pub struct View {
     pub problem: Option<String>,
 }
 
+/// Begins the names under which providers are eager; the rest are pools.
+pub const PROVIDER_PREFIX: &str = "modelproviders/";
+
 type Listener = Box<dyn Fn(Key) + Send + Sync>;
 
 /// Keeps the newest report of every gateway. Cheap to clone.
@@ -367,6 +370,12 @@ impl crate::provider::Reports for Scraper {
             .into_iter()
             .filter_map(|view| view.stats)
             .collect()
+    }
+
+    fn set_eager(&self, provider: &Key, eager: bool) {
+        // A name that no pool has.
+        let who = Key::new(&provider.namespace, format!("{PROVIDER_PREFIX}{}", provider.name));
+        Scraper::set_eager(self, &who, eager);
     }
 }
 

@@ -52,6 +52,10 @@ pub struct Args {
     )]
     pub api_key: String,
 
+    /// File with a token that is sent in the place of the API key, read again for each request
+    #[arg(long, env = "FLOTILLA_EGRESS_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
     /// Name of the model
     #[arg(long, env = "FLOTILLA_MODEL")]
     pub model: Option<String>,
@@ -180,6 +184,7 @@ impl Args {
                 name: self.model,
                 base_url: self.base_url,
                 api_key: self.api_key,
+                token_file: self.token_file,
                 parameters: self.parameters,
             },
             &environment,
@@ -238,6 +243,7 @@ fn model_settings(given: ModelSettings, environment: &BTreeMap<String, String>) 
         base_url: of_chosen(BASE_URL).or(given.base_url),
         parameters: given.parameters.or(of_chosen(PARAMETERS)),
         api_key: given.api_key,
+        token_file: given.token_file,
     }
 }
 

@@ -55,6 +55,8 @@ pub struct ModelSettings {
     pub base_url: Option<String>,
     /// What goes into the `Authorization` header. Behind the gateway it is a placeholder.
     pub api_key: String,
+    /// File with a token that is sent instead; whoever mounted it renews it.
+    pub token_file: Option<PathBuf>,
     /// A JSON object that goes into every request's body; numbers may be strings.
     pub parameters: Option<String>,
 }
@@ -66,11 +68,13 @@ impl std::fmt::Debug for ModelSettings {
             name,
             base_url,
             api_key: _,
+            token_file,
             parameters,
         } = self;
         f.debug_struct("ModelSettings")
             .field("name", name)
             .field("base_url", base_url)
+            .field("token_file", token_file)
             .field("parameters", parameters)
             .finish_non_exhaustive()
     }
@@ -115,6 +119,7 @@ impl Config {
                 name: Some(model.to_owned()),
                 base_url: Some(base_url.into()),
                 api_key: "flotilla".to_owned(),
+                token_file: None,
                 parameters: None,
             },
             drain_minimum: Duration::ZERO,
@@ -165,6 +170,7 @@ impl Setup {
         };
         let client = name.zip(model.base_url.as_ref()).and_then(|(name, base_url)| {
             ModelClient::new(base_url, &model.api_key, name, parameters, config.model_timeout)
+                .map(|client| client.with_token_file(model.token_file.clone()))
                 .map_err(|error| problems.push(error.to_string()))
                 .ok()
         });

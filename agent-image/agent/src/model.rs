@@ -5,6 +5,7 @@
 //! the gateway between agent and provider knows the limits, an agent does not.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +59,7 @@ pub struct ModelClient {
     http: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     endpoint: Uri,
     authorization: HeaderValue,
+    token_file: Option<PathBuf>,
     model: String,
     parameters: Map<String, Value>,
     timeout: Duration,
@@ -91,10 +93,9 @@ impl ModelClient {
         if model.is_empty() || model.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return error(format!("the model's name '{model}' is empty or has spaces"));
         }
-        let Ok(mut authorization) = HeaderValue::try_from(format!("Bearer {api_key}")) else {
+        let Some(authorization) = bearer(api_key) else {
             return error("OPENAI_API_KEY cannot be sent in a header".to_owned());
         };
-        authorization.set_sensitive(true);
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_nodelay(true);
@@ -113,10 +114,27 @@ impl ModelClient {
             http,
             endpoint,
             authorization,
+            token_file: None,
             model: model.to_owned(),
             parameters,
             timeout,
         })
+    }
+
+    /// Sends the content of this file in the place of the key. It is read for each request: kubelet renews it.
+    pub fn with_token_file(self, token_file: Option<PathBuf>) -> Self {
+        Self { token_file, ..self }
+    }
+
+    async fn authorization(&self) -> Result<HeaderValue, ModelError> {
+        let Some(path) = &self.token_file else {
+            return Ok(self.authorization.clone());
+        };
+        let failed = |what: &str| ModelError::Unreachable(format!("the token in {} {what}", path.display()));
+        let token = tokio::fs::read_to_string(path)
+            .await
+            .map_err(|error| failed(&format!("cannot be read: {error}")))?;
+        bearer(token.trim()).ok_or_else(|| failed("cannot be sent in a header"))
     }
 
     /// The model's name.
@@ -176,7 +194,7 @@ impl ModelClient {
     async fn send(&self, body: &Value, deadline: Instant) -> Result<Response<Incoming>, ModelError> {
         let request = Request::post(self.endpoint.clone())
             .header(header::CONTENT_TYPE, "application/json")
-            .header(header::AUTHORIZATION, self.authorization.clone())
+            .header(header::AUTHORIZATION, self.authorization().await?)
             .body(Full::new(Bytes::from(body.to_string())))
             .map_err(|error| ModelError::Unreachable(error.to_string()))?;
         let sent = timeout_at(deadline, self.http.request(request)).await;
@@ -208,6 +226,13 @@ impl ModelClient {
             seconds: self.timeout.as_secs(),
         }
     }
+}
+
+/// The header that carries `key`, hidden from debug output.
+fn bearer(key: &str) -> Option<HeaderValue> {
+    let mut header = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
+    header.set_sensitive(true);
+    Some(header)
 }
 
 /// Without the key.
@@ -442,6 +467,37 @@ mod tests {
         let client = client("https://provider.example/v1/", "m").expect("valid");
         assert_eq!(client.endpoint, "https://provider.example/v1/chat/completions");
         assert!(!format!("{client:?}").contains("Bearer"));
+    }
+
+    #[tokio::test]
+    async fn a_token_file_is_read_for_each_request() {
+        let path = std::env::temp_dir().join(format!("flotilla-agent-token-{}", std::process::id()));
+        let client = ModelClient::new(
+            "http://g/v1",
+            "placeholder",
+            "m",
+            Map::new(),
+            Duration::from_secs(1),
+        )
+        .expect("valid");
+        assert_eq!(
+            client
+                .authorization()
+                .await
+                .ok()
+                .as_ref()
+                .map(HeaderValue::as_bytes),
+            Some(&b"Bearer placeholder"[..])
+        );
+        let client = client.with_token_file(Some(path.clone()));
+        assert!(client.authorization().await.is_err());
+        for token in ["one", "two"] {
+            std::fs::write(&path, format!("{token}\n")).expect("written");
+            let header = client.authorization().await.expect("a token");
+            assert_eq!(header, format!("Bearer {token}"));
+            assert!(header.is_sensitive());
+        }
+        std::fs::remove_file(&path).expect("removed");
     }
 
     #[test]

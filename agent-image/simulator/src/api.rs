@@ -1,11 +1,164 @@
-//! The OpenAI chat-completions wire format, as far as clients of a chat model look at it.
+//! What clients ask for: chat completions, as far as they matter here, and the other protocols as those.
+//!
+//! How answers look on the wire is in [`crate::wire`].
 
-use bytes::BytesMut;
-use flotilla_serve::sse_event;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::random::fnv1a;
+
+/// What is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OpenAI `POST /v1/chat/completions`.
+    ChatCompletions,
+    /// OpenAI `POST /v1/responses`.
+    Responses,
+    /// OpenAI `POST /v1/embeddings`.
+    Embeddings,
+    /// Anthropic `POST /v1/messages`.
+    Messages,
+}
+
+impl Protocol {
+    /// The protocol of a path; none for other paths.
+    pub fn of(path: &str) -> Option<Self> {
+        Some(match path {
+            "/v1/chat/completions" => Self::ChatCompletions,
+            "/v1/responses" => Self::Responses,
+            "/v1/embeddings" => Self::Embeddings,
+            "/v1/messages" => Self::Messages,
+            _ => return None,
+        })
+    }
+
+    /// Reads a request's body as a chat request.
+    ///
+    /// # Errors
+    /// If the body is none of this protocol.
+    pub fn read(self, body: &[u8]) -> serde_json::Result<ChatRequest> {
+        Ok(match self {
+            Self::ChatCompletions => serde_json::from_slice(body)?,
+            Self::Responses => serde_json::from_slice::<ResponsesRequest>(body)?.into(),
+            Self::Embeddings => serde_json::from_slice::<EmbeddingsRequest>(body)?.into(),
+            Self::Messages => serde_json::from_slice::<MessagesRequest>(body)?.into(),
+        })
+    }
+
+    /// An error in this protocol's shape.
+    pub fn error(self, message: &str, kind: &str, code: Option<&str>) -> Value {
+        match self {
+            Self::Messages => {
+                let kind = match kind {
+                    "requests" | "tokens" => "rate_limit_error",
+                    "server_error" => "api_error",
+                    other => other,
+                };
+                json!({"type": "error", "error": {"type": kind, "message": message}})
+            }
+            _ => error_body(message, kind, code),
+        }
+    }
+}
+
+/// `POST /v1/responses`.
+#[derive(Debug, Clone, Deserialize)]
+struct ResponsesRequest {
+    model: String,
+    input: Input,
+    #[serde(default)]
+    instructions: Option<String>,
+    #[serde(default)]
+    stream: bool,
+    #[serde(default)]
+    max_output_tokens: Option<u64>,
+}
+
+/// A text, or messages.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Input {
+    Text(String),
+    Messages(Vec<ChatMessage>),
+}
+
+/// `POST /v1/embeddings`.
+#[derive(Debug, Clone, Deserialize)]
+struct EmbeddingsRequest {
+    model: String,
+    input: Texts,
+}
+
+/// One text, or several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// `POST /v1/messages`; there `max_tokens` is required.
+#[derive(Debug, Clone, Deserialize)]
+struct MessagesRequest {
+    model: String,
+    messages: Vec<ChatMessage>,
+    max_tokens: u64,
+    #[serde(default)]
+    system: Option<Content>,
+    #[serde(default)]
+    stream: bool,
+}
+
+fn message(role: &str, content: Content) -> ChatMessage {
+    ChatMessage {
+        role: role.to_owned(),
+        content: Some(content),
+    }
+}
+
+impl From<ResponsesRequest> for ChatRequest {
+    fn from(request: ResponsesRequest) -> Self {
+        let instructions = request
+            .instructions
+            .map(|text| message("system", Content::Text(text)));
+        let input = match request.input {
+            Input::Text(text) => vec![message("user", Content::Text(text))],
+            Input::Messages(messages) => messages,
+        };
+        Self {
+            messages: instructions.into_iter().chain(input).collect(),
+            stream: request.stream,
+            max_completion_tokens: request.max_output_tokens,
+            ..Self::empty(request.model)
+        }
+    }
+}
+
+impl From<EmbeddingsRequest> for ChatRequest {
+    fn from(request: EmbeddingsRequest) -> Self {
+        let texts = match request.input {
+            Texts::One(text) => vec![text],
+            Texts::Many(texts) => texts,
+        };
+        let messages = texts.into_iter().map(|text| message("user", Content::Text(text)));
+        Self {
+            messages: messages.collect(),
+            ..Self::empty(request.model)
+        }
+    }
+}
+
+impl From<MessagesRequest> for ChatRequest {
+    fn from(request: MessagesRequest) -> Self {
+        let system = request.system.map(|content| message("system", content));
+        Self {
+            messages: system.into_iter().chain(request.messages).collect(),
+            stream: request.stream,
+            max_tokens: Some(request.max_tokens),
+            ..Self::empty(request.model)
+        }
+    }
+}
 
 /// `POST /v1/chat/completions`. Fields that do not change the answer are accepted and ignored, as `temperature`.
 #[derive(Debug, Clone, Deserialize)]
@@ -79,6 +232,18 @@ impl ChatMessage {
 }
 
 impl ChatRequest {
+    fn empty(model: String) -> Self {
+        Self {
+            model,
+            messages: Vec::new(),
+            stream: false,
+            stream_options: None,
+            max_tokens: None,
+            max_completion_tokens: None,
+            n: None,
+        }
+    }
+
     /// What is wrong with a well-formed request, if anything.
     pub fn problem(&self) -> Option<&'static str> {
         if self.messages.is_empty() {
@@ -120,72 +285,6 @@ impl ChatRequest {
     }
 }
 
-/// Tokens used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Usage {
-    /// Input.
-    pub prompt_tokens: u64,
-    /// Output.
-    pub completion_tokens: u64,
-    /// Both.
-    pub total_tokens: u64,
-}
-
-impl Usage {
-    /// Usage of `input` and `output` tokens.
-    pub fn new(input: u64, output: u64) -> Self {
-        Self {
-            prompt_tokens: input,
-            completion_tokens: output,
-            total_tokens: input + output,
-        }
-    }
-}
-
-/// What every chunk or completion of one reply shares.
-#[derive(Debug, Clone)]
-pub struct Envelope {
-    /// `chatcmpl-…`
-    pub id: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// The model as the client named it.
-    pub model: String,
-}
-
-impl Envelope {
-    /// A whole reply.
-    pub fn completion(&self, text: &str, finish_reason: &str, usage: Usage) -> Value {
-        json!({
-            "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
-            "choices": [{
-                "index": 0, "finish_reason": finish_reason, "logprobs": null,
-                "message": {"role": "assistant", "content": text, "refusal": null},
-            }],
-            "usage": usage,
-        })
-    }
-
-    /// Appends one chunk of a streamed reply to `out`.
-    pub fn chunk(&self, out: &mut BytesMut, delta: &Value, finish_reason: Option<&str>) {
-        let choice = json!({"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": null});
-        self.event(out, json!([choice]), None);
-    }
-
-    /// Appends the chunk without choices that carries the usage.
-    pub fn usage_chunk(&self, out: &mut BytesMut, usage: Usage) {
-        self.event(out, json!([]), Some(usage));
-    }
-
-    fn event(&self, out: &mut BytesMut, choices: Value, usage: Option<Usage>) {
-        let chunk = json!({
-            "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model,
-            "choices": choices, "usage": usage,
-        });
-        out.extend_from_slice(&sse_event(&chunk.to_string()));
-    }
-}
-
 /// An error in OpenAI's shape.
 pub fn error_body(message: &str, kind: &str, code: Option<&str>) -> Value {
     json!({"error": {"message": message, "type": kind, "param": null, "code": code}})
@@ -210,6 +309,41 @@ mod tests {
         assert_eq!(plain.fingerprint(), parts.fingerprint());
         let other = request(r#"{"model":"m2","messages":[{"role":"user","content":"late parcel"}]}"#);
         assert_ne!(plain.fingerprint(), other.fingerprint());
+    }
+
+    #[test]
+    fn other_protocols_are_the_same_conversation() {
+        let chat = request(
+            r#"{"model":"m","messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"late parcel"}]}"#,
+        );
+        for (protocol, body) in [
+            (
+                Protocol::Responses,
+                r#"{"model":"m","instructions":"Be brief.","input":"late parcel","stream":true}"#,
+            ),
+            (
+                Protocol::Responses,
+                r#"{"model":"m","input":[{"role":"system","content":"Be brief."},{"role":"user","content":[{"type":"input_text","text":"late parcel"}]}]}"#,
+            ),
+            (
+                Protocol::Messages,
+                r#"{"model":"m","max_tokens":9,"system":[{"type":"text","text":"Be brief."}],"messages":[{"role":"user","content":"late parcel"}]}"#,
+            ),
+        ] {
+            let read = protocol.read(body.as_bytes()).expect("a request");
+            assert_eq!(read.fingerprint(), chat.fingerprint(), "{body}");
+        }
+        let embeddings = Protocol::Embeddings
+            .read(br#"{"model":"m","input":["a","b"]}"#)
+            .expect("a request");
+        assert_eq!(embeddings.messages.len(), 2);
+        assert!(
+            Protocol::Messages
+                .read(br#"{"model":"m","messages":[]}"#)
+                .is_err(),
+            "max_tokens is required"
+        );
+        assert_eq!(Protocol::of("/v1/models"), None);
     }
 
     #[test]

@@ -10,9 +10,10 @@ use crate::distribution::Distribution;
 use crate::limit::LimitMode;
 use crate::quota::{LimitSpec, LimitUnit};
 
-/// A simulated OpenAI-compatible model provider with enforced limits.
+/// A simulated model provider with enforced limits.
 ///
-/// Serves POST /v1/chat/completions and GET /v1/models; GET /admin/log and POST /admin/reset are for tests.
+/// Serves OpenAI's POST /v1/chat/completions, /v1/responses and /v1/embeddings, Anthropic's POST /v1/messages, and GET
+/// /v1/models; GET /admin/log, POST /admin/reset and POST /admin/script are for tests.
 /// Model names select behaviours: sim-fast, sim-slow, sim-error-20, sim-cut-5, sim-latency-50-tokens-200 …
 #[derive(Debug, Parser)]
 #[command(name = "flotilla-simulator", version)]

@@ -6,18 +6,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use serde_json::json;
 use tokio::time::Instant;
 
-use crate::api::{Envelope, Usage};
+use crate::api::Protocol;
 use crate::log::{EventKind, LogEvent};
 use crate::model::Failure;
 use crate::plan::Plan;
 use crate::server::State;
+use crate::wire::{Envelope, Usage};
 
 /// What a log line says of a request, apart from what happened.
 #[derive(Debug, Clone)]
 pub(crate) struct Subject {
+    pub protocol: Protocol,
     pub request_id: String,
     pub model: String,
     pub stream: bool,
@@ -93,7 +94,6 @@ pub(crate) struct Streaming {
     envelope: Envelope,
     plan: Plan,
     admission: Admission,
-    include_usage: bool,
     first_token_at: Instant,
     sent: usize,
     ended: bool,
@@ -101,18 +101,11 @@ pub(crate) struct Streaming {
 
 impl Streaming {
     /// A reply whose first token is due at `first_token_at`.
-    pub fn new(
-        envelope: Envelope,
-        plan: Plan,
-        admission: Admission,
-        include_usage: bool,
-        first_token_at: Instant,
-    ) -> Self {
+    pub fn new(envelope: Envelope, plan: Plan, admission: Admission, first_token_at: Instant) -> Self {
         Self {
             envelope,
             plan,
             admission,
-            include_usage,
             first_token_at,
             sent: 0,
             ended: false,
@@ -130,12 +123,11 @@ impl Streaming {
             tokio::time::sleep_until(self.due(self.sent)).await;
             let now = Instant::now();
             if self.sent == 0 {
-                self.envelope
-                    .chunk(&mut out, &json!({"role": "assistant", "content": ""}), None);
+                self.envelope.begin(&mut out, self.plan.input_tokens);
             }
             while self.sent < to_send && self.due(self.sent) <= now {
                 if let Some(word) = self.plan.words.get(self.sent) {
-                    self.envelope.chunk(&mut out, &json!({"content": word}), None);
+                    self.envelope.delta(&mut out, word);
                 }
                 self.sent += 1;
             }
@@ -147,13 +139,10 @@ impl Streaming {
             self.admission.end(EventKind::Failed, StatusCode::OK);
             return Some((Err(cut().await), self));
         }
+        let usage = Usage::new(self.plan.input_tokens, self.plan.output_tokens());
+        let text = self.plan.words.concat();
         self.envelope
-            .chunk(&mut out, &json!({}), Some(self.plan.finish_reason));
-        if self.include_usage {
-            let usage = Usage::new(self.plan.input_tokens, self.plan.output_tokens());
-            self.envelope.usage_chunk(&mut out, usage);
-        }
-        out.extend_from_slice(b"data: [DONE]\n\n");
+            .finish(&mut out, &text, self.plan.finish_reason, usage);
         self.admission.end(EventKind::Completed, StatusCode::OK);
         Some((Ok(out.freeze()), self))
     }

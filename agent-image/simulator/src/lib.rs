@@ -1,11 +1,12 @@
-//! A simulated OpenAI-compatible model provider.
+//! A simulated model provider that speaks the protocols of OpenAI and Anthropic.
 //!
 //! Load tests, the demo and the end-to-end tests need a provider that costs nothing, is as slow and as flaky as asked
-//! for, and whose limits can be checked to the nanosecond. It answers `POST /v1/chat/completions` (streamed or
-//! not) and `GET /v1/models`; a model's name selects its behaviour ([`model`]); limits are enforced in the three ways
+//! for, and whose limits can be checked to the nanosecond. It answers `POST /v1/chat/completions`, `/v1/responses`,
+//! `/v1/messages` (streamed or not), `/v1/embeddings` and `GET /v1/models`; a model's name selects its behaviour ([`model`]); limits are enforced in the three ways
 //! that providers use ([`limit`]); every decision is in a log from which a test recomputes the windows ([`log`]).
 //!
-//! What it says is a function of the seed and the request ([`plan`]).
+//! What it says is a function of the seed and the request ([`plan`]); how it looks is in [`wire`]. A test may ask for
+//! failures in a set order ([`script`]).
 //!
 //! `/admin/*` is open to anyone who reaches the port. It is a test tool; give it no public address.
 
@@ -20,8 +21,11 @@ pub mod model;
 pub mod plan;
 pub mod quota;
 pub mod random;
+mod refusal;
 pub mod reply;
+pub mod script;
 mod server;
+pub mod wire;
 
 pub use config::{Config, ConfigError};
 pub use server::{Simulator, StartError};

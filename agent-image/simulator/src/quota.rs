@@ -167,6 +167,37 @@ impl Quota {
         headers
     }
 
+    /// The `anthropic-ratelimit-*` headers at `now`, which is `unix_milliseconds`: for each unit the limit that is nearest
+    /// to its end.
+    pub fn anthropic_headers(&mut self, now: Duration, model: &str, unix_milliseconds: u64) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (unit, name) in [
+            (LimitUnit::Requests, "requests"),
+            (LimitUnit::Tokens, "tokens"),
+            (LimitUnit::InputTokens, "input-tokens"),
+            (LimitUnit::OutputTokens, "output-tokens"),
+        ] {
+            let tightest = self
+                .applying(model)
+                .filter(|(spec, _)| spec.unit == unit)
+                .map(|(_, limiter)| limiter.level(now))
+                .min_by(|a, b| share(a).total_cmp(&share(b)));
+            let Some(level) = tightest else { continue };
+            let mut put = |what: &str, value: String| {
+                insert(&mut headers, format!("anthropic-ratelimit-{name}-{what}"), value);
+            };
+            put("limit", level.limit.to_string());
+            put("remaining", level.remaining.to_string());
+            // Rounded up to whole seconds, as there.
+            let at = u128::from(unix_milliseconds) + level.reset_after.as_nanos().div_ceil(1_000_000);
+            let at = i64::try_from(at.div_ceil(1_000)).ok();
+            if let Some(at) = at.and_then(|at| jiff::Timestamp::from_second(at).ok()) {
+                put("reset", at.to_string());
+            }
+        }
+        headers
+    }
+
     fn applying<'a>(&'a mut self, model: &'a str) -> impl Iterator<Item = &'a mut (LimitSpec, Limiter)> {
         self.limits
             .iter_mut()
@@ -256,6 +287,25 @@ mod tests {
         );
         assert_eq!(headers["x-ratelimit-remaining-tokens"], "40");
         assert_eq!(headers["x-ratelimit-reset-tokens"], "9s");
+    }
+
+    #[test]
+    fn anthropic_has_names_of_its_own() {
+        let mut quota = Quota::new(&[
+            limit("minute", LimitUnit::Requests, 2, 60),
+            limit("input", LimitUnit::InputTokens, 100, 60),
+        ]);
+        assert_eq!(quota.admit(Duration::ZERO, "m", COST), Ok(()));
+        let headers = quota.anthropic_headers(Duration::from_secs(1), "m", 1_000_500);
+        for (name, value) in [
+            ("anthropic-ratelimit-requests-limit", "2"),
+            ("anthropic-ratelimit-requests-remaining", "1"),
+            ("anthropic-ratelimit-input-tokens-remaining", "70"),
+            ("anthropic-ratelimit-input-tokens-reset", "1970-01-01T00:17:40Z"),
+        ] {
+            assert_eq!(headers[name], value, "{name}");
+        }
+        assert_eq!(headers.len(), 6);
     }
 
     #[test]

@@ -19,13 +19,16 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{ChatRequest, Envelope, Usage, error_body};
+use crate::api::{ChatRequest, Protocol, error_body};
 use crate::config::{Config, ConfigError};
 use crate::exchange::{Admission, Streaming, Subject, cut, unix_milliseconds};
 use crate::log::{EventKind, Log, LogEvent, LogPage};
 use crate::model::{Behaviour, Failure, behaviour_of};
 use crate::plan::Plan;
-use crate::quota::{Cost, Quota, Refusal, duration_text, retry_after_seconds};
+use crate::quota::Quota;
+use crate::refusal::too_many_requests;
+use crate::script::{Script, Step};
+use crate::wire::{Envelope, Usage};
 
 /// Slots of the table that counts equal requests. Two requests that share one only shift each other's count.
 const OCCURRENCE_SLOTS: usize = 1 << 16;
@@ -74,6 +77,7 @@ impl Simulator {
                 quota: Quota::new(&config.limits),
                 log,
                 occurrences: vec![0; OCCURRENCE_SLOTS],
+                script: Script::default(),
             }),
             requests: AtomicU64::new(0),
             config,
@@ -109,7 +113,15 @@ impl Simulator {
         self.state.inner.lock().log.since(0)
     }
 
-    /// Unused limits, an empty log, time zero: as after a start.
+    /// What happens to the next requests.
+    ///
+    /// # Errors
+    /// What is impossible in it.
+    pub fn script(&self, steps: Vec<Step>) -> Result<(), String> {
+        self.state.inner.lock().script.extend(steps)
+    }
+
+    /// Unused limits, an empty log, no script, time zero: as after a start.
     pub fn reset(&self) {
         self.state.reset();
     }
@@ -135,13 +147,19 @@ pub(crate) struct Inner {
     pub log: Log,
     quota: Quota,
     occurrences: Vec<u32>,
+    script: Script,
 }
 
 impl State {
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
+        if let Some(protocol) = Protocol::of(&path) {
+            return match request.method() {
+                &Method::POST => self.reply(request, protocol).await,
+                _ => text(StatusCode::METHOD_NOT_ALLOWED, "this path has another method\n"),
+            };
+        }
         match (request.method(), path.as_str()) {
-            (&Method::POST, "/v1/chat/completions") => self.chat(request).await,
             (&Method::GET, "/v1/models") => self.models(),
             (&Method::GET, "/admin/log") => {
                 let since = request
@@ -158,7 +176,8 @@ impl State {
                 text(StatusCode::OK, "reset\n")
             }
             (&Method::GET, "/healthz" | "/readyz") => text(StatusCode::OK, "ok\n"),
-            (_, "/v1/chat/completions" | "/v1/models" | "/admin/log" | "/admin/reset") => {
+            (&Method::POST, "/admin/script") => self.take_script(request).await,
+            (_, "/v1/models" | "/admin/log" | "/admin/reset" | "/admin/script") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "this path has another method\n")
             }
             _ => {
@@ -168,6 +187,18 @@ impl State {
                     &error_body(&message, "invalid_request_error", None),
                 )
             }
+        }
+    }
+
+    async fn take_script(&self, request: Request<Incoming>) -> Response<Body> {
+        let body = match read_body(request.into_body(), self.config.max_body_bytes).await {
+            Ok(body) => body,
+            Err(error) => return text(error.status(), format!("{error}\n")),
+        };
+        let steps = serde_json::from_slice::<Vec<Step>>(&body).map_err(|error| error.to_string());
+        match steps.and_then(|steps| self.inner.lock().script.extend(steps)) {
+            Ok(()) => text(StatusCode::OK, "taken\n"),
+            Err(problem) => text(StatusCode::BAD_REQUEST, format!("{problem}\n")),
         }
     }
 
@@ -186,11 +217,13 @@ impl State {
         inner.quota = Quota::new(&self.config.limits);
         inner.log.reset();
         inner.occurrences.fill(0);
+        inner.script = Script::default();
     }
 
-    async fn chat(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    async fn reply(self: Arc<Self>, request: Request<Incoming>, protocol: Protocol) -> Response<Body> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let subject = Subject {
+            protocol,
             request_id: format!("req-{number}"),
             model: String::new(),
             stream: false,
@@ -201,7 +234,11 @@ impl State {
             Err(refused) => *refused,
         };
         if let Ok(id) = HeaderValue::try_from(id) {
-            response.headers_mut().insert("x-request-id", id);
+            let name = match protocol {
+                Protocol::Messages => "request-id",
+                _ => "x-request-id",
+            };
+            response.headers_mut().insert(name, id);
         }
         response
     }
@@ -211,51 +248,94 @@ impl State {
         request: Request<Incoming>,
         mut subject: Subject,
     ) -> Result<Response<Body>, Box<Response<Body>>> {
-        if !self.key_accepted(request.headers()) {
-            let body = error_body(
-                "Incorrect API key provided.",
-                "invalid_request_error",
-                Some("invalid_api_key"),
-            );
+        let protocol = subject.protocol;
+        if !self.key_accepted(request.headers(), protocol) {
+            let kind = match protocol {
+                Protocol::Messages => "authentication_error",
+                _ => "invalid_request_error",
+            };
+            let body = protocol.error("Incorrect API key provided.", kind, Some("invalid_api_key"));
             return Err(self.reject(&subject, StatusCode::UNAUTHORIZED, &body));
+        }
+        if protocol == Protocol::Messages && !request.headers().contains_key("anthropic-version") {
+            let body = protocol.error(
+                "anthropic-version: header is required",
+                "invalid_request_error",
+                None,
+            );
+            return Err(self.reject(&subject, StatusCode::BAD_REQUEST, &body));
         }
         let body = read_body(request.into_body(), self.config.max_body_bytes)
             .await
             .map_err(|error| {
-                let body = error_body(&error.to_string(), "invalid_request_error", None);
+                let body = protocol.error(&error.to_string(), "invalid_request_error", None);
                 self.reject(&subject, error.status(), &body)
             })?;
-        let request: ChatRequest = serde_json::from_slice(&body).map_err(|error| {
-            let message = format!("the body is not a chat request: {error}");
+        let request: ChatRequest = protocol.read(&body).map_err(|error| {
+            let message = format!("the body is not a request of this kind: {error}");
             self.reject(
                 &subject,
                 StatusCode::BAD_REQUEST,
-                &error_body(&message, "invalid_request_error", None),
+                &protocol.error(&message, "invalid_request_error", None),
             )
         })?;
         subject.model.clone_from(&request.model);
         subject.stream = request.stream;
         if let Some(problem) = request.problem() {
-            let body = error_body(problem, "invalid_request_error", None);
+            let body = protocol.error(problem, "invalid_request_error", None);
             return Err(self.reject(&subject, StatusCode::BAD_REQUEST, &body));
         }
         let behaviour = self.behaviour(&request.model).map_err(|message| {
-            let body = error_body(&message, "invalid_request_error", Some("model_not_found"));
+            let kind = match protocol {
+                Protocol::Messages => "not_found_error",
+                _ => "invalid_request_error",
+            };
+            let body = protocol.error(&message, kind, Some("model_not_found"));
             self.reject(&subject, StatusCode::NOT_FOUND, &body)
         })?;
+        self.scripted(&subject)?;
         let (plan, headers) = self.admit(&subject, &request, &behaviour)?;
         let admission = Admission::new(Arc::clone(self), subject, plan.input_tokens);
-        let mut response = self.answer(&request, plan, admission).await;
+        let mut response = self.answer(&request, protocol, plan, admission).await;
         response.headers_mut().extend(headers);
         Ok(response)
     }
 
-    fn key_accepted(&self, headers: &HeaderMap) -> bool {
+    /// The failure that the script has for this request.
+    fn scripted(&self, subject: &Subject) -> Result<(), Box<Response<Body>>> {
+        let mut inner = self.inner.lock();
+        let step = inner.script.next(&subject.model);
+        let Some((step, status)) = step.and_then(|step| {
+            let status = StatusCode::from_u16(step.status).ok()?;
+            (status != StatusCode::OK).then_some((step, status))
+        }) else {
+            return Ok(());
+        };
+        let event = subject.event(inner.epoch.elapsed(), EventKind::Failed, status.as_u16());
+        inner.log.push(event);
+        let kind = match status {
+            StatusCode::TOO_MANY_REQUESTS => "requests",
+            _ => "server_error",
+        };
+        let body = subject.protocol.error("a scripted failure", kind, None);
+        let mut response = json_response(status, &body);
+        if let Some(seconds) = step.retry_after_seconds {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        Err(Box::new(response))
+    }
+
+    fn key_accepted(&self, headers: &HeaderMap, protocol: Protocol) -> bool {
         let keys = &self.config.api_keys;
-        let given = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.strip_prefix("Bearer "));
+        let text = |name| {
+            headers
+                .get(name)
+                .and_then(|value: &HeaderValue| value.to_str().ok())
+        };
+        let given = match protocol {
+            Protocol::Messages => text("x-api-key"),
+            _ => text("authorization").and_then(|value| value.strip_prefix("Bearer ")),
+        };
         keys.is_empty() || given.is_some_and(|given| keys.iter().any(|key| key == given))
     }
 
@@ -281,10 +361,18 @@ impl State {
         let now = inner.epoch.elapsed();
         let slot = (fingerprint % OCCURRENCE_SLOTS as u64) as usize;
         let occurrence = inner.occurrences.get(slot).copied().unwrap_or_default();
-        let plan = Plan::new(self.config.seed, request, behaviour, fingerprint, occurrence);
+        let mut plan = Plan::new(self.config.seed, request, behaviour, fingerprint, occurrence);
+        if subject.protocol == Protocol::Embeddings {
+            plan.words.clear();
+        }
         let cost = plan.cost(self.config.output_charge, request);
         let decision = inner.quota.admit(now, &request.model, cost);
-        let headers = inner.quota.headers(now, &request.model);
+        let headers = match subject.protocol {
+            Protocol::Messages => inner
+                .quota
+                .anthropic_headers(now, &request.model, unix_milliseconds()),
+            _ => inner.quota.headers(now, &request.model),
+        };
         let event = |kind, status: StatusCode| {
             let mut event = subject.event(now, kind, status.as_u16());
             (event.input_tokens, event.output_tokens) = (cost.input_tokens, cost.output_tokens);
@@ -306,19 +394,25 @@ impl State {
                         .map(|wait| u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)),
                     ..event(EventKind::Refused, StatusCode::TOO_MANY_REQUESTS)
                 });
-                let mut response = too_many_requests(&request.model, cost, &refusal);
+                let mut response = too_many_requests(subject.protocol, &request.model, cost, &refusal);
                 response.headers_mut().extend(headers);
                 Err(Box::new(response))
             }
         }
     }
 
-    async fn answer(&self, request: &ChatRequest, plan: Plan, mut admission: Admission) -> Response<Body> {
+    async fn answer(
+        &self,
+        request: &ChatRequest,
+        protocol: Protocol,
+        plan: Plan,
+        mut admission: Admission,
+    ) -> Response<Body> {
         let asked_at = Instant::now();
         if plan.failure == Some(Failure::Timeout) {
             tokio::time::sleep(Duration::from_secs(self.config.hang_seconds)).await;
             admission.end(EventKind::Failed, StatusCode::GATEWAY_TIMEOUT);
-            let body = error_body("the simulated time-out is over", "server_error", None);
+            let body = protocol.error("the simulated time-out is over", "server_error", None);
             return json_response(StatusCode::GATEWAY_TIMEOUT, &body);
         }
         let first_token_at = asked_at + plan.latency;
@@ -330,23 +424,27 @@ impl State {
         };
         if let Some((status, message)) = failed {
             admission.end(EventKind::Failed, status);
-            return json_response(status, &error_body(message, "server_error", None));
+            return json_response(status, &protocol.error(message, "server_error", None));
         }
         let envelope = Envelope {
-            id: format!("chatcmpl-{:016x}", request.fingerprint() ^ self.config.seed),
+            protocol,
+            id: request.fingerprint() ^ self.config.seed,
             created: unix_milliseconds() / 1_000,
             model: request.model.clone(),
+            include_usage: request
+                .stream_options
+                .is_some_and(|options| options.include_usage),
         };
         if request.stream {
-            let include_usage = request
-                .stream_options
-                .is_some_and(|options| options.include_usage);
-            let reply = Streaming::new(envelope, plan, admission, include_usage, first_token_at);
+            let reply = Streaming::new(envelope, plan, admission, first_token_at);
             return sse_response(unfold(reply, Streaming::next));
         }
         tokio::time::sleep_until(first_token_at + plan.gap * gaps(plan.tokens_to_send())).await;
         let usage = Usage::new(plan.input_tokens, plan.output_tokens());
-        let reply = envelope.completion(&plan.words.concat(), plan.finish_reason, usage);
+        let reply = match protocol {
+            Protocol::Embeddings => envelope.embeddings(request.messages.len(), plan.input_tokens),
+            _ => envelope.whole(&plan.words.concat(), plan.finish_reason, usage),
+        };
         if plan.failure == Some(Failure::Cut) {
             admission.sent(plan.tokens_to_send());
             admission.end(EventKind::Failed, StatusCode::OK);
@@ -375,41 +473,4 @@ impl State {
 
 fn gaps(tokens: usize) -> u32 {
     u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX)
-}
-
-fn too_many_requests(model: &str, cost: Cost, refusal: &Refusal) -> Response<Body> {
-    let tokens = cost.input_tokens + cost.output_tokens;
-    let (message, wait) = match refusal.retry_after {
-        Some(wait) => {
-            let text = duration_text(wait);
-            (
-                format!(
-                    "Rate limit '{}' reached for {model}. Please try again in {text}.",
-                    refusal.limit
-                ),
-                Some(wait),
-            )
-        }
-        None => (
-            format!(
-                "Request of {tokens} tokens is larger than the limit '{}' of {model}.",
-                refusal.limit
-            ),
-            None,
-        ),
-    };
-    let kind = if refusal.unit == crate::quota::LimitUnit::Requests {
-        "requests"
-    } else {
-        "tokens"
-    };
-    let body = error_body(&message, kind, Some("rate_limit_exceeded"));
-    let mut response = json_response(StatusCode::TOO_MANY_REQUESTS, &body);
-    if let Some(wait) = wait {
-        let headers = response.headers_mut();
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds(wait)));
-        let milliseconds = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        headers.insert("retry-after-ms", HeaderValue::from(milliseconds));
-    }
-    response
 }

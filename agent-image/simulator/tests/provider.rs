@@ -348,3 +348,164 @@ async fn every_decision_can_be_recomputed_from_the_log() {
         );
     }
 }
+
+async fn ask(simulator: &Simulator, path: &str, body: &Value) -> (StatusCode, HeaderMap, Bytes) {
+    let request = Request::post(format!("{}{path}", simulator.base_url()))
+        .header("authorization", "Bearer sk-test")
+        .header("x-api-key", "sk-test")
+        .header("anthropic-version", "2023-06-01")
+        .body(Full::new(Bytes::from(body.to_string())))
+        .expect("a request");
+    let (head, body) = client().request(request).await.expect("an answer").into_parts();
+    let bytes = body.collect().await.expect("a whole body").to_bytes();
+    (head.status, head.headers, bytes)
+}
+
+/// The events of a stream: name and data.
+fn named(body: &[u8]) -> Vec<(String, Value)> {
+    let text = String::from_utf8_lossy(body).into_owned();
+    let events = text.split("\n\n").filter(|event| !event.is_empty());
+    events
+        .map(|event| {
+            let (name, data) = event.split_once('\n').expect("a name and data");
+            let data = data.strip_prefix("data: ").expect("data");
+            (
+                name.strip_prefix("event: ").expect("a name").to_owned(),
+                serde_json::from_str(data).expect("JSON"),
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn responses_and_messages_say_the_same_whole_and_streamed() {
+    let config = Config {
+        api_keys: vec!["sk-test".to_owned()],
+        ..Config::local()
+    };
+    let simulator = Simulator::start(config).await.expect("starts");
+    let messages = json!([{"role": "user", "content": "My parcel 48213 is late"}]);
+    let json_of = |bytes: &Bytes| serde_json::from_slice::<Value>(bytes).expect("JSON");
+
+    let mut body = json!({"model": "sim-tokens-12", "input": messages});
+    let (status, _, whole) = ask(&simulator, "/responses", &body).await;
+    let whole = json_of(&whole);
+    assert_eq!((status, &whole["object"]), (StatusCode::OK, &json!("response")));
+    assert_eq!(
+        (&whole["usage"]["input_tokens"], &whole["usage"]["output_tokens"]),
+        (&json!(10), &json!(12))
+    );
+    body["stream"] = json!(true);
+    let (_, headers, stream) = ask(&simulator, "/responses", &body).await;
+    assert_eq!(headers["content-type"], "text/event-stream");
+    let events = named(&stream);
+    let text: String = events
+        .iter()
+        .filter_map(|(_, event)| event["delta"].as_str())
+        .collect();
+    assert_eq!(whole["output"][0]["content"][0]["text"], text);
+    let (name, last) = events.last().expect("events");
+    assert_eq!(
+        (name.as_str(), &last["response"]["usage"]),
+        ("response.completed", &whole["usage"])
+    );
+
+    let mut body = json!({"model": "sim-tokens-12", "messages": messages, "max_tokens": 5});
+    let (status, _, whole) = ask(&simulator, "/messages", &body).await;
+    let whole = json_of(&whole);
+    assert_eq!(
+        (status, &whole["stop_reason"]),
+        (StatusCode::OK, &json!("max_tokens"))
+    );
+    assert_eq!(whole["usage"]["output_tokens"], 5);
+    body["stream"] = json!(true);
+    let (_, headers, stream) = ask(&simulator, "/messages", &body).await;
+    assert!(headers.contains_key("request-id"));
+    let events = named(&stream);
+    let text: String = events
+        .iter()
+        .filter_map(|(_, event)| event["delta"]["text"].as_str())
+        .collect();
+    assert_eq!(whole["content"][0]["text"], text);
+    let (first, last) = (
+        &events[0].1["message"]["usage"],
+        &events[events.len() - 2].1["usage"],
+    );
+    assert_eq!(
+        (&first["input_tokens"], &last["output_tokens"]),
+        (&json!(10), &json!(5))
+    );
+
+    let body = json!({"model": "sim", "input": ["one", "two"]});
+    let (status, _, whole) = ask(&simulator, "/embeddings", &body).await;
+    let whole = json_of(&whole);
+    assert_eq!(
+        (status, whole["data"].as_array().map(Vec::len)),
+        (StatusCode::OK, Some(2))
+    );
+    assert_eq!(whole["usage"], json!({"prompt_tokens": 10, "total_tokens": 10}));
+    assert!(simulator.log().events.iter().all(|event| event.status == 200));
+}
+
+#[tokio::test]
+async fn anthropics_errors_and_limits_have_its_names() {
+    let limits = vec![LimitSpec {
+        name: "one".to_owned(),
+        unit: LimitUnit::Requests,
+        mode: LimitMode::FixedWindow,
+        limit: 1,
+        per_milliseconds: 3_600_000,
+        burst: None,
+        model: None,
+    }];
+    let simulator = Simulator::start(Config {
+        limits,
+        ..Config::local()
+    })
+    .await
+    .expect("starts");
+    let body = json!({"model": "sim", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5});
+    let (status, headers, _) = ask(&simulator, "/messages", &body).await;
+    assert_eq!(
+        (
+            status.as_u16(),
+            &headers["anthropic-ratelimit-requests-remaining"]
+        ),
+        (200, &"0".parse().expect("a value"))
+    );
+    let (status, headers, error) = ask(&simulator, "/messages", &body).await;
+    let error: Value = serde_json::from_slice(&error).expect("JSON");
+    assert_eq!(
+        (status.as_u16(), &error["error"]["type"]),
+        (429, &json!("rate_limit_error"))
+    );
+    assert!(headers.contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn a_script_decides_before_any_limit() {
+    let simulator = Simulator::start(Config::local()).await.expect("starts");
+    let request = |body: &str| {
+        let uri = format!("http://{}/admin/script", simulator.addr);
+        client().request(
+            Request::post(uri)
+                .body(Full::new(Bytes::from(body.to_owned())))
+                .expect("a request"),
+        )
+    };
+    let script = r#"[{"status": 503, "count": 2, "model": "sim"}, {"status": 429, "retryAfterSeconds": 7}]"#;
+    assert_eq!(request(script).await.expect("an answer").status(), StatusCode::OK);
+    assert_eq!(
+        request("[{}]").await.expect("an answer").status(),
+        StatusCode::BAD_REQUEST
+    );
+    let body = chat("sim", "x");
+    for expected in [503, 503, 429, 200] {
+        let (status, headers, _) = answer(&simulator, &body).await;
+        assert_eq!(status.as_u16(), expected);
+        assert_eq!(
+            headers.get("retry-after").is_some_and(|value| value == "7"),
+            expected == 429
+        );
+    }
+}

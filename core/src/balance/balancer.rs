@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use flotilla_crds::agent_pool::Balancing;
+
 use super::adaptive::Adaptive;
 use super::candidates::{Candidates, Pick, survey};
 use super::choices::least_loaded;
@@ -27,6 +29,18 @@ pub enum Strategy {
     Adaptive,
     /// By the request's key, with bounded load; requests without a key as [`Strategy::LeastLoaded`].
     ConsistentHash,
+}
+
+impl From<Balancing> for Strategy {
+    fn from(balancing: Balancing) -> Self {
+        match balancing {
+            Balancing::RoundRobin => Self::RoundRobin,
+            Balancing::Weighted => Self::Weighted,
+            Balancing::LeastLoaded => Self::LeastLoaded,
+            Balancing::Adaptive => Self::Adaptive,
+            Balancing::ConsistentHash => Self::ConsistentHash,
+        }
+    }
 }
 
 /// What a choice depends on besides the replicas.
@@ -68,8 +82,9 @@ impl Balancer {
     }
 
     /// With another bound for [`Strategy::ConsistentHash`], from 100: see [`super::hash`] for what it costs.
+    #[cfg(test)]
     #[must_use]
-    pub fn with_balance_percent(self, balance_percent: u32) -> Self {
+    pub(super) fn with_balance_percent(self, balance_percent: u32) -> Self {
         Self {
             balance_percent,
             ..self

@@ -22,9 +22,10 @@ pub trait Candidates {
     fn slots(&self, index: usize) -> u32;
     /// Names the replica to every gateway alike, for example [`super::hash_bytes`] of the pod's UID.
     fn hash_id(&self, index: usize) -> u64;
-    /// It takes no new requests, whatever happens to the others.
+    /// It takes no new requests, whatever happens to the others; or this request has failed there before and there are
+    /// others.
     fn is_cordoned(&self, index: usize) -> bool;
-    /// Its breaker refuses requests now ([`super::Health::is_ejected`]), or this request has failed there before.
+    /// Its breaker refuses requests now ([`super::Health::is_ejected`]).
     fn is_ejected(&self, index: usize) -> bool;
     /// Expected latency ([`super::PeakEwma::estimate_nanos`]); none while unmeasured. Only [`super::Adaptive`] asks.
     fn latency_nanos(&self, _index: usize) -> Option<u64> {

@@ -91,7 +91,8 @@ fn best(
 }
 
 /// All of `members` (hash id and weight) in the order in which `key` prefers them; those of weight 0 last.
-pub fn preference(members: &[(u64, u32)], key: u64) -> Vec<usize> {
+#[cfg(test)]
+pub(super) fn preference(members: &[(u64, u32)], key: u64) -> Vec<usize> {
     let stream = Stream::new(key, KEYS);
     let mut order: Vec<(Score, usize)> = members
         .iter()

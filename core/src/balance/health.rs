@@ -1,13 +1,16 @@
 //! What a replica's answers say about it, and the decision to eject it.
 //!
-//! Signals are passive: the answers to real requests. There are two ways out. *Consecutive failures* find the replica
-//! that is gone or hangs, within a few requests. *Success rate*, looked at every few seconds, finds the one that fails
-//! one request in three, which never fails five times in a row ([`super::outlier`]).
+//! Signals are passive: the answers to real requests. There are three ways out. A *failed connection* shows at once that
+//! nobody is there; waiting for more of them would make of a dead replica the least loaded one, which draws all requests
+//! to it. *Consecutive failures* find the replica that hangs or breaks off, within a few requests. *Success rate*, looked at
+//! every few seconds, finds the one that fails one request in three, which never fails five times in a row
+//! ([`super::outlier`]).
 //!
 //! At most `max_ejected_percent` of the replicas are out at once, probation included, and by default one always stays:
-//! when everybody fails, sending all requests to the few that are left makes it worse. Counting the ejected and
-//! ejecting one more is made atomic by a flag that is only tried: a thread that finds it taken leaves the decision to
-//! the next failure.
+//! when everybody fails, sending all requests to the few that are left makes it worse. One that cannot be connected to
+//! is ejected whatever their number, since it takes no load from the others anyway. Counting the ejected and ejecting
+//! one more is made atomic by a flag that is only tried: a thread that finds it taken leaves the decision to the next
+//! failure.
 
 #[cfg(test)]
 mod tests;
@@ -33,44 +36,14 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// Which outcomes are the replica's failures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FailureKinds {
-    /// [`Outcome::ConnectFailed`].
-    pub connect: bool,
-    /// [`Outcome::Reset`].
-    pub reset: bool,
-    /// [`Outcome::TimedOut`].
-    pub timeout: bool,
-    /// Status 502, 503 and 504.
-    pub gateway_status: bool,
-    /// The other statuses from 500 on.
-    pub server_status: bool,
-}
-
-impl Default for FailureKinds {
-    /// All but other 5xx: an agent's 500 often belongs to the request, and would follow it from replica to replica.
-    fn default() -> Self {
-        Self {
-            connect: true,
-            reset: true,
-            timeout: true,
-            gateway_status: true,
-            server_status: false,
-        }
-    }
-}
-
-impl FailureKinds {
-    /// Whether `outcome` is a failure; none if it says nothing.
-    pub fn is_failure(&self, outcome: Outcome) -> Option<bool> {
-        match outcome {
-            Outcome::Answered(502..=504) => Some(self.gateway_status),
-            Outcome::Answered(status) => Some(self.server_status && status >= 500),
-            Outcome::ConnectFailed => Some(self.connect),
-            Outcome::Reset => Some(self.reset),
-            Outcome::TimedOut => Some(self.timeout),
-            Outcome::Cancelled => None,
+impl Outcome {
+    /// Whether it is the replica's failure; none if it says nothing. A status of 500 is an answer: an agent's 500 often
+    /// belongs to the request, and would follow it from replica to replica.
+    pub fn is_failure(self) -> Option<bool> {
+        match self {
+            Self::Answered(status) => Some(matches!(status, 502..=504)),
+            Self::ConnectFailed | Self::Reset | Self::TimedOut => Some(true),
+            Self::Cancelled => None,
         }
     }
 }
@@ -78,26 +51,23 @@ impl FailureKinds {
 /// When a replica is ejected, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EjectionPolicy {
-    /// Failures in a row; 0 ejects nobody for them.
+    /// Failures in a row, of which one failed connection is enough; 0 ejects nobody for either.
     pub consecutive_failures: u8,
     /// Compared with the others; none ejects nobody for it.
     pub success_rate: Option<SuccessRatePolicy>,
-    /// What a failure is.
-    pub failures: FailureKinds,
-    /// The largest share of replicas that may be out at once. Of two or more, one always may; below 100, one always
-    /// stays.
+    /// The largest share of replicas that may be out at once, not counting failed connections. Of two or more, one
+    /// always may; below 100, one always stays.
     pub max_ejected_percent: u32,
     /// How an ejected replica comes back.
     pub breaker: BreakerPolicy,
 }
 
 impl Default for EjectionPolicy {
-    /// Five failures in a row, or the default success rate; at most 30 %.
+    /// Five failures in a row, one failed connection, or the default success rate; at most 30 %.
     fn default() -> Self {
         Self {
             consecutive_failures: 5,
             success_rate: Some(SuccessRatePolicy::default()),
-            failures: FailureKinds::default(),
             max_ejected_percent: 30,
             breaker: BreakerPolicy::default(),
         }
@@ -105,6 +75,15 @@ impl Default for EjectionPolicy {
 }
 
 impl EjectionPolicy {
+    /// Ejects nobody.
+    pub fn off() -> Self {
+        Self {
+            consecutive_failures: 0,
+            success_rate: None,
+            ..Self::default()
+        }
+    }
+
     /// How many of `replicas` may be out at once.
     pub fn max_ejected(&self, replicas: usize) -> usize {
         if self.max_ejected_percent >= 100 {
@@ -192,6 +171,8 @@ impl Census {
 /// A change of a replica's health, for logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
+    /// Ejected because it could not be connected to.
+    Unreachable(Opened),
     /// Ejected after this many failures in a row.
     FailedInARow(u8, Opened),
     /// Ejected because it fails more than the others.
@@ -245,7 +226,7 @@ impl Ejector {
         census: impl FnOnce() -> Census,
     ) -> Option<Change> {
         let breaker = &self.policy.breaker;
-        match self.policy.failures.is_failure(outcome) {
+        match outcome.is_failure() {
             None => {
                 replica.breaker.abandon(ticket);
                 None
@@ -259,7 +240,7 @@ impl Ejector {
                 }
                 None
             }
-            Some(true) => self.failed(replica, ticket, retry_after, now_nanos, census),
+            Some(true) => self.failed(replica, ticket, outcome, retry_after, now_nanos, census),
         }
     }
 
@@ -267,6 +248,7 @@ impl Ejector {
         &self,
         replica: &Health,
         ticket: Ticket,
+        outcome: Outcome,
         retry_after: Option<Duration>,
         now_nanos: u64,
         census: impl FnOnce() -> Census,
@@ -280,18 +262,29 @@ impl Ejector {
             Failed::Counted(failures) => failures,
         };
         replica.count(true);
-        let enough = self.policy.consecutive_failures;
-        if enough == 0 || failures < enough {
+        let is_unreachable = outcome == Outcome::ConnectFailed;
+        let enough = match self.policy.consecutive_failures {
+            0 => return None,
+            _ if is_unreachable => 1,
+            enough => enough,
+        };
+        if failures < enough {
             return None;
         }
         let _deciding = self.decide()?;
-        let census = census();
-        if census.ejected >= self.policy.max_ejected(census.replicas) {
-            return None;
+        if !is_unreachable {
+            let census = census();
+            if census.ejected >= self.policy.max_ejected(census.replicas) {
+                return None;
+            }
         }
         let opened = replica.breaker.open(stay, retry_after, now_nanos, breaker)?;
         replica.forget(replica.tally());
-        Some(Change::FailedInARow(failures, opened))
+        Some(if is_unreachable {
+            Change::Unreachable(opened)
+        } else {
+            Change::FailedInARow(failures, opened)
+        })
     }
 
     /// Looks at the success rates of the replicas that take requests; to be called every 10 s or so. Counts are halved

@@ -24,7 +24,8 @@
 //! # Ejection and breaker are one thing
 //!
 //! Each replica has exactly one state, its [`Breaker`]. *Ejection* is the decision, made over the whole pool by
-//! [`Ejector`], to open it: after consecutive failures, or when the replica answers worse than the others. The cap on
+//! [`Ejector`], to open it: after a failed connection or consecutive failures, or when the replica answers worse than
+//! the others. The cap on
 //! the ejected share stands there because only the pool can know it. From then on the breaker alone says how long, and
 //! lets the replica back through a few probes. Nothing else keeps a replica out, so no two mechanisms can disagree.
 //!
@@ -56,7 +57,7 @@ pub use budget::{BudgetPolicy, RetryBudget};
 pub use candidates::{Candidates, Pick};
 pub use choices::least_loaded;
 pub use ewma::PeakEwma;
-pub use hash::{consistent_hash, hash_bytes, preference};
-pub use health::{Census, Change, EjectionPolicy, Ejector, FailureKinds, Health, Outcome};
-pub use retry::{Attempt, Failure, NoRetry, RetryPolicy, may_retry};
+pub use hash::{consistent_hash, hash_bytes};
+pub use health::{Census, Change, EjectionPolicy, Ejector, Health, Outcome};
+pub use retry::{Attempt, Failure, NoRetry, RetryPolicy, is_stale, may_retry};
 pub use turns::{Wheel, round_robin, weighted};

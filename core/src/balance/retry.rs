@@ -1,8 +1,8 @@
 //! Which requests may be tried again.
 //!
 //! An agent must not act twice because a gateway was helpful. A request is repeated only where it is known that nobody
-//! has worked on it, or where the user has asked for more. Never after a byte of a response has gone to the client (it
-//! has one already), never past the request's deadline, and never without its body.
+//! has worked on it, or where the user has asked for more. Never after a byte of a response has gone to the client
+//! (nobody asks then), never past the request's deadline, and never without its body.
 //!
 //! | what happened | worked on? | `connect_failure` | `unavailable` |
 //! |---|---|---|---|
@@ -14,7 +14,9 @@
 //! | a try's own time is over | perhaps | – | yes |
 //! | an answer that cannot be understood | yes | – | – |
 //!
-//! [`may_retry`] says whether; [`super::RetryBudget`] then says whether the pool can afford it.
+//! [`may_retry`] says whether; [`super::RetryBudget`] then says whether the pool can afford it. A connection that the
+//! peer closed while it was idle is another matter, [`is_stale`]: no replica has failed, and a client that did not keep
+//! connections would not have noticed.
 
 /// How a try has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,10 +24,13 @@ pub enum Failure {
     /// No connection, or it ended before the request was written.
     NotSent,
     /// The connection ended without a byte of response, and the peer's kernel had refused the data.
-    NotRead,
+    NotRead {
+        /// It had carried a request before: most likely the peer closed it as idle.
+        reused: bool,
+    },
     /// The connection ended without a byte of response.
     Closed {
-        /// It had carried a request before: most likely the peer closed it as idle.
+        /// As above.
         reused: bool,
     },
     /// A response with status 503.
@@ -34,6 +39,16 @@ pub enum Failure {
     TryTimedOut,
     /// A response that is none.
     Broken,
+}
+
+/// An idle connection was closed just when it was used again, so the request goes out over a new one: once, whatever the
+/// policy, and without counting as a try or as the replica's failure.
+pub fn is_stale(failure: Failure, idempotent: bool) -> bool {
+    match failure {
+        Failure::NotRead { reused } => reused,
+        Failure::Closed { reused } => reused && idempotent,
+        Failure::NotSent | Failure::Unavailable | Failure::TryTimedOut | Failure::Broken => false,
+    }
 }
 
 /// Which failures are worth another try.
@@ -48,10 +63,11 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// One more try where nobody has worked on the request.
+    /// Three more tries where nobody has worked on the request: with more replicas than that gone at once the client
+    /// should know.
     fn default() -> Self {
         Self {
-            attempts: 1,
+            attempts: 3,
             connect_failure: true,
             unavailable: false,
         }
@@ -67,8 +83,6 @@ pub struct Attempt {
     pub replayable: bool,
     /// Its method is idempotent.
     pub idempotent: bool,
-    /// A byte of a response has gone to the client.
-    pub response_begun: bool,
     /// When the next try would start, after any pause.
     pub next_start_nanos: u64,
     /// When the request's time is over.
@@ -78,8 +92,6 @@ pub struct Attempt {
 /// Why there is no further try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoRetry {
-    /// The client has part of a response.
-    ResponseBegun,
     /// Somebody may have worked on it, or the policy does not name this failure.
     NotAllowed,
     /// The request cannot be sent again.
@@ -97,16 +109,14 @@ pub enum NoRetry {
 /// The first reason against it, in the order of [`NoRetry`].
 pub fn may_retry(attempt: &Attempt, failure: Failure, policy: &RetryPolicy) -> Result<(), NoRetry> {
     let allowed = match failure {
-        Failure::NotSent | Failure::NotRead => policy.connect_failure,
+        Failure::NotSent | Failure::NotRead { .. } => policy.connect_failure,
         Failure::Closed { reused: true } if attempt.idempotent => {
             policy.connect_failure || policy.unavailable
         }
         Failure::Closed { .. } | Failure::Unavailable | Failure::TryTimedOut => policy.unavailable,
         Failure::Broken => false,
     };
-    if attempt.response_begun {
-        Err(NoRetry::ResponseBegun)
-    } else if !allowed {
+    if !allowed {
         Err(NoRetry::NotAllowed)
     } else if !attempt.replayable {
         Err(NoRetry::NotReplayable)

@@ -106,7 +106,8 @@ impl Wheel {
     }
 
     /// Turns after which every replica has had exactly its share.
-    pub fn cycle(&self) -> u64 {
+    #[cfg(test)]
+    pub(super) fn cycle(&self) -> u64 {
         self.ends.last().copied().unwrap_or_default()
     }
 }

@@ -5,13 +5,18 @@
 //!   depend on the length of the prompt it came with, so the cost of a sum of tokens is not the sum of the costs.
 //! * [`lookup`] knows public list prices of common models on a date. A price in the ModelProvider comes first.
 //! * [`budget`] says which thresholds a spend has newly crossed.
+//! * [`ledger`] is what the operator writes down of a budget, [`gate`] what a gateway admits under it.
 
 pub mod budget;
+pub mod gate;
+pub mod ledger;
 mod money;
 mod table;
 
 use std::fmt;
 use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use crate::load::decimal::{Decimal, DecimalError};
 
@@ -19,7 +24,8 @@ pub use money::{Money, MoneyError};
 pub use table::{Listed, lookup};
 
 /// A currency: three capital letters (ISO 4217).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Currency([u8; 3]);
 
 impl Currency {
@@ -43,6 +49,20 @@ impl FromStr for Currency {
             &[a, b, c] if [a, b, c].iter().all(u8::is_ascii_uppercase) => Ok(Self([a, b, c])),
             _ => Err(PriceError::Currency(text.chars().take(40).collect())),
         }
+    }
+}
+
+impl TryFrom<String> for Currency {
+    type Error = PriceError;
+
+    fn try_from(text: String) -> Result<Self, PriceError> {
+        text.parse()
+    }
+}
+
+impl From<Currency> for String {
+    fn from(currency: Currency) -> Self {
+        currency.to_string()
     }
 }
 

@@ -51,6 +51,16 @@ impl Money {
         Decimal::from_millionths(self.0.saturating_add(500_000) / 1_000_000)
     }
 
+    /// An equal part for each of `parts`, rounded up; 0 parts count as 1.
+    pub fn shared_by(self, parts: u32) -> Self {
+        Self(self.0.div_ceil(u128::from(parts.max(1))))
+    }
+
+    /// The nearest `f64`, for metrics.
+    pub fn to_f64(self) -> f64 {
+        self.0 as f64 / SCALE as f64
+    }
+
     /// What is left of this after `spent`; nothing where that is more.
     pub fn less(self, spent: Self) -> Self {
         Self(self.0.saturating_sub(spent.0))

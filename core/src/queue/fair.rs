@@ -95,6 +95,11 @@ impl<T> FairQueue<T> {
         self.capacity = capacity.min(MAX_CAPACITY);
     }
 
+    /// From now on an entry rises by a level after so much time at its level; at least 1.
+    pub fn set_ageing(&mut self, nanoseconds: u64) {
+        self.ageing = nanoseconds.max(1);
+    }
+
     /// How long this arrival would wait; none while the service rate is not known.
     pub fn predict(&mut self, arrival: &Arrival, now_nanoseconds: u64) -> Option<u64> {
         let now = self.advance(now_nanoseconds);
@@ -170,14 +175,21 @@ impl<T> FairQueue<T> {
 
     /// Takes the next entry that costs no more than `available` (`u64::MAX` where a slot is free). Those whose deadline
     /// has passed and that are met on the way go to `expired`.
-    pub fn pop(
+    pub fn pop(&mut self, available: u64, now_nanoseconds: u64, expired: impl FnMut(Entry<T>)) -> Next<T> {
+        self.pop_where(|_, cost| cost <= available, now_nanoseconds, expired)
+    }
+
+    /// Takes the next entry for which `fits` says so, given what was put in and its cost: for a resource of which a cost
+    /// does not tell the whole. The first one for which it is true is taken out, and it is not called again; [`Next::Short`]
+    /// says the cost of the one whose turn it is. Otherwise as [`FairQueue::pop`].
+    pub fn pop_where(
         &mut self,
-        available: u64,
+        mut fits: impl FnMut(&T, u64) -> bool,
         now_nanoseconds: u64,
         mut expired: impl FnMut(Entry<T>),
     ) -> Next<T> {
         let now = self.advance(now_nanoseconds);
-        match self.select(available, now, &mut expired) {
+        match self.select(&mut fits, now, &mut expired) {
             Some(Ok(index)) => {
                 let Meta { lane, cost, .. } = *self.slab.meta(index);
                 self.rate.served(cost, now);
@@ -299,7 +311,7 @@ impl<T> FairQueue<T> {
     /// The entry to serve next, or what it needs if that is not available. None when nobody is left.
     fn select(
         &mut self,
-        available: u64,
+        fits: &mut impl FnMut(&T, u64) -> bool,
         now: u64,
         expired: &mut impl FnMut(Entry<T>),
     ) -> Option<Result<u32, u64>> {
@@ -335,11 +347,11 @@ impl<T> FairQueue<T> {
                 self.rounds.defer(&mut self.lanes, lane);
                 continue;
             }
-            if cost <= available {
-                this.deficit -= needed;
+            if fits(self.slab.item(head), cost) {
+                self.lanes.lane_mut(lane).deficit -= needed;
                 return Some(Ok(head));
             }
-            return Some(self.past(lane, head, available, now).ok_or(cost));
+            return Some(self.past(lane, head, fits, now).ok_or(cost));
         }
     }
 
@@ -373,12 +385,18 @@ impl<T> FairQueue<T> {
 
     /// An entry that fits and may go past `blocked`, whose turn it is and who does not fit: from its own lane, else from
     /// the next ones. It is charged to its own lane, which may go into debt for it.
-    fn past(&mut self, lane: u32, blocked: u32, available: u64, now: u64) -> Option<u32> {
+    fn past(
+        &mut self,
+        lane: u32,
+        blocked: u32,
+        fits: &mut impl FnMut(&T, u64) -> bool,
+        now: u64,
+    ) -> Option<u32> {
         let Meta { cost, passed, .. } = *self.slab.meta(blocked);
-        let allowance = available.min(cost.saturating_sub(passed));
-        let fits = |index: u32| {
+        let allowance = cost.saturating_sub(passed);
+        let mut fits = |index: u32| {
             let Meta { cost, deadline, .. } = *self.slab.meta(index);
-            cost <= allowance && deadline > now
+            cost <= allowance && deadline > now && fits(self.slab.item(index), cost)
         };
         let behind = std::iter::successors(Some(blocked), |index| {
             Some(self.slab.next(Kind::Lane, *index)).filter(|next| *next != NIL)

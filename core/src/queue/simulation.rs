@@ -198,7 +198,12 @@ fn survives(flood: &Flood, seed: u64, seconds: f64) -> (f64, f64) {
 /// do not hold its bursts. It is held to what it would keep with its part of the slots and of the queue to itself.
 #[test]
 fn a_flood_leaves_the_others_their_share() {
-    let (seeds, seconds) = if is_full() { (40, 2000.0) } else { (1, 500.0) };
+    // The work of 3,000 lognormal services is within 2 % of its mean two times of three.
+    let (seeds, seconds, noise) = if is_full() {
+        (40, 2000.0, 0.01)
+    } else {
+        (1, 500.0, 0.03)
+    };
     let normal = Flood {
         name: "20 x, equal class",
         tenants: 2,
@@ -261,7 +266,7 @@ fn a_flood_leaves_the_others_their_share() {
             100.0 * worst,
             100.0 * alone
         );
-        assert!(among >= alone - 0.01, "{}: {among}, alone {alone}", flood.name);
+        assert!(among >= alone - noise, "{}: {among}, alone {alone}", flood.name);
         let has_room = flood.tenants == 2 || flood.load < 1.0;
         assert!(
             worst >= if has_room { 0.95 } else { 0.9 },

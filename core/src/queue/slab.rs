@@ -128,6 +128,14 @@ impl<T> Slab<T> {
         meta
     }
 
+    pub(super) fn item(&self, index: u32) -> &T {
+        let (_, item) = self.nodes[index as usize]
+            .entry
+            .as_ref()
+            .expect("a listed node holds an entry");
+        item
+    }
+
     pub(super) fn meta_mut(&mut self, index: u32) -> &mut Meta {
         let (meta, _) = self.nodes[index as usize]
             .entry

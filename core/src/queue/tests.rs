@@ -230,7 +230,7 @@ fn a_wait_beyond_the_deadline_is_refused_on_arrival_with_the_time() {
         class: Class::Critical,
         ..asks(4)
     };
-    close_to(queue.predict(&critical, now), 5.5);
+    close_to(queue.predict(&critical, now), 5.0);
     let other = Arrival {
         tenant: tenant(1),
         ..asks(4)
@@ -476,6 +476,27 @@ fn ageing_bounds_every_wait() {
             .unwrap();
         assert_eq!(pop(&mut queue, now), Some(false));
     }
+}
+
+#[test]
+fn ageing_can_change_while_somebody_waits() {
+    let mut queue = FairQueue::new(&Settings::of_slots(10));
+    let push = |queue: &mut FairQueue<_>, class, item, now| {
+        queue
+            .push(&arrival(Tenant::ABSENT, class, now), item, now)
+            .unwrap();
+    };
+    push(&mut queue, Class::Low, "low", 0);
+    push(&mut queue, Class::Normal, "normal", 4 * SECOND);
+    push(&mut queue, Class::High, "high", 4 * SECOND);
+    // At 5 s a level nobody has risen yet; at 1 s the Low one is at the top before the High one is.
+    queue.set_ageing(SECOND);
+    assert_eq!(pop(&mut queue, 5 * SECOND), Some("low"));
+    queue.set_ageing(u64::MAX);
+    push(&mut queue, Class::Critical, "critical", 6 * SECOND);
+    assert_eq!(pop(&mut queue, 60 * SECOND), Some("high"));
+    assert_eq!(pop(&mut queue, 60 * SECOND), Some("critical"));
+    assert_eq!(pop(&mut queue, 60 * SECOND), Some("normal"));
 }
 
 /// As under load: a queue of a thousand with a hundred tenants that is full all the time.

@@ -50,7 +50,8 @@ pub struct Price {
 impl Price {
     /// From prices per million tokens: a millionth of one per million is a thousandth of a billionth, rounded up.
     pub fn per_million(input: Decimal, output: Decimal) -> Self {
-        let per_token = |price: Decimal| u64::try_from(price.millionths().div_ceil(1_000)).unwrap_or(u64::MAX);
+        let per_token =
+            |price: Decimal| u64::try_from(price.millionths().div_ceil(1_000)).unwrap_or(u64::MAX);
         Self {
             input: per_token(input),
             output: per_token(output),
@@ -146,7 +147,10 @@ mod tests {
     fn follows_what_is_used() {
         let mut estimator = Estimator::default();
         let (input, output) = estimator.estimate(3_000, None, OutputCharge::Used);
-        assert!((1_000..=2_000).contains(&input) && output >= 1_024, "{input} {output}");
+        assert!(
+            (1_000..=2_000).contains(&input) && output >= 1_024,
+            "{input} {output}"
+        );
         for n in 0..200 {
             estimator.learn(4_000, 1_000, 250 + 10 * (n % 10));
         }
@@ -154,14 +158,23 @@ mod tests {
         assert!((1_000..=1_010).contains(&input), "{input}");
         assert!((320..=360).contains(&output), "{output}");
         assert_eq!(estimator.estimate(4_000, Some(100), OutputCharge::Used).1, 100);
-        assert_eq!(estimator.estimate(4_000, Some(9_000), OutputCharge::MaxTokens).1, 9_000);
+        assert_eq!(
+            estimator.estimate(4_000, Some(9_000), OutputCharge::MaxTokens).1,
+            9_000
+        );
         assert_eq!(OutputCharge::MaxTokens.of(12, None), 12);
     }
 
     #[test]
     fn prices() {
         let price = Price::per_million("0.25".parse().expect("a price"), "2.00".parse().expect("a price"));
-        assert_eq!(price, Price { input: 250, output: 2_000 });
+        assert_eq!(
+            price,
+            Price {
+                input: 250,
+                output: 2_000
+            }
+        );
         assert_eq!(price.amounts(1_000_000, 500_000).nano_dollars, 1_250_000_000);
     }
 

@@ -61,12 +61,16 @@ pub fn parse<'a>(headers: impl IntoIterator<Item = (&'a str, &'a [u8])>, unix_ms
     let mut hint = Hint::default();
     for (name, value) in headers {
         // Cheap for the many headers that are about something else.
-        let Some(first) = name.bytes().next() else { continue };
+        let Some(first) = name.bytes().next() else {
+            continue;
+        };
         if !matches!(first, b'x' | b'X' | b'a' | b'A' | b'r' | b'R') || name.len() > 64 || value.len() > 64 {
             continue;
         }
         let name = name.to_ascii_lowercase();
-        let Ok(value) = std::str::from_utf8(value) else { continue };
+        let Ok(value) = std::str::from_utf8(value) else {
+            continue;
+        };
         let value = value.trim();
         match name.as_str() {
             "retry-after-ms" => wait(&mut hint, number(value).map(|ms| scaled(ms, MILLISECOND))),
@@ -120,7 +124,14 @@ fn words(name: &str) -> Option<(Field, Resource, Option<Nanos>)> {
     Some((field?, resource.unwrap_or(Resource::Requests), period))
 }
 
-fn count(hint: &mut Hint, resource: Resource, period: Option<Nanos>, field: Field, value: &str, unix_ms: i64) {
+fn count(
+    hint: &mut Hint,
+    resource: Resource,
+    period: Option<Nanos>,
+    field: Field,
+    value: &str,
+    unix_ms: i64,
+) {
     let found = hint
         .counts
         .iter_mut()
@@ -154,8 +165,12 @@ fn leading(value: &str) -> &str {
 
 /// A finite number of at least 0, written in digits.
 fn number(text: &str) -> Option<f64> {
-    let plain = !text.is_empty() && text.len() <= 24 && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    text.parse().ok().filter(|number: &f64| plain && number.is_finite())
+    let plain = !text.is_empty()
+        && text.len() <= 24
+        && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    text.parse()
+        .ok()
+        .filter(|number: &f64| plain && number.is_finite())
 }
 
 fn scaled(number: f64, unit: Nanos) -> Nanos {
@@ -199,7 +214,9 @@ fn duration(value: &str) -> Option<Nanos> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (amount, after) = rest.split_at(digits);
-        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let letters = after
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .unwrap_or(after.len());
         let (unit, after) = after.split_at(letters);
         let unit = match unit {
             "ns" => 1,
@@ -232,7 +249,13 @@ mod tests {
         hint.counts
             .iter()
             .find(|count| count.resource == resource)
-            .map(|count| (count.limit, count.remaining, count.reset.map(|reset| reset / MILLISECOND)))
+            .map(|count| {
+                (
+                    count.limit,
+                    count.remaining,
+                    count.reset.map(|reset| reset / MILLISECOND),
+                )
+            })
             .expect("a count")
     }
 
@@ -248,7 +271,10 @@ mod tests {
             ("x-ratelimit-reset-tokens", "6m0s"),
         ]);
         assert_eq!(of(&openai, Resource::Requests), (Some(60), Some(59), Some(1_000)));
-        assert_eq!(of(&openai, Resource::Tokens), (Some(150_000), Some(149_984), Some(360_000)));
+        assert_eq!(
+            of(&openai, Resource::Tokens),
+            (Some(150_000), Some(149_984), Some(360_000))
+        );
         let anthropic = read(&[
             ("anthropic-ratelimit-input-tokens-limit", "40000"),
             ("anthropic-ratelimit-input-tokens-remaining", "39000"),
@@ -256,7 +282,10 @@ mod tests {
             ("anthropic-ratelimit-output-tokens-remaining", "8000"),
             ("anthropic-ratelimit-requests-remaining", "0"),
         ]);
-        assert_eq!(of(&anthropic, Resource::InputTokens), (Some(40_000), Some(39_000), Some(30_000)));
+        assert_eq!(
+            of(&anthropic, Resource::InputTokens),
+            (Some(40_000), Some(39_000), Some(30_000))
+        );
         assert_eq!(of(&anthropic, Resource::OutputTokens), (None, Some(8_000), None));
         assert_eq!(of(&anthropic, Resource::Requests), (None, Some(0), None));
         let cerebras = read(&[
@@ -264,15 +293,28 @@ mod tests {
             ("x-ratelimit-remaining-tokens-minute", "7.5"),
             ("x-ratelimit-reset-requests-day", "33011.382867"),
         ]);
-        assert_eq!(of(&cerebras, Resource::Requests), (Some(1000), None, Some(33_011_382)));
+        assert_eq!(
+            of(&cerebras, Resource::Requests),
+            (Some(1000), None, Some(33_011_382))
+        );
         assert_eq!(of(&cerebras, Resource::Tokens).1, Some(7));
         assert_eq!(cerebras.counts[0].period, Some(86_400 * SECOND));
-        let plain = read(&[("ratelimit-limit", "100, 100;w=60"), ("ratelimit-remaining", "3"), ("ratelimit-reset", "50")]);
+        let plain = read(&[
+            ("ratelimit-limit", "100, 100;w=60"),
+            ("ratelimit-remaining", "3"),
+            ("ratelimit-reset", "50"),
+        ]);
         assert_eq!(of(&plain, Resource::Requests), (Some(100), Some(3), Some(50_000)));
-        let fireworks = read(&[("x-ratelimit-remaining-tokens-prompt", "5"), ("x-ratelimit-remaining-tokens-generated", "6")]);
+        let fireworks = read(&[
+            ("x-ratelimit-remaining-tokens-prompt", "5"),
+            ("x-ratelimit-remaining-tokens-generated", "6"),
+        ]);
         assert_eq!(of(&fireworks, Resource::InputTokens).1, Some(5));
         assert_eq!(of(&fireworks, Resource::OutputTokens).1, Some(6));
-        assert_eq!(of(&read(&[("ratelimitbysize-remaining", "9")]), Resource::Tokens).1, Some(9));
+        assert_eq!(
+            of(&read(&[("ratelimitbysize-remaining", "9")]), Resource::Tokens).1,
+            Some(9)
+        );
     }
 
     #[test]
@@ -297,13 +339,23 @@ mod tests {
         for (headers, ms) in [
             (vec![("retry-after", "2")], Some(2_000)),
             (vec![("Retry-After", "0.5")], Some(500)),
-            (vec![("retry-after", "1"), ("retry-after-ms", "1250")], Some(1_250)),
-            (vec![("retry-after", "Thu, 05 Nov 2026 12:00:07 GMT")], Some(7_000)),
+            (
+                vec![("retry-after", "1"), ("retry-after-ms", "1250")],
+                Some(1_250),
+            ),
+            (
+                vec![("retry-after", "Thu, 05 Nov 2026 12:00:07 GMT")],
+                Some(7_000),
+            ),
             (vec![("retry-after", "Thu, 05 Nov 2020 12:00:07 GMT")], Some(0)),
             (vec![("retry-after", "NaN")], None),
             (vec![("x-ratelimit-reset-something-else", "1")], None),
         ] {
-            assert_eq!(read(&headers).retry_after.map(|wait| wait / MILLISECOND), ms, "{headers:?}");
+            assert_eq!(
+                read(&headers).retry_after.map(|wait| wait / MILLISECOND),
+                ms,
+                "{headers:?}"
+            );
         }
     }
 

@@ -5,12 +5,10 @@
 //! nanoseconds together; a refusal also looks through at most 128 buckets per limit to say when to come back.
 //! Everything else happens once per report.
 
-use std::collections::BTreeMap;
-
 use super::window::Held;
-use super::{
-    Amounts, Claim, Counted, Hint, Limit, MILLISECOND, Nanos, Reply, Report, Resource, Seen, Terms, Window,
-};
+use super::{Amounts, Counted, Hint, Limit, MILLISECOND, Nanos, Resource, Seen, Terms, Window};
+
+mod report;
 
 /// The most limits of one provider.
 pub const MAX_LIMITS: usize = 64;
@@ -129,7 +127,7 @@ pub struct Holder {
     leaving: bool,
     wanting: bool,
     #[cfg(test)]
-    pub(super) fault: Option<super::simulation::Fault>,
+    pub(super) fault: Option<crate::quota::simulation::Fault>,
 }
 
 impl Holder {
@@ -185,6 +183,31 @@ impl Holder {
         Class(bits.fold(0, |bits, (i, _)| bits | 1 << i))
     }
 
+    /// All limits: for a request of which it is not known what it asks for.
+    pub fn every_limit(&self) -> Class {
+        Class(
+            self.limits
+                .iter()
+                .enumerate()
+                .fold(0, |bits, (i, _)| bits | 1 << i),
+        )
+    }
+
+    /// Whether any limit of `class` counts tokens or spend, so that a request's size matters.
+    pub fn weighs(&self, class: Class) -> bool {
+        class.limits().any(|i| {
+            !matches!(
+                self.limits[i].limit.resource,
+                Resource::Requests | Resource::Concurrency
+            )
+        })
+    }
+
+    /// Whether no request is under way.
+    pub fn is_idle(&self) -> bool {
+        self.limits.iter().all(|local| local.in_flight == 0)
+    }
+
     /// The limit at a position, as given.
     pub fn limit(&self, position: usize) -> Option<&Limit> {
         self.limits.get(position).map(|local| &local.limit)
@@ -222,7 +245,11 @@ impl Holder {
             if units > local.limit.limit {
                 return Admission::Never { limit: i };
             }
-            let share = if leased { local.share } else { local.fallback(self.floored) };
+            let share = if leased {
+                local.share
+            } else {
+                local.fallback(self.floored)
+            };
             let used = local.in_use();
             let until = if now < local.frozen_until {
                 Some(local.frozen_until)
@@ -295,7 +322,7 @@ impl Holder {
                     let at = headers_at.min(latest);
                     local.held.correct(at, reserved, used, now);
                     #[cfg(test)]
-                    if self.fault == Some(super::simulation::Fault::RefundTwice) {
+                    if self.fault == Some(crate::quota::simulation::Fault::RefundTwice) {
                         local.held.correct(at, reserved, used, now);
                     }
                 }
@@ -364,160 +391,5 @@ impl Holder {
                 reset_ms: count.reset.unwrap_or(longest).min(longest).div_ceil(MILLISECOND),
             });
         }
-    }
-
-    /// When the next report is due; none: when somebody was refused.
-    pub fn next_report(&self) -> Option<Nanos> {
-        self.next_report
-    }
-
-    /// The report that is due, with the requests that wait. Sent after it was made, and to the allocator.
-    pub fn report(&mut self, now: Nanos, unix_ms: i64, waiting: &[Waiting]) -> Report {
-        let idle = self.leaving || waiting.iter().all(|waiting| waiting.requests == 0)
-            && self.limits.iter().all(|local| local.in_flight == 0)
-            && now.saturating_sub(self.asked_at) > self.terms.lease;
-        self.make_report(now, unix_ms, waiting, idle)
-    }
-
-    /// From now on nothing is admitted, and reports say so; this is the first.
-    pub fn leave(&mut self, now: Nanos, unix_ms: i64) -> Report {
-        self.leaving = true;
-        self.make_report(now, unix_ms, &[], true)
-    }
-
-    fn make_report(&mut self, now: Nanos, unix_ms: i64, waiting: &[Waiting], released: bool) -> Report {
-        if released {
-            self.lease_until = 0;
-        }
-        let leased = now < self.lease_until;
-        let elapsed = now.saturating_sub(self.interval_at);
-        let full = elapsed >= self.terms.report_every / 2;
-        let mut limits = BTreeMap::new();
-        for (i, local) in self.limits.iter_mut().enumerate() {
-            local.held.advance(now);
-            // What the lease gave is void without it.
-            if !leased {
-                local.share = if released { 0 } else { local.fallback(self.floored) };
-            }
-            if full {
-                let intervals = u128::from(local.admitted) * u128::from(self.terms.report_every);
-                let pace = u64::try_from(intervals / u128::from(elapsed.max(1))).unwrap_or(u64::MAX);
-                local.pace = pace.max(local.pace / 2);
-                local.admitted = 0;
-                local.largest -= local.largest / 8;
-            }
-            if local.pace == 0 && local.admitted == 0 {
-                local.largest = 0;
-            }
-            let used = local.in_use();
-            let mut claim = Claim {
-                share: local.share.max(used),
-                held: used,
-                epoch: match &local.held {
-                    Held::Calendar(tally) => tally.epoch,
-                    _ => None,
-                },
-                seen: local.seen.take(),
-                ..Claim::default()
-            };
-            if !released {
-                let pace = local.pace.max(local.admitted).saturating_mul(2);
-                claim.more = pace.min(used / 8).saturating_add(local.largest);
-                for waiting in waiting.iter().filter(|waiting| waiting.requests > 0) {
-                    if waiting.class.0 & (1 << i) != 0 {
-                        let (total, largest) = match local.limit.resource {
-                            Resource::Requests | Resource::Concurrency => (waiting.requests, 1),
-                            resource => (resource.units(&waiting.total), resource.units(&waiting.largest)),
-                        };
-                        claim.more = claim.more.saturating_add(total);
-                        claim.need = claim.need.max(largest);
-                        claim.age_ms = claim.age_ms.max(waiting.oldest / MILLISECOND);
-                    }
-                }
-            }
-            limits.insert(local.key.clone(), claim);
-        }
-        if full {
-            self.interval_at = now;
-        }
-        self.wanting = waiting.iter().any(|waiting| waiting.requests > 0);
-        self.resting = released;
-        self.floored &= !released;
-        self.seq += 1;
-        self.sent_at = now;
-        self.answered = false;
-        self.next_report = (!released).then(|| now.saturating_add(self.spacing()));
-        Report {
-            holder: self.id.clone(),
-            term: self.term,
-            seq: self.seq,
-            weight: self.weight,
-            unix_ms,
-            released,
-            floored: self.floored,
-            limits,
-        }
-    }
-
-    fn spacing(&self) -> Nanos {
-        self.terms.report_every / if self.wanting { 4 } else { 1 }
-    }
-
-    /// Somebody was refused: report soon.
-    fn want(&mut self, now: Nanos) {
-        if self.leaving {
-            return;
-        }
-        let at = if self.resting { now } else { self.sent_at.saturating_add(self.terms.report_every / 4) };
-        self.resting = false;
-        self.next_report = Some(self.next_report.map_or(at, |known| known.min(at)));
-    }
-
-    /// Takes the allocator's answer. True if requests that wait should be tried again.
-    pub fn on_reply(&mut self, reply: &Reply, now: Nanos) -> bool {
-        let grant = match reply {
-            Reply::Term(term) => {
-                if *term > self.term {
-                    self.term = *term;
-                    self.answered = true;
-                    self.next_report = Some(now);
-                }
-                return false;
-            }
-            Reply::Grant(grant) => grant,
-        };
-        #[allow(unused_mut)]
-        let (mut newest, mut start) = (
-            grant.term == self.term && grant.seq == self.seq && !self.answered && !self.resting,
-            self.sent_at,
-        );
-        #[cfg(test)]
-        match self.fault {
-            Some(super::simulation::Fault::AnyGrant) => newest = !self.resting,
-            Some(super::simulation::Fault::LeaseFromReceipt) => start = now,
-            _ => {}
-        }
-        let lease_until = start.saturating_add(grant.lease_ms.saturating_mul(MILLISECOND));
-        if !newest || lease_until <= now {
-            return false;
-        }
-        self.answered = true;
-        self.lease_until = lease_until;
-        self.floored |= grant.floored;
-        let mut grew = false;
-        for local in &mut self.limits {
-            let share = grant.limits.get(&local.key).copied().unwrap_or_default();
-            if let (Held::Calendar(tally), Some(epoch)) = (&mut local.held, share.epoch) {
-                let length = epoch.next_in_ms.saturating_mul(MILLISECOND);
-                let next = start.saturating_add(self.terms.shrink(length));
-                if tally.roll(epoch.start, next, now) {
-                    grew = true;
-                    self.next_report = Some(now);
-                }
-            }
-            grew |= share.share > local.share;
-            local.share = share.share;
-        }
-        grew
     }
 }

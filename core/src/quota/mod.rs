@@ -49,8 +49,10 @@ pub mod clock;
 pub mod estimate;
 pub mod hint;
 pub mod holder;
+pub mod record;
 mod share;
 mod slope;
+pub mod spec;
 pub mod window;
 
 #[cfg(test)]
@@ -64,13 +66,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use allocator::{Action, Allocator, Checkpoint, CheckpointError};
+pub use allocator::{Action, Allocator, Checkpoint, CheckpointError, Usage};
 pub use clock::WallClock;
 pub use estimate::{Estimator, OutputCharge, Price};
 pub use hint::{Hint, parse};
 pub use holder::{Admission, Class, Holder, Ticket, Waiting};
+pub use record::{Found, Record};
 pub use slope::Slope;
-pub use window::{Calendar, Window};
+pub use window::{Calendar, CalendarUnit, Window};
 
 /// An instant or a length in nanoseconds; instants count from the origin of one process's monotonic clock.
 pub type Nanos = u64;
@@ -147,6 +150,10 @@ pub struct Limit {
     /// The longest time between a request's admission and that instant: the timeout for the headers or for the whole
     /// request. A provider known to count on arrival may have less, which raises utilisation when answers are slow.
     pub within: Nanos,
+    /// The same for the last requests of a replica that is not heard of any more: so long its share is set aside before
+    /// the window. None: [`Limit::within`]. Less raises utilisation after a replica is lost, where a provider is known to
+    /// count a request soon after it was sent or not at all.
+    pub within_lost: Option<Nanos>,
     /// False: only counted (a budget with `onExhausted: Allow`).
     pub enforced: bool,
     /// Units a replica may go on using when it has lost the allocator; 0: it stops. A replica gets this right only while
@@ -171,10 +178,16 @@ impl Limit {
                 _ => Counted::ByHeaders,
             },
             within: 600 * SECOND,
+            within_lost: None,
             enforced: true,
             floor: 0,
             slope: None,
         }
+    }
+
+    /// The longest time between the last request of a lost replica and the instant at which it is counted.
+    pub(crate) fn within_lost(&self) -> Nanos {
+        self.within_lost.unwrap_or(self.within)
     }
 
     /// What its counts are filed under in messages and checkpoints: another window or resource is another limit, another

@@ -15,7 +15,11 @@ impl Counted {
 
     /// Units counted in `from..to`.
     pub(super) fn between(&self, from: u64, to: u64) -> u64 {
-        self.0.iter().filter(|(at, _)| (from..to).contains(at)).map(|(_, units)| units).sum()
+        self.0
+            .iter()
+            .filter(|(at, _)| (from..to).contains(at))
+            .map(|(_, units)| units)
+            .sum()
     }
 
     /// The most units in any interval `(t - window, t]`, less `limit`.
@@ -63,7 +67,10 @@ impl Counted {
 
 /// The most intervals that overlap, less `limit`.
 pub(super) fn over_concurrency(intervals: &[(u64, u64)], limit: u64) -> u64 {
-    let mut edges: Vec<(u64, i64)> = intervals.iter().flat_map(|(from, to)| [(*from, 1), (*to, -1)]).collect();
+    let mut edges: Vec<(u64, i64)> = intervals
+        .iter()
+        .flat_map(|(from, to)| [(*from, 1), (*to, -1)])
+        .collect();
     // At the same instant the end comes first.
     edges.sort_unstable();
     let (mut now, mut worst) = (0i64, 0i64);

@@ -31,7 +31,11 @@ pub(super) fn split(capacity: u64, demands: &[Demand], slack: u64) -> Vec<u64> {
             .iter()
             .map(|demand| {
                 let keeps = demand.wanted..=demand.wanted + 2 * spread;
-                if keeps.contains(&demand.claim) { demand.claim } else { demand.wanted + spread }
+                if keeps.contains(&demand.claim) {
+                    demand.claim
+                } else {
+                    demand.wanted + spread
+                }
             })
             .collect();
     }
@@ -71,25 +75,66 @@ mod tests {
     use proptest::prelude::*;
 
     fn demand(weight: u64, wanted: u64) -> Demand {
-        Demand { weight, wanted, need: 0, since: 0, claim: 0 }
+        Demand {
+            weight,
+            wanted,
+            need: 0,
+            since: 0,
+            claim: 0,
+        }
     }
 
     #[test]
     fn cases() {
         for (name, capacity, demands, shares) in [
-            ("small ones get all", 100, vec![demand(1, 10), demand(1, 500), demand(1, 500)], vec![10, 45, 45]),
-            ("by weight", 90, vec![demand(1, 500), demand(2, 500)], vec![30, 60]),
-            ("remainders go somewhere", 10, vec![demand(1, 9); 3], vec![3, 3, 4]),
-            ("half of the rest is slack", 100, vec![demand(1, 10), demand(1, 30)], vec![25, 45]),
+            (
+                "small ones get all",
+                100,
+                vec![demand(1, 10), demand(1, 500), demand(1, 500)],
+                vec![10, 45, 45],
+            ),
+            (
+                "by weight",
+                90,
+                vec![demand(1, 500), demand(2, 500)],
+                vec![30, 60],
+            ),
+            (
+                "remainders go somewhere",
+                10,
+                vec![demand(1, 9); 3],
+                vec![3, 3, 4],
+            ),
+            (
+                "half of the rest is slack",
+                100,
+                vec![demand(1, 10), demand(1, 30)],
+                vec![25, 45],
+            ),
             ("alone", 100, vec![demand(1, 1000)], vec![100]),
         ] {
             assert_eq!(split(capacity, &demands, u64::MAX), shares, "{name}");
         }
-        let keeps = Demand { claim: 30, ..demand(1, 10) };
-        assert_eq!(split(100, &[keeps, demand(1, 30)], u64::MAX), [30, 45], "slack is kept as it is");
-        let large = |since| Demand { need: 60, since, ..demand(1, 100) };
+        let keeps = Demand {
+            claim: 30,
+            ..demand(1, 10)
+        };
+        assert_eq!(
+            split(100, &[keeps, demand(1, 30)], u64::MAX),
+            [30, 45],
+            "slack is kept as it is"
+        );
+        let large = |since| Demand {
+            need: 60,
+            since,
+            ..demand(1, 100)
+        };
         assert_eq!(split(100, &[large(2), large(1), demand(1, 100)], 0), [20, 60, 20]);
-        let one = |since| Demand { need: 1, since, ..demand(1, 1) };
+        let one = |since| Demand {
+            need: 1,
+            since,
+            ..demand(1, 1)
+        };
         assert_eq!(split(1, &[one(1), one(2), one(3)], 0), [1, 0, 0]);
     }
 

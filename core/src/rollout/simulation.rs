@@ -31,6 +31,7 @@ struct Revision {
     name: String,
     standing: Standing,
     rejected: Option<Reason>,
+    passed: Option<i32>,
     order: i64,
     wanted: i32,
     pods: Vec<Pod>,
@@ -59,7 +60,14 @@ struct World {
     /// Since a scale-up the pods need time before the floor holds again.
     floor: i32,
     crashes: bool,
+    ladder: Option<Ladder>,
+    reached: Option<Reached>,
+    /// A candidate is found to be bad at this weight.
+    is_bad_at: Option<i32>,
 }
+
+/// Ticks after which a rung is judged.
+const JUDGING: i64 = 7;
 
 impl World {
     fn new(seed: u64, replicas: i32, surge_percent: i32, gateways: usize, crashes: bool) -> Self {
@@ -77,7 +85,46 @@ impl World {
             next_pod: 0,
             floor: 0,
             crashes,
+            ladder: None,
+            reached: None,
+            is_bad_at: None,
         }
+    }
+
+    fn climbing(self, weights: &[i32], keeps_stable: bool, delay: i64, bake: i64) -> Self {
+        let rung = |weight: &i32| Rung {
+            weight: *weight,
+            pods: (*weight == 0).then_some(self.replicas),
+            needs_approval: false,
+        };
+        let ladder = Ladder {
+            rungs: weights.iter().map(rung).collect(),
+            least_pods: 2,
+            keeps_stable,
+            scale_down_delay: SignedDuration::from_secs(delay),
+            bake: SignedDuration::from_secs(bake),
+            on_undecided: OnUndecided::Hold,
+        };
+        Self {
+            ladder: Some(ladder),
+            ..self
+        }
+    }
+
+    fn gate(&self) -> Option<Gate> {
+        let reached = self.reached.as_ref()?;
+        let is_over = self.tick - reached.since.as_second() >= JUDGING;
+        let opinion = match self.is_bad_at {
+            Some(weight) if reached.weight >= weight && is_over => Opinion::RollBack,
+            _ if is_over => Opinion::Advance,
+            _ => Opinion::Continue,
+        };
+        Some(Gate {
+            weight: reached.weight,
+            opinion,
+            reason: Reason::new("AnalysisFailed", "errors"),
+            deadline: None,
+        })
     }
 
     fn revision(&mut self, name: &str) -> &mut Revision {
@@ -113,6 +160,8 @@ impl World {
                     .map(|(_, weight)| *weight),
                 trouble: None,
                 rejected: revision.rejected.clone(),
+                passed: revision.passed,
+                is_trusted: false,
             }
         });
         let confirmed = self
@@ -138,6 +187,9 @@ impl World {
                 Gateways::Pending
             },
             progress: self.progress.clone(),
+            ladder: self.ladder.clone(),
+            gate: self.gate(),
+            reached: self.reached.clone(),
         }
     }
 
@@ -173,7 +225,14 @@ impl World {
             revision.rejected = change.reason.clone();
             if change.standing == Standing::Candidate {
                 revision.order = order;
+                revision.passed = None;
             }
+        }
+        if let Some((name, weight)) = &decision.passed {
+            if !may_write() {
+                return decision;
+            }
+            self.revision(name).passed = Some(*weight);
         }
         for (name, replicas) in &decision.scale {
             if !may_write() {
@@ -189,6 +248,7 @@ impl World {
             self.generation += 1;
         }
         self.progress = decision.progress.clone();
+        self.reached = decision.reached.clone();
         decision
     }
 
@@ -202,7 +262,7 @@ impl World {
             "{decision:?}"
         );
         assert!(decision.traffic.iter().filter(|(_, weight)| *weight > 0).count() <= 2);
-        if decision.state == State::Releasing {
+        if matches!(decision.state, State::Releasing | State::Judging | State::Baking) {
             let candidate = decision.candidate.as_ref().unwrap();
             let weight = decision
                 .traffic
@@ -214,6 +274,19 @@ impl World {
                 assert!(
                     weight <= member.weight.unwrap_or(0).max(reachable),
                     "{weight} of {member:?}"
+                );
+                let passed = decision
+                    .passed
+                    .as_ref()
+                    .map(|(_, weight)| *weight)
+                    .or(member.passed);
+                let rungs = before.ladder.iter().flat_map(|ladder| &ladder.rungs);
+                let unanswered = rungs
+                    .map(|rung| rung.weight)
+                    .find(|rung| passed.is_none_or(|passed| *rung > passed));
+                assert!(
+                    weight <= unanswered.unwrap_or(100),
+                    "{weight} before {unanswered:?}"
                 );
             }
         }
@@ -284,7 +357,10 @@ impl World {
                 self.floor,
                 self.tick
             );
-            let room = self.replicas + surge(self.replicas, self.surge_percent);
+            let room = match &self.ladder {
+                Some(_) => 2 * self.replicas + surge(self.replicas, self.surge_percent),
+                None => self.replicas + surge(self.replicas, self.surge_percent),
+            };
             let pods: usize = self.revisions.iter().map(|revision| revision.pods.len()).sum();
             assert!(pods as i32 <= room, "{pods} pods in a room of {room}");
         }
@@ -396,5 +472,69 @@ proptest! {
         world.run_until(|state| *state == State::Ready);
         prop_assert_eq!(world.revision("p-b").pods.len() as i32, second);
         prop_assert_eq!(world.available(), second);
+    }
+
+    #[test]
+    fn a_good_candidate_climbs_every_ladder_and_is_judged_on_each_rung(
+        seed in any::<u64>(), replicas in 1..=12, keeps: bool, delay in 0..20_i64, bake in 0..20_i64, crashes: bool,
+        weights in prop::sample::select(vec![vec![0], vec![50], vec![1, 10, 25, 50], vec![0, 5, 95]]),
+    ) {
+        let mut world = World::new(seed, replicas, 25, 2, crashes);
+        world.run_until(|state| *state == State::Ready);
+        world = world.climbing(&weights, keeps, delay, bake);
+        world.target = "p-b".into();
+        let mut judged = Vec::new();
+        for _ in 0..20_000 {
+            let decision = world.operate();
+            world.cluster();
+            prop_assert!(world.available() >= world.floor);
+            if decision.state == State::Judging {
+                judged.push(decision.reached.unwrap().weight);
+            }
+            if decide(&world.situation()).state == State::Ready { break }
+        }
+        judged.dedup();
+        prop_assert_eq!(judged, weights);
+        world.run_until(|state| *state == State::Ready);
+        prop_assert_eq!(world.weight("p-b"), 100);
+        prop_assert_eq!(world.revision("p-a").standing, Standing::Verified);
+        prop_assert_eq!(world.revision("p-a").pods.len(), 0);
+    }
+
+    #[test]
+    fn a_bad_candidate_goes_back_from_every_rung_and_from_the_bake(
+        seed in any::<u64>(), replicas in 1..=12, keeps: bool, delay in 0..20_i64, crashes: bool,
+        bad in prop::sample::select(vec![0, 1, 10, 25, 50, 100]),
+    ) {
+        let mut world = World::new(seed, replicas, 25, 2, crashes);
+        world.run_until(|state| *state == State::Ready);
+        world = world.climbing(&[0, 1, 10, 25, 50], keeps, delay, 60);
+        world.target = "p-b".into();
+        world.is_bad_at = Some(bad);
+        world.run_until(|state| matches!(state, State::Rejected(_)));
+        prop_assert_eq!(world.weight("p-a"), 100);
+        world.cluster();
+        prop_assert_eq!(world.revision("p-b").pods.len(), 0);
+        prop_assert_eq!(world.revision("p-a").pods.len() as i32, replicas);
+    }
+
+    #[test]
+    fn superseding_on_any_rung_begins_below_the_first_and_ends_with_the_last(
+        seed in any::<u64>(), replicas in 1..=8, keeps: bool, moments in prop::collection::vec(0_usize..120, 1..4),
+    ) {
+        let mut world = World::new(seed, replicas, 25, 2, true);
+        world.run_until(|state| *state == State::Ready);
+        world = world.climbing(&[1, 25, 50], keeps, 5, 5);
+        for (number, moment) in moments.iter().enumerate() {
+            world.target = format!("p-{number}");
+            for _ in 0..*moment {
+                world.operate();
+                world.cluster();
+                prop_assert!(world.available() >= world.floor);
+            }
+        }
+        let last = world.target.clone();
+        world.run_until(|state| *state == State::Ready);
+        prop_assert_eq!(world.weight(&last), 100);
     }
 }

@@ -1,5 +1,7 @@
 //! The rules of the module doc as a table of situations.
 
+mod ladder;
+
 use super::*;
 
 const STABLE: &str = "p-a";
@@ -44,6 +46,9 @@ fn pool(replicas: i32) -> Situation {
         members: Vec::new(),
         gateways: Gateways::Confirmed,
         progress: None,
+        ladder: None,
+        gate: None,
+        reached: None,
     }
 }
 

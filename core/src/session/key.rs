@@ -43,8 +43,8 @@ impl SessionKey {
         (self.high >> 60) as u8
     }
 
-    /// 64 of its bits.
-    pub(super) fn bits(self) -> u64 {
+    /// 64 of its bits, uniform: for choices that all gateways make alike, as of a replica by consistent hashing.
+    pub fn bits(self) -> u64 {
         self.low
     }
 
@@ -148,7 +148,12 @@ impl Keyer {
         headers
             .into_iter()
             .find_map(|header| cookie_value(header, name))
-            .and_then(|value| self.key(Source::Cookie, value))
+            .and_then(|value| self.cookie_value(value))
+    }
+
+    /// From a cookie's value; none when it is empty.
+    pub fn cookie_value(&self, value: &[u8]) -> Option<SessionKey> {
+        self.key(Source::Cookie, value)
     }
 
     /// From an A2A `contextId`; none when it is empty.

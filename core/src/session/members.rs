@@ -184,6 +184,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         /// One more member takes over only what it is a home of now, at most 2/(N+1) + 2 % of the keys, and who was home
         /// before and is pushed out was the second.
         #[test]

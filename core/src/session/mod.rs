@@ -39,7 +39,7 @@
 //!
 //! # A2A
 //!
-//! The first message has no `contextId`: it is routed by a random key, and [`a2a`] learns the names of the context and the task from the
+//! The first message has no `contextId`: it goes by weight, and [`a2a`] learns the names of the context and the task from the
 //! response. A task's key has an entry of its own, at its own homes, that names its conversation, so `GetTask` costs one round
 //! trip too, and both move alike.
 

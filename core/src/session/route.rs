@@ -54,6 +54,14 @@ pub struct Route {
     pub shares: Vec<Share>,
 }
 
+impl Route {
+    /// The generation since which all revisions with a weight have had theirs: with which the candidate's left zero.
+    pub fn since(&self) -> i64 {
+        let weighted = self.shares.iter().filter(|share| share.weight > 0);
+        weighted.map(|share| share.since).max().unwrap_or(0)
+    }
+}
+
 /// Why a conversation had to leave its revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MoveReason {
@@ -113,6 +121,8 @@ pub(super) struct RevisionId(u32);
 struct Slot {
     name: Arc<str>,
     entries: u32,
+    /// Conversations assigned since [`Revisions::since`].
+    assigned: u64,
     weight: u32,
     kept: bool,
     listed: bool,
@@ -123,6 +133,8 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Revisions {
     generation: i64,
+    /// The newest `since` of the route.
+    since: i64,
     floors_version: u64,
     slots: Vec<Slot>,
 }
@@ -131,6 +143,7 @@ impl Default for Revisions {
     fn default() -> Self {
         Self {
             generation: -1,
+            since: 0,
             floors_version: 0,
             slots: Vec::new(),
         }
@@ -162,6 +175,10 @@ impl Revisions {
             self.slots.iter_mut().for_each(|slot| slot.floor = i64::MIN);
         }
         self.generation = route.generation;
+        let since = route.since();
+        if std::mem::replace(&mut self.since, since) != since {
+            self.slots.iter_mut().for_each(|slot| slot.assigned = 0);
+        }
         let before: Vec<bool> = self.slots.iter().map(|slot| slot.kept).collect();
         for slot in &mut self.slots {
             (slot.weight, slot.kept, slot.listed) = (0, false, false);
@@ -209,6 +226,7 @@ impl Revisions {
         let slot = Slot {
             name: name.into(),
             entries: 0,
+            assigned: 0,
             weight: 0,
             kept: false,
             listed: false,
@@ -252,6 +270,20 @@ impl Revisions {
         self.find(name)
             .and_then(|id| self.slot(id))
             .map_or(0, |slot| slot.entries)
+    }
+
+    /// See [`super::Shard::assigned`].
+    pub fn assigned(&self, name: &str) -> u64 {
+        self.find(name)
+            .and_then(|id| self.slot(id))
+            .map_or(0, |slot| slot.assigned)
+    }
+
+    pub fn count_assigned(&mut self, name: &str, epoch: i64) {
+        if epoch >= self.since {
+            let id = self.intern(name);
+            self.slots[id.0 as usize].assigned += 1;
+        }
     }
 
     pub fn count(&mut self, id: RevisionId, change: i32) {

@@ -427,7 +427,7 @@ impl World {
                     protected: true,
                 });
             }
-            None => self.gates[gate].shard.open(now, ticket, key, None, &mut out),
+            None => self.gates[gate].shard.open(now, ticket, key, &mut out),
         }
         self.carry_out(gate, out);
     }
@@ -467,7 +467,7 @@ impl World {
             }
         }
         let place = &mut self.gates[gate];
-        let wanted = self.now + place.shard.next_tick().max(1);
+        let wanted = self.now + place.shard.next_tick(self.now).max(1);
         self.report.largest_table = self.report.largest_table.max(place.shard.len());
         if place.alive && wanted < place.tick_at {
             place.tick_at = wanted;

@@ -196,6 +196,10 @@ impl Table {
         self.idle
     }
 
+    pub fn set_idle(&mut self, idle: u64) {
+        self.idle = idle.max(1);
+    }
+
     /// Slots, taken or not: the end of a walk by [`Table::at`].
     pub fn slots(&self) -> usize {
         self.slots.len()

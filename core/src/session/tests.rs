@@ -227,6 +227,34 @@ fn two_homes_at_once_cost_only_their_own_conversations() {
     assert!(switched * 3 < excused, "{switched} of {excused}");
 }
 
+/// Tables of many chunks and batches; each gateway leaves while the one that came before it is still taking over.
+#[test]
+fn a_rolling_restart_hands_over_thousands_of_conversations() {
+    let conversations = if full() { 20_000 } else { 2_000 };
+    let mut world = World::new(9, 3, CALM, 100_000, 4_000);
+    world.converse(conversations, 10, 2_000);
+    let swapped = [(STABLE, 30, true, 1), (CANDIDATE, 70, true, 2)];
+    world.change_at(2_500, route(2, &swapped));
+    for restart in 0..4 {
+        world.join_at(4_000 + restart * 3_000);
+        world.leave_at(4_400 + restart * 3_000);
+    }
+    world.run(90_000);
+    let report = &world.report;
+    assert_eq!(report.turns, conversations as u64 * 10);
+    assert_eq!(
+        (
+            report.switched,
+            report.led_away,
+            report.unprotected,
+            report.undrained
+        ),
+        (0, 0, 0, 0),
+        "{report:?}"
+    );
+    println!("{report:?}");
+}
+
 #[test]
 fn a_full_table_stays_within_its_bound() {
     let mut world = World::new(5, 3, CALM, 64, 2_000);
@@ -289,7 +317,7 @@ impl Pair {
 
     fn open(&mut self, which: usize, ticket: Ticket, key: SessionKey, others: bool) -> Vec<Output> {
         let mut out = Vec::new();
-        self.shards[which].open(self.now, ticket, key, None, &mut out);
+        self.shards[which].open(self.now, ticket, key, &mut out);
         self.deliver(out, others)
     }
 
@@ -328,13 +356,14 @@ fn one_alone_decides_and_lets_go_at_once() {
     let mut shard = Shard::new(settings("a", 10));
     let key = SessionKey::from_random(1, 2);
     let mut out = Vec::new();
-    shard.open(0, 1, key, None, &mut out);
+    shard.open(0, 1, key, &mut out);
     assert_eq!(kinds(&out), ["unrouted"], "nothing serves yet");
     out.clear();
     shard.set_route(0, &route(1, &[(STABLE, 100, true, 1)]), &mut out);
     let replica = "10.0.0.1:8080".parse().unwrap();
-    shard.open(0, 2, key, Some((STABLE, replica)), &mut out);
+    shard.open(0, 2, key, &mut out);
     assert_eq!(kinds(&out), ["assigned", "released"]);
+    shard.pin(0, key, replica, &mut out);
     let found = shard.lookup(key, 5).unwrap();
     assert_eq!(
         (&*found.revision, found.replica, found.epoch, found.root),
@@ -357,7 +386,7 @@ fn first_sight_costs_one_round_trip_and_then_none() {
         let mut pair = Pair::new();
         let key = pair.key(home, 1);
         let mut out = Vec::new();
-        pair.shards[0].open(0, 7, key, None, &mut out);
+        pair.shards[0].open(0, 7, key, &mut out);
         let asks = out
             .iter()
             .filter(|output| matches!(output, Output::Send(e) if matches!(e.message, Message::Ask { .. })))
@@ -373,7 +402,7 @@ fn first_sight_costs_one_round_trip_and_then_none() {
         assert!(pair.shards[0].lookup(key, 1).is_some());
         // The other one has it too and needs no message.
         let mut out = Vec::new();
-        pair.shards[1].open(1, 8, key, None, &mut out);
+        pair.shards[1].open(1, 8, key, &mut out);
         assert_eq!(kinds(&out), ["assigned", "released"]);
         assert!(pair.shards[1].lookup(key, 1).is_some());
     }
@@ -383,8 +412,11 @@ fn first_sight_costs_one_round_trip_and_then_none() {
 fn the_first_byte_waits_for_the_copy_and_not_for_ever() {
     let mut pair = Pair::new();
     let key = pair.key(0, 1);
+    let guess = pair.shards[0].guess(key, 0);
     assert_eq!(kinds(&pair.open(0, 1, key, false)), ["assigned"]);
     assert_eq!(pair.shards[0].lookup(key, 0), None, "not before it is safe");
+    assert_eq!(pair.shards[0].guess(key, 0), pair.shards[0].peek(key));
+    assert_eq!(guess, pair.shards[0].peek(key), "that is what was to be expected");
     for time in [25, 50, 475] {
         pair.now = time;
         assert!(pair.tick(0, false).is_empty());
@@ -431,8 +463,8 @@ fn two_first_requests_get_one_revision() {
         for n in 0..20 {
             let key = pair.key(home, n);
             let mut out = Vec::new();
-            pair.shards[0].open(0, 1, key, None, &mut out);
-            pair.shards[1].open(0, 2, key, None, &mut out);
+            pair.shards[0].open(0, 1, key, &mut out);
+            pair.shards[1].open(0, 2, key, &mut out);
             let rest = pair.deliver(out, true);
             let assigned: Vec<_> = rest
                 .iter()
@@ -466,10 +498,9 @@ fn a_task_follows_its_conversation() {
     let body = br#"{"jsonrpc":"2.0","id":1,"result":{"task":{"id":"t-1","contextId":"c-1"}}}"#;
     let (ids, _) = a2a::response(&keyer, body);
     let (context, task) = (ids.context.unwrap(), ids.task.unwrap());
-    // The first message had no name: it was routed by a random key.
-    let revision = pair.shards[0].propose(SessionKey::from_random(4, 5)).unwrap();
+    // The first message had no name: it was routed by weight alone.
     let learnt = Assignment {
-        revision,
+        revision: CANDIDATE.into(),
         replica: None,
         epoch: 2,
         root: context,
@@ -505,7 +536,7 @@ fn a_task_follows_its_conversation() {
     for key in [context, task] {
         for shard in &mut pair.shards {
             let mut out = Vec::new();
-            shard.open(3, 9, key, None, &mut out);
+            shard.open(3, 9, key, &mut out);
             assert_eq!(kinds(&out), ["assigned", "released"]);
             let found = shard.lookup(key, 3).unwrap();
             assert_eq!((&*found.revision, found.epoch, found.root), (STABLE, 3, context));
@@ -526,7 +557,8 @@ fn a_replica_is_pinned_again_when_it_is_gone() {
     let key = pair.key(0, 1);
     let [old, new] = ["10.0.0.1:80", "10.0.0.2:80"].map(|address| address.parse().unwrap());
     let mut out = Vec::new();
-    pair.shards[0].open(0, 1, key, Some((STABLE, old)), &mut out);
+    pair.shards[0].open(0, 1, key, &mut out);
+    pair.shards[0].pin(0, key, old, &mut out);
     pair.deliver(out, true);
     assert_eq!(pair.shards[1].peek(key).unwrap().replica, Some(old));
     let mut out = Vec::new();
@@ -541,7 +573,52 @@ fn a_replica_is_pinned_again_when_it_is_gone() {
             Some(new)
         );
     }
-    assert_eq!(pair.shards[1].counts().repinned, 1);
+    assert_eq!(
+        pair.shards.each_ref().map(|shard| shard.counts().repinned),
+        [0, 1]
+    );
+}
+
+/// Evidence compares conversations of one age only, so these are counted apart.
+#[test]
+fn conversations_are_counted_from_the_candidates_first_weight_on() {
+    let mut shard = Shard::new(settings("a", 1000));
+    let mut out = Vec::new();
+    let mut dice = Dice::new(8);
+    let mut open = |shard: &mut Shard, number: u64| {
+        for _ in 0..number {
+            shard.open(
+                0,
+                0,
+                SessionKey::from_random(dice.bits(), dice.bits()),
+                &mut Vec::new(),
+            );
+        }
+    };
+    shard.set_route(0, &route(1, &[(STABLE, 100, true, 1)]), &mut out);
+    open(&mut shard, 20);
+    assert_eq!(shard.assigned(STABLE), 20);
+    let both = |generation, weight| {
+        let shares = [(STABLE, 100 - weight, true, 1), (CANDIDATE, weight, true, 2)];
+        route(generation, &shares)
+    };
+    shard.set_route(0, &both(2, 50), &mut out);
+    assert_eq!((shard.assigned(STABLE), shard.assigned(CANDIDATE)), (0, 0));
+    open(&mut shard, 100);
+    shard.set_route(0, &both(3, 90), &mut out);
+    open(&mut shard, 100);
+    assert_eq!(shard.assigned(STABLE) + shard.assigned(CANDIDATE), 200);
+    assert!(shard.assigned(CANDIDATE) > 100, "{}", shard.assigned(CANDIDATE));
+    // A task is no conversation, and one from before is no evidence.
+    let old = Assignment {
+        revision: STABLE.into(),
+        replica: None,
+        epoch: 1,
+        root: SessionKey::from_random(1, 1),
+    };
+    shard.learn(0, 0, old.root, &old, &mut out);
+    shard.learn(0, 0, SessionKey::from_random(2, 2), &old, &mut out);
+    assert_eq!(shard.assigned(STABLE) + shard.assigned(CANDIDATE), 200);
 }
 
 #[test]
@@ -575,7 +652,7 @@ fn one_that_leaves_hands_over_all_before_it_goes() {
     let keys: Vec<SessionKey> = (0..50).map(|n| pair.key(0, n)).collect();
     for key in &keys {
         let mut out = Vec::new();
-        pair.shards[0].open(0, 1, *key, None, &mut out);
+        pair.shards[0].open(0, 1, *key, &mut out);
         // Nothing of that arrives, so only the one that leaves has them.
     }
     let mut out = Vec::new();
@@ -600,7 +677,7 @@ fn one_that_leaves_hands_over_all_before_it_goes() {
 fn messages_for_others_and_of_other_versions_are_refused() {
     let mut pair = Pair::new();
     let mut out = Vec::new();
-    pair.shards[0].open(0, 1, pair.key(1, 1), None, &mut out);
+    pair.shards[0].open(0, 1, pair.key(1, 1), &mut out);
     let sent: Vec<_> = out
         .iter()
         .filter_map(|output| match output {

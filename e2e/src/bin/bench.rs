@@ -1,10 +1,10 @@
 //! `make bench`: ratios against peers.
 
+use clap::Parser;
 use std::process::ExitCode;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match flotilla_e2e::bench::run().await {
+fn main() -> ExitCode {
+    match flotilla_e2e::bench::run(&flotilla_e2e::bench::Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

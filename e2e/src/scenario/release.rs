@@ -104,7 +104,8 @@ pub async fn kill_leader(namespace: &Namespace) -> Result<()> {
     operator::kill(pod).await
 }
 
-async fn delete_one_gateway(namespace: &Namespace) -> Result<()> {
+/// Deletes a gateway pod of the namespace gracefully.
+pub async fn delete_one_gateway(namespace: &Namespace) -> Result<()> {
     let api = namespace.api::<Pod>();
     let pods = api
         .list(&ListParams::default().labels(&format!("{}={}", names::APP_NAME, names::GATEWAY)))
@@ -169,4 +170,100 @@ pub async fn bad_release(namespace: Namespace) -> Result<(String, Outcome)> {
     namespace.apply(&base).await?;
     pool::ready(&namespace, "support", SOON).await?;
     Ok((message, traffic.stop().await))
+}
+
+/// What a canary came to.
+#[derive(Clone, Debug)]
+pub struct Canary {
+    /// Seconds from the apply to the end of the release, promoted or back.
+    pub seconds: u64,
+    /// `status.rollout.metrics` as last seen while it was judged.
+    pub metrics: Vec<flotilla_crds::agent_pool::MetricStatus>,
+    /// Why it was rejected, if it was.
+    pub rejected: Option<String>,
+    /// The client's view; what the agent itself answers with 500 is a failure here.
+    pub traffic: Outcome,
+}
+
+/// A canary under traffic whose new prompt makes the agent fail a share `error_rate` of its requests; waits until it has
+/// been promoted or led back, with the leading operator killed while it is judged.
+pub async fn canary(namespace: Namespace, error_rate: f64) -> Result<Canary> {
+    pool::provider(&namespace).await?;
+    let step = |weight: i32| json!({"weight": weight, "ruleOutTimesWorse": 10, "minDurationSeconds": 10, "decideWithinSeconds": 600});
+    let mut base = with(
+        fixtures::pool("support", 2),
+        "/spec/rollout",
+        json!({
+            "type": "Canary", "settleSeconds": 0,
+            "canary": {"steps": [step(20), step(50)], "bakeSeconds": 40, "scaleDownDelaySeconds": 20},
+            "analysis": {"warmupSeconds": 0, "errors": {"acceptableErrorPercent": "5"}},
+        }),
+    );
+    // A window counts once its requests must be over.
+    base["spec"]["traffic"] = json!({"requestTimeoutSeconds": 5});
+    namespace.apply(&base).await?;
+    let before = pool::ready(&namespace, "support", SOON).await?;
+    let stable_before = before
+        .status
+        .and_then(|status| status.stable)
+        .context("no stable revision")?;
+    let traffic = Traffic::start(Plan {
+        address: pool::address(&namespace, "support").await?,
+        host: format!("support.{}.svc", namespace.name),
+        per_second: 60,
+        connections: 16,
+        timeout: Duration::from_secs(30),
+    });
+    let prompt = format!("{}\n<!-- flotilla: error-rate={error_rate} -->", fixtures::PROMPT);
+    let start = std::time::Instant::now();
+    namespace
+        .apply(&with(base, "/spec/agent/prompt/text", json!(prompt)))
+        .await?;
+    let api = namespace.api::<AgentPool>();
+    // A bad one may be rejected at the first look at its counts.
+    let (metrics, is_over) = wait::until("a judged candidate", Duration::from_secs(120), || async {
+        let status = api
+            .get("support")
+            .await
+            .map_err(|e| e.to_string())?
+            .status
+            .unwrap_or_default();
+        let rollout = status.rollout.unwrap_or_default();
+        let is_judged = rollout.metrics.iter().any(|metric| metric.candidate.is_some());
+        let is_over = !status.rejected.is_empty();
+        match is_judged || is_over {
+            true => Ok((rollout.metrics, is_over)),
+            false => Err(format!("{rollout:?}")),
+        }
+    })
+    .await?;
+    if namespace.cluster.is_local() && !is_over {
+        kill_leader(&namespace).await?;
+    }
+    let status = wait::until("the release to end", Duration::from_secs(300), || async {
+        let status = api
+            .get("support")
+            .await
+            .map_err(|e| e.to_string())?
+            .status
+            .unwrap_or_default();
+        let is_over = status.candidate.is_none() && status.stable.is_some();
+        let has_moved = status.stable.as_ref().map(|stable| &stable.revision)
+            != Some(&stable_before.revision)
+            || !status.rejected.is_empty();
+        match is_over && has_moved {
+            true => Ok(status),
+            false => Err(format!("{:?}", status.rollout)),
+        }
+    })
+    .await?;
+    Ok(Canary {
+        seconds: start.elapsed().as_secs(),
+        metrics,
+        rejected: status
+            .rejected
+            .first()
+            .map(|rejected| format!("{}: {}", rejected.reason, rejected.message)),
+        traffic: traffic.stop().await,
+    })
 }

@@ -25,10 +25,11 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Config as ClientConfig, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::issuer::{self, Issuer};
 use super::translate::{self, Objects, SERVICE_NAME};
 use super::{Config, Source};
 
@@ -141,6 +142,13 @@ pub fn start(client: Client, namespace: &str, pod_uid: &str) -> Source {
     tokio::spawn(follow(pools, None, Change::Pool, events.clone()));
     let providers = Api::<DeserializeGuard<ModelProvider>>::namespaced(client.clone(), namespace);
     tokio::spawn(follow(providers, None, Change::Provider, events.clone()));
+    let tokens = Arc::new(Notify::new());
+    tokio::spawn(issuer::follow(
+        client.clone(),
+        tokens.clone(),
+        Change::Issuer,
+        events.clone(),
+    ));
     let slices = Api::<DeserializeGuard<EndpointSlice>>::namespaced(client, namespace);
     tokio::spawn(follow(
         slices.clone(),
@@ -151,7 +159,7 @@ pub fn start(client: Client, namespace: &str, pod_uid: &str) -> Source {
     let own = format!("{SERVICE_NAME}={}", names::GATEWAY);
     tokio::spawn(follow(slices, Some(own), Change::Gateway, events));
     let (sender, source) = tokio::sync::watch::channel(None);
-    tokio::spawn(collect(inbox, sender, pod_uid.to_owned()));
+    tokio::spawn(collect(inbox, sender, pod_uid.to_owned(), tokens));
     source
 }
 
@@ -169,6 +177,7 @@ enum Change {
     Provider(Event<ModelProvider>),
     Slice(Event<EndpointSlice>),
     Gateway(Event<EndpointSlice>),
+    Issuer(Arc<Issuer>),
 }
 
 /// Watches one kind and sends what it sees.
@@ -254,6 +263,7 @@ async fn collect(
     mut inbox: mpsc::UnboundedReceiver<Change>,
     sender: tokio::sync::watch::Sender<Option<Arc<Config>>>,
     pod_uid: String,
+    tokens: Arc<Notify>,
 ) {
     const BURST: usize = 1024;
     let mut objects = Objects::default();
@@ -266,12 +276,16 @@ async fn collect(
                 Change::Provider(event) => listed[1] |= take_in(&mut objects.providers, event),
                 Change::Slice(event) => listed[2] |= take_in(&mut objects.slices, event),
                 Change::Gateway(event) => listed[3] |= take_in(&mut objects.gateways, event),
+                Change::Issuer(issuer) => objects.issuer = Some(issuer),
             }
         }
         if listed.contains(&false) {
             continue;
         }
         let config = translate::config(&objects, &pod_uid);
+        if !config.pods.proven.is_empty() {
+            tokens.notify_one();
+        }
         sender.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&config);
             if changed {

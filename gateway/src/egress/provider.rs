@@ -1,26 +1,17 @@
 //! One ModelProvider: where it is, its key, its connections, and what was used.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use flotilla_core::stats::{Credential, ModelUse};
+use flotilla_core::stats::Credential;
 use http::{HeaderValue, Uri};
-use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 
+use super::health::Health;
 use super::keys::Key;
-use super::usage::Found;
+use super::spend::Usage;
 use crate::config::ProviderConfig;
 use crate::upstream::{Limits, Peer, Target};
-
-/// Model names that are counted apart; an agent that makes up names must not fill the memory.
-const MAX_MODELS: usize = 128;
-/// Where further names are counted.
-const OTHER: &str = "other";
-/// Where requests without a model are counted, lists of models for example.
-const UNKNOWN: &str = "unknown";
 
 /// One provider, for one version of its spec.
 pub struct Provider {
@@ -34,6 +25,8 @@ pub struct Provider {
     pub key: Option<Arc<Key>>,
     /// Outlives changes of the spec.
     pub usage: Arc<Usage>,
+    /// Whether it answers. Begins anew with another endpoint.
+    pub health: Arc<Health>,
 }
 
 /// Where a provider is.
@@ -46,13 +39,6 @@ pub struct Place {
     base: String,
 }
 
-/// What was used of one provider since the start of this process.
-#[derive(Default)]
-pub struct Usage {
-    models: Mutex<BTreeMap<String, ModelUse>>,
-    in_flight: AtomicU64,
-}
-
 impl Provider {
     pub(super) fn new(
         name: &str,
@@ -62,14 +48,20 @@ impl Provider {
         limits: Limits,
         before: Option<&Provider>,
     ) -> Self {
-        let same_key = before.and_then(|before| before.key.clone());
-        let new_key = || Arc::new(Key::new(keys, name));
+        let same_key = before
+            .and_then(|before| before.key.clone())
+            .filter(|key| key.type_() == config.type_);
+        let new_key = || Arc::new(Key::new(keys, name, config.type_));
+        let same_endpoint = before.filter(|before| before.config.endpoint == config.endpoint);
         Self {
             name: name.to_owned(),
             config: config.clone(),
             place: Place::new(&config.endpoint, tls, limits),
             key: config.secret.is_some().then(|| same_key.unwrap_or_else(new_key)),
             usage: before.map(|before| before.usage.clone()).unwrap_or_default(),
+            health: same_endpoint
+                .map(|before| before.health.clone())
+                .unwrap_or_default(),
         }
     }
 
@@ -84,7 +76,11 @@ impl Provider {
 }
 
 impl Place {
-    fn new(endpoint: &str, tls: &Arc<rustls::ClientConfig>, limits: Limits) -> Result<Self, String> {
+    /// For the base address `endpoint`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn new(endpoint: &str, tls: &Arc<rustls::ClientConfig>, limits: Limits) -> Result<Self, String> {
         let wrong = |what: &str| format!("spec.endpoint \"{endpoint}\" {what}");
         let uri: Uri = endpoint.parse().map_err(|_| wrong("is no address"))?;
         let (authority, secure) = match (uri.authority(), uri.scheme_str()) {
@@ -133,44 +129,6 @@ fn is_dots(segment: &str) -> bool {
     plain.split('/').any(|part| part == "." || part == "..")
 }
 
-impl Usage {
-    pub(super) fn begin(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts one request that has ended.
-    pub(super) fn end(&self, model: Option<&str>, failed: bool, found: &Found) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let mut models = self.models.lock();
-        let name = model.unwrap_or(UNKNOWN);
-        let name = if models.len() < MAX_MODELS || models.contains_key(name) {
-            name
-        } else {
-            OTHER
-        };
-        let entry = match models.get_mut(name) {
-            Some(entry) => entry,
-            None => models.entry(name.to_owned()).or_default(),
-        };
-        entry.requests += 1;
-        entry.failed += u64::from(failed);
-        entry.input_tokens = entry.input_tokens.saturating_add(found.input_tokens.unwrap_or(0));
-        entry.output_tokens = entry
-            .output_tokens
-            .saturating_add(found.output_tokens.unwrap_or(0));
-    }
-
-    /// Requests in flight.
-    pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// By model.
-    pub fn models(&self) -> BTreeMap<String, ModelUse> {
-        self.models.lock().clone()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,18 +167,5 @@ mod tests {
             let sentence = place(endpoint).err().unwrap_or_default();
             assert!(sentence.contains(endpoint), "{endpoint}: {sentence}");
         }
-    }
-
-    #[test]
-    fn made_up_models_share_one_entry() {
-        let usage = Usage::default();
-        for number in 0..300 {
-            usage.begin();
-            usage.end(Some(&format!("m{number}")), false, &Found::default());
-        }
-        let models = usage.models();
-        assert_eq!(models.len(), MAX_MODELS + 1);
-        assert_eq!(models[OTHER].requests, 300 - MAX_MODELS as u64);
-        assert_eq!(usage.in_flight(), 0);
     }
 }

@@ -1,17 +1,30 @@
 //! Model names and token counts, read from bodies while they pass.
 //!
 //! Bodies may be long (a context of megabytes, a stream of hours) and are never held for this: a reader walks the bytes
-//! once, keeps the path it is on (three keys), and captures only what it was looking for:
+//! once, keeps the path it is on (four keys), and captures only what it was looking for:
 //!
-//! - `model` and `response.model`;
-//! - `usage.…` and `response.usage.…`: `prompt_tokens` or `input_tokens`, `completion_tokens` or `output_tokens`
-//!   (Chat Completions and Embeddings, and Responses).
+//! | who | where | what |
+//! |---|---|---|
+//! | Chat Completions, Embeddings | `usage` | `prompt_tokens`, `completion_tokens`, `prompt_tokens_details.cached_tokens` |
+//! | Responses | `usage`, in events `response.usage` | `input_tokens`, `output_tokens`, `input_tokens_details.cached_tokens` |
+//! | DeepSeek | `usage` | `prompt_cache_hit_tokens` |
+//! | Anthropic Messages | `usage`, in events `message.usage` and `usage` | `input_tokens`, `cache_read_input_tokens`, `cache_creation_input_tokens`, `output_tokens` |
+//!
+//! and `model` beside or inside of those. Anthropic's three input counts exclude each other, everybody else's cached
+//! tokens are among the input.
 //!
 //! It is not a validator: what is no JSON gives no counts. In a stream the last counts win, because providers that report
 //! usage with every event report totals.
 
+#[cfg(test)]
+mod tests;
+
+use flotilla_core::price::TokenUsage;
+
 /// Longest model name that is kept; longer ones are as good as none.
 const MAX_NAME: usize = 253;
+/// Levels whose keys are kept.
+const LEVELS: usize = 4;
 /// Levels of nesting that are told apart; what is deeper is skipped.
 const MAX_DEPTH: u32 = 120;
 /// Token counts above this are nonsense.
@@ -26,16 +39,51 @@ pub struct Found {
     pub input_tokens: Option<u64>,
     /// Output tokens.
     pub output_tokens: Option<u64>,
+    /// Tokens among the input that were read from a cache.
+    pub cached_tokens: Option<u64>,
+    /// Tokens beside the input that were read from a cache.
+    pub cache_read_tokens: Option<u64>,
+    /// Tokens beside the input that were written to a cache.
+    pub cache_creation_tokens: Option<u64>,
+}
+
+impl Found {
+    /// The tokens of the call; none if nothing was said of them.
+    pub fn usage(&self) -> Option<TokenUsage> {
+        let (input, output) = (self.input_tokens, self.output_tokens);
+        if input.is_none() && output.is_none() {
+            return None;
+        }
+        let (input, output) = (input.unwrap_or(0), output.unwrap_or(0));
+        Some(match (self.cache_read_tokens, self.cache_creation_tokens) {
+            (None, None) => TokenUsage {
+                input,
+                cached: self.cached_tokens.unwrap_or(0),
+                cache_write: 0,
+                output,
+            },
+            (read, creation) => {
+                TokenUsage::from_disjoint(input, read.unwrap_or(0), creation.unwrap_or(0), output)
+            }
+        })
+    }
 }
 
 /// A key that may be on the way to something of interest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Key {
     Model,
-    Response,
+    /// `response` or `message`: the answer as an event tells of it.
+    Answer,
     Usage,
     Input,
     Output,
+    Details,
+    Cached,
+    CacheHit,
+    CacheRead,
+    CacheCreation,
+    Choices,
     #[default]
     Other,
 }
@@ -44,10 +92,16 @@ impl Key {
     fn of(name: &[u8]) -> Self {
         match name {
             b"model" => Self::Model,
-            b"response" => Self::Response,
+            b"response" | b"message" => Self::Answer,
             b"usage" => Self::Usage,
             b"prompt_tokens" | b"input_tokens" => Self::Input,
             b"completion_tokens" | b"output_tokens" => Self::Output,
+            b"prompt_tokens_details" | b"input_tokens_details" => Self::Details,
+            b"cached_tokens" => Self::Cached,
+            b"prompt_cache_hit_tokens" => Self::CacheHit,
+            b"cache_read_input_tokens" => Self::CacheRead,
+            b"cache_creation_input_tokens" => Self::CacheCreation,
+            b"choices" => Self::Choices,
             _ => Self::Other,
         }
     }
@@ -76,19 +130,43 @@ pub struct JsonReader {
     objects: u128,
     /// A key is expected next on this level, not a value.
     expects_key: bool,
-    /// Keys of levels 1 to 3.
-    path: [Key; 3],
+    /// Keys of levels 1 to 4.
+    path: [Key; LEVELS],
     /// Bytes of the key, name or number being read, if they may be of interest.
     capture: Vec<u8>,
     /// The capture is too long, or holds an escape that is not resolved.
     spoilt: bool,
     found: Found,
+    choices: Choices,
+    has_usage: bool,
+}
+
+/// What this text says of `choices`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Choices {
+    /// Nothing so far.
+    #[default]
+    Unknown,
+    /// They are an array, with nothing in it so far.
+    Empty,
+    /// There are some.
+    Some,
 }
 
 impl JsonReader {
     /// What was found so far.
     pub fn found(&self) -> &Found {
         &self.found
+    }
+
+    /// This text has an answer's choices.
+    pub fn has_choices(&self) -> bool {
+        self.choices == Choices::Some
+    }
+
+    /// This text is the chunk of a chat completion's stream that has the usage and no choices.
+    pub fn is_usage_chunk(&self) -> bool {
+        self.choices == Choices::Empty && self.has_usage
     }
 
     /// Starts a new text; what was found stays.
@@ -104,7 +182,18 @@ impl JsonReader {
 
     /// Reads on.
     pub fn feed(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
+        let mut rest = bytes;
+        while let Some((&byte, after)) = rest.split_first() {
+            // The text of answers is most of their bytes.
+            if self.at == (At::Text { escaped: false }) && (self.spoilt || self.depth as usize > LEVELS) {
+                let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+                let end = end.unwrap_or(rest.len());
+                if end > 0 {
+                    (_, rest) = rest.split_at(end);
+                    continue;
+                }
+            }
+            rest = after;
             match self.at {
                 At::Between => self.between(byte),
                 At::Text { escaped: true } => {
@@ -154,6 +243,12 @@ impl JsonReader {
     }
 
     fn open(&mut self, object: bool) {
+        match (self.depth, self.path.first()) {
+            (1, Some(Key::Choices)) if self.in_object() && !object => self.choices = Choices::Empty,
+            (1, Some(Key::Usage)) if self.in_object() => self.has_usage |= object,
+            (2, Some(Key::Choices)) => self.choices = Choices::Some,
+            _ => {}
+        }
         self.depth += 1;
         if self.depth <= MAX_DEPTH {
             let bit = 1u128 << (self.depth - 1);
@@ -184,7 +279,7 @@ impl JsonReader {
     }
 
     fn keep(&mut self, byte: u8) {
-        if self.spoilt || self.depth > 3 {
+        if self.spoilt || self.depth as usize > LEVELS {
             return;
         }
         if self.capture.len() == MAX_NAME {
@@ -231,190 +326,41 @@ impl JsonReader {
         } else {
             text.parse().ok().filter(|count| *count <= MAX_TOKENS)
         };
-        match place {
-            Key::Input => self.found.input_tokens = count.or(self.found.input_tokens),
-            _ => self.found.output_tokens = count.or(self.found.output_tokens),
-        }
+        let found = &mut self.found;
+        let place = match place {
+            Key::Input => &mut found.input_tokens,
+            Key::Cached => &mut found.cached_tokens,
+            Key::CacheRead => &mut found.cache_read_tokens,
+            Key::CacheCreation => &mut found.cache_creation_tokens,
+            _ => &mut found.output_tokens,
+        };
+        *place = count.or(*place);
     }
 
     fn is_model(&self) -> bool {
         self.in_object()
             && matches!(
                 (self.depth, self.path),
-                (1, [Key::Model, ..]) | (2, [Key::Response, Key::Model, _])
+                (1, [Key::Model, ..]) | (2, [Key::Answer, Key::Model, ..])
             )
     }
 
     fn token_count(&self) -> Option<Key> {
         let key = match (self.depth, self.path) {
-            (2, [Key::Usage, key, _]) => key,
-            (3, [Key::Response, Key::Usage, key]) => key,
+            (2, [Key::Usage, key, ..]) | (3, [Key::Answer, Key::Usage, key, _]) => key,
+            (3, [Key::Usage, Key::Details, Key::Cached, _])
+            | (4, [Key::Answer, Key::Usage, Key::Details, Key::Cached]) => {
+                return self.in_object().then_some(Key::Cached);
+            }
             _ => return None,
         };
-        (self.in_object() && matches!(key, Key::Input | Key::Output)).then_some(key)
-    }
-}
-
-/// Reads the `data` of server-sent events as JSON texts. Lines may end in CR, LF or both.
-#[derive(Clone, Debug, Default)]
-pub struct EventReader {
-    json: JsonReader,
-    line: Line,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Line {
-    /// This many bytes of `data:` have come.
-    Field(usize),
-    Data,
-    Other,
-}
-
-impl Default for Line {
-    fn default() -> Self {
-        Self::Field(0)
-    }
-}
-
-impl EventReader {
-    const DATA: &'static [u8] = b"data:";
-
-    /// What was found so far.
-    pub fn found(&self) -> &Found {
-        self.json.found()
-    }
-
-    /// Reads on.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        while let Some((&byte, after)) = rest.split_first() {
-            if byte == b'\n' || byte == b'\r' {
-                self.line_ended();
-                rest = after;
-                continue;
-            }
-            match self.line {
-                Line::Field(matched) => {
-                    self.line = match Self::DATA.get(matched) {
-                        Some(expected) if *expected == byte && matched + 1 == Self::DATA.len() => Line::Data,
-                        Some(expected) if *expected == byte => Line::Field(matched + 1),
-                        _ => Line::Other,
-                    };
-                    rest = after;
-                }
-                Line::Data | Line::Other => {
-                    let end = rest
-                        .iter()
-                        .position(|byte| *byte == b'\n' || *byte == b'\r')
-                        .unwrap_or(rest.len());
-                    let (line, after) = rest.split_at(end);
-                    if self.line == Line::Data {
-                        self.json.feed(line);
-                    }
-                    rest = after;
-                }
-            }
+        if !self.in_object() {
+            return None;
         }
-    }
-
-    fn line_ended(&mut self) {
-        match self.line {
-            // An empty line ends the event. Between CR and LF there is one too, which ends it early only where one JSON
-            // text is spread over lines that end in both: no provider does that.
-            Line::Field(0) => self.json.restart(),
-            Line::Data => self.json.feed(b"\n"),
-            Line::Field(_) | Line::Other => {}
-        }
-        self.line = Line::default();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn json(text: &str) -> Found {
-        let mut reader = JsonReader::default();
-        reader.feed(text.as_bytes());
-        reader.found().clone()
-    }
-
-    fn found(model: &str, input: u64, output: u64) -> Found {
-        Found {
-            model: Some(model.into()),
-            input_tokens: Some(input),
-            output_tokens: Some(output),
-        }
-    }
-
-    const CHAT: &str = r#"{"id":"x","model":"gpt-5-mini","choices":[{"message":{"content":"\"usage\":{\"prompt_tokens\":9}","model":"no"}}],
-        "usage":{"prompt_tokens":12,"completion_tokens":34,"total_tokens":46,"prompt_tokens_details":{"input_tokens":7}}}"#;
-    const RESPONSES: &str = r#"{"type":"response.completed","response":{"model":"m","usage":{"input_tokens":5,"output_tokens":6}}}"#;
-    const STREAM: &str = "event: x\ndata: {\"model\":\"m\",\"usage\":null}\n\n: ping\r\n\r\ndata:{\"model\":\"m\",\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
-
-    #[test]
-    fn counts_are_found_where_they_belong() {
-        assert_eq!(json(CHAT), found("gpt-5-mini", 12, 34));
-        assert_eq!(json(RESPONSES), found("m", 5, 6));
-        for text in [
-            r#"[{"model":"m","usage":{"prompt_tokens":1}}]"#,
-            r#"{"x":{"model":"m","usage":{"prompt_tokens":1}}}"#,
-            r#"{"usage":[1,2],"usage":{"prompt_tokens":1.5,"completion_tokens":-3}}"#,
-            r#"}}{"model":"m"}"#,
-            "",
-        ] {
-            assert_eq!(json(text), Found::default(), "{text}");
-        }
-    }
-
-    #[test]
-    fn deep_nesting_and_long_names_cost_nothing() {
-        let deep = format!(
-            "{{\"a\":{}{},\"model\":\"m\"}}",
-            "[".repeat(5000),
-            "]".repeat(5000)
-        );
-        assert_eq!(json(&deep).model.as_deref(), Some("m"));
-        assert_eq!(
-            json(&format!("{{\"model\":\"{}\"}}", "x".repeat(300))).model,
-            None
-        );
-    }
-
-    #[test]
-    fn the_last_counts_of_a_stream_win() {
-        let mut reader = EventReader::default();
-        reader.feed(STREAM.as_bytes());
-        assert_eq!(*reader.found(), found("m", 1, 2));
-    }
-
-    proptest! {
-        #[test]
-        fn pieces_of_any_size_give_the_same(text in prop_oneof![Just(CHAT), Just(RESPONSES), Just(STREAM)], cut in 1usize..40) {
-            let (mut whole, mut pieces) = (EventReader::default(), EventReader::default());
-            let (mut whole_json, mut pieces_json) = (JsonReader::default(), JsonReader::default());
-            whole.feed(text.as_bytes());
-            whole_json.feed(text.as_bytes());
-            for piece in text.as_bytes().chunks(cut) {
-                pieces.feed(piece);
-                pieces_json.feed(piece);
-            }
-            prop_assert_eq!(whole.found(), pieces.found());
-            prop_assert_eq!(whole_json.found(), pieces_json.found());
-        }
-
-        #[test]
-        fn nothing_makes_it_panic(bytes: Vec<u8>) {
-            let mut events = EventReader::default();
-            let mut json = JsonReader::default();
-            events.feed(&bytes);
-            json.feed(&bytes);
-        }
-
-        #[test]
-        fn json_like_nonsense_does_not_either(text in r#"[{}\[\]",:\\a0-9mdeluso ]{0,200}"#) {
-            json(&text);
+        match key {
+            Key::Input | Key::Output | Key::CacheRead | Key::CacheCreation => Some(key),
+            Key::CacheHit => Some(Key::Cached),
+            _ => None,
         }
     }
 }

@@ -3,14 +3,24 @@
 //! [`Ingress`] holds what lives as long as the process: pools, their revisions and endpoints, with slots in use and counts.
 //! A new configuration is laid over it by [`Ingress::apply`]; requests read snapshots and take no lock to choose.
 
+pub mod claim;
+pub mod clock;
+pub mod deadline;
+pub mod durations;
 pub mod endpoint;
 pub mod listeners;
 pub mod pool;
 pub mod proxy;
 pub mod queue;
+pub mod refusals;
+pub mod replicas;
 pub mod revision;
+pub mod room;
 pub mod route;
+pub mod traffic;
 pub mod windows;
+
+mod retry;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,6 +29,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use crate::config::Config;
+use crate::session::Sessions;
 use crate::upstream::Limits;
 use pool::Pool;
 
@@ -28,6 +39,7 @@ pub struct Ingress {
     namespace: String,
     cluster_domain: String,
     limits: Limits,
+    sessions: Arc<Sessions>,
 }
 
 /// Pools by their names.
@@ -47,6 +59,7 @@ impl Ingress {
             namespace: namespace.to_owned(),
             cluster_domain: cluster_domain.to_owned(),
             limits,
+            sessions: Sessions::new(),
         }
     }
 
@@ -55,8 +68,14 @@ impl Ingress {
         self.pools.load_full()
     }
 
+    /// The conversations of all pools.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.sessions
+    }
+
     /// Puts `config` in force. One caller at a time.
     pub fn apply(&self, config: &Config) {
+        self.sessions.apply(config);
         let before = self.pools.load();
         let mut after = Pools::default();
         for (name, wanted) in &config.pools {
@@ -64,6 +83,12 @@ impl Ingress {
                 Some(pool) if pool.uid() == wanted.uid => pool.clone(),
                 _ => Arc::new(Pool::new(name, &wanted.uid)),
             };
+            pool.set_sessions(
+                wanted
+                    .sessions
+                    .as_ref()
+                    .and_then(|_| self.sessions.of_pool(&wanted.uid)),
+            );
             pool.apply(wanted, self.limits);
             after
                 .by_service
@@ -84,10 +109,10 @@ impl Ingress {
         self.pools.store(Arc::new(after));
     }
 
-    /// Drops connections to agents that have been idle for too long, and endpoints that are done.
-    pub fn trim(&self) {
+    /// Drops connections to agents that have been idle for too long and endpoints that are done, and compares replicas.
+    pub fn keep_house(&self) {
         for pool in self.pools.load().by_name.values() {
-            pool.trim();
+            pool.keep_house();
         }
     }
 

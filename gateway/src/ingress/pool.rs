@@ -18,21 +18,27 @@
 //! again; the operator rebuilds it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::hash::RandomState;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arc_swap::ArcSwap;
-use http::StatusCode;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use flotilla_core::balance::Wheel;
+use flotilla_core::queue::{Arrival, Limit, Ticket};
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::claim::{Claim, Patience};
+use super::durations::Durations;
 use super::queue::{Handover, Queue};
 use super::revision::{Permit, Revision};
-use crate::balance::weights::WeightTable;
+use super::room::{Room, Seat};
+use super::traffic::{QueueLimits, Retries, Traffic, ageing};
+use super::{clock, refusals};
 use crate::config::PoolConfig;
 use crate::reply::Refusal;
+use crate::session::pool::PoolSessions;
 use crate::upstream::Limits;
 
 /// One pool.
@@ -49,9 +55,12 @@ pub struct Pool {
     removed: AtomicBool,
     /// Requests for which no revision has an endpoint.
     stranded: Queue,
-    waiting: AtomicUsize,
-    next_ticket: AtomicU64,
-    turn: AtomicUsize,
+    room: Arc<Room>,
+    turn: AtomicU64,
+    /// Tells tenants apart; its key is random, so that nobody can aim for another's lane.
+    hasher: RandomState,
+    /// Its conversations, where they are kept.
+    sessions: ArcSwapOption<PoolSessions>,
     /// Since the start of this process.
     pub counts: Counts,
 }
@@ -59,45 +68,46 @@ pub struct Pool {
 /// Counts since the start of the process.
 #[derive(Default)]
 pub struct Counts {
+    /// 503 because the pool held too many requests here.
+    pub too_many: AtomicU64,
     /// 503 because the queue was full.
     pub queue_full: AtomicU64,
+    /// 503 because the queue was full and the tenant had its share of it.
+    pub tenant_share: AtomicU64,
+    /// 503 because another one had a better right to the place in the queue.
+    pub displaced: AtomicU64,
+    /// 503 on arrival because the wait would have been too long.
+    pub predicted_wait: AtomicU64,
     /// 503 because the wait was too long.
     pub waited_too_long: AtomicU64,
     /// 503 because the pool is stopped.
     pub stopped: AtomicU64,
     /// Requests that went to another revision than the weights named.
     pub diverted: AtomicU64,
+    /// Requests of conversations that went by weight, because their revision is not in the weights known here.
+    pub sessionless: AtomicU64,
+    /// Sent again over a new connection, because the replica had closed an idle one.
+    pub stale_connections: AtomicU64,
+    /// Further tries.
+    pub retries: AtomicU64,
+    /// Further tries that the budget did not allow.
+    pub retries_denied: AtomicU64,
+    /// From the first moment in a queue to a slot.
+    pub waits: Durations,
 }
 
-/// What a request needs to know, unchanging.
-#[derive(Default)]
-pub struct Traffic {
-    /// `status.trafficGeneration`.
-    pub generation: i64,
-    /// Answer 503 at once.
-    pub stopped: bool,
-    /// From arrival to the last byte.
-    pub request_timeout: Duration,
-    queue_requests: usize,
-    queue_wait: Duration,
-    weights: WeightTable,
-    /// In the order of the weights.
-    weighted: Vec<(Arc<Revision>, u32)>,
-    /// The others that have endpoints.
-    unweighted: Vec<Arc<Revision>>,
-}
-
-/// A request that looks for a slot.
-pub struct Claim {
-    /// Arrival.
-    pub arrival: Instant,
-    /// Its end by `requestTimeoutSeconds`.
-    pub deadline: Instant,
-    /// Addresses that could not be reached for this request.
-    pub avoid: Vec<SocketAddr>,
-    /// The revision it was assigned before, while that one has endpoints: a second try is no second draw.
-    pub stick: Option<Arc<Revision>>,
-    ticket: Option<u64>,
+impl Counts {
+    /// Requests refused by the queue.
+    pub fn refused(&self) -> u64 {
+        let counts = [
+            &self.queue_full,
+            &self.tenant_share,
+            &self.displaced,
+            &self.predicted_wait,
+            &self.waited_too_long,
+        ];
+        counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
 }
 
 /// A slot found.
@@ -110,58 +120,19 @@ pub struct Assignment {
 
 /// A place in a queue.
 struct Place<'a> {
-    pool: &'a Pool,
     queue: &'a Queue,
-    ticket: u64,
+    ticket: Ticket,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.queue.leave(self.ticket);
-        self.pool.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Claim {
-    /// A request that arrived at `arrival` and may take until `deadline`.
-    pub fn new(arrival: Instant, deadline: Instant) -> Self {
-        Self {
-            arrival,
-            deadline,
-            avoid: Vec::new(),
-            stick: None,
-            ticket: None,
-        }
-    }
-}
-
-impl Traffic {
-    /// The revision for the `turn`-th request; true when it is not the one that the weights name.
-    fn choose(&self, turn: usize) -> Option<(&Arc<Revision>, bool)> {
-        let named = self.weights.first(turn);
-        let usable = |index: usize| {
-            self.weighted
-                .get(index)
-                .is_some_and(|(revision, _)| revision.is_served())
-        };
-        if let Some(index) = self.weights.pick(turn, usable) {
-            let (revision, _) = self.weighted.get(index)?;
-            return Some((revision, Some(index) != named));
-        }
-        let idle = self.weighted.iter().map(|(revision, _)| revision);
-        idle.chain(&self.unweighted)
-            .find(|revision| revision.is_served())
-            .map(|revision| (revision, true))
-    }
-
-    /// Revisions with their weights in percent.
-    pub fn shares(&self) -> impl Iterator<Item = (&Arc<Revision>, u32)> {
-        self.weighted.iter().map(|(revision, weight)| (revision, *weight))
+        self.queue.leave(self.ticket, clock::now_nanos());
     }
 }
 
 impl Pool {
     pub(super) fn new(name: &str, uid: &str) -> Self {
+        let room = Arc::new(Room::default());
         Self {
             name: name.to_owned(),
             uid: uid.to_owned(),
@@ -173,11 +144,12 @@ impl Pool {
             revisions: Mutex::default(),
             bound: ArcSwap::default(),
             removed: AtomicBool::new(false),
-            stranded: Queue::default(),
-            waiting: AtomicUsize::new(0),
-            next_ticket: AtomicU64::new(0),
+            stranded: Queue::new(room.clone()),
+            room,
             // Gateways that start together must not all begin the cycle at the same place.
-            turn: AtomicUsize::new(usize::from(rand::random::<u16>())),
+            turn: AtomicU64::new(u64::from(rand::random::<u16>())),
+            hasher: RandomState::new(),
+            sessions: ArcSwapOption::empty(),
             counts: Counts::default(),
         }
     }
@@ -196,9 +168,34 @@ impl Pool {
         self.traffic.load_full()
     }
 
+    /// Its conversations, if it keeps any.
+    pub fn sessions(&self) -> Option<Arc<PoolSessions>> {
+        self.sessions.load_full()
+    }
+
+    pub(super) fn set_sessions(&self, sessions: Option<Arc<PoolSessions>>) {
+        self.sessions.store(sessions);
+    }
+
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.room.waiting()
+    }
+
+    /// Requests from their arrival to the response's end.
+    pub fn held(&self) -> usize {
+        self.room.held()
+    }
+
+    /// A place among the requests that the pool may hold, by the `traffic` in force.
+    pub fn admit(&self, traffic: &Traffic) -> Result<Seat<'_>, Refusal> {
+        // One that is gone or stopped has its own answer.
+        let is_open = !traffic.stopped && !self.is_removed();
+        let most = if is_open { traffic.max_requests } else { usize::MAX };
+        self.room.enter(most).ok_or_else(|| {
+            self.counts.too_many.fetch_add(1, Ordering::Relaxed);
+            refusals::too_many(&self.name, most)
+        })
     }
 
     /// The port that the pool wants.
@@ -235,8 +232,8 @@ impl Pool {
         for (name, revision) in &wanted.revisions {
             let known = revisions
                 .entry(name.clone())
-                .or_insert_with(|| Arc::new(Revision::new(name)));
-            known.apply(revision, wanted.balancing, limits);
+                .or_insert_with(|| Arc::new(Revision::new(name, self.room.clone())));
+            known.apply(revision, &wanted, limits);
         }
         let named = |name: &String| revisions.get(name).cloned();
         let weighted: Vec<(Arc<Revision>, u32)> = wanted
@@ -257,14 +254,23 @@ impl Pool {
             .filter(|name| !is_listed(name))
             .filter_map(named)
             .collect();
-        let weights: Vec<u32> = weighted.iter().map(|(_, weight)| *weight).collect();
+        let mut retries = Retries::new(&wanted.retries);
+        if config
+            .as_ref()
+            .is_some_and(|config| config.retries.budget == wanted.retries.budget)
+        {
+            retries.budget = self.traffic.load().retries.budget.clone();
+        }
+        let now = clock::now_nanos();
+        self.stranded.set_ageing(ageing(wanted.queue_wait));
         self.traffic.store(Arc::new(Traffic {
             generation: wanted.generation,
             stopped: wanted.stopped,
             request_timeout: wanted.request_timeout,
-            queue_requests: wanted.queue_requests,
-            queue_wait: wanted.queue_wait,
-            weights: WeightTable::new(&weights),
+            max_requests: wanted.max_requests,
+            retries,
+            queue: QueueLimits::from(&wanted),
+            wheel: Wheel::new(weighted.iter().map(|(_, weight)| *weight)),
             weighted,
             unweighted,
         }));
@@ -272,10 +278,10 @@ impl Pool {
             if !wanted.revisions.contains_key(name) {
                 revision.remove();
             } else if wanted.stopped || !has_weight(name) || !revision.is_served() {
-                revision.queue.dismiss();
+                revision.queue.dismiss(now);
             }
         }
-        self.stranded.dismiss();
+        self.stranded.dismiss(now);
         drop(revisions);
         *config = Some(wanted);
     }
@@ -286,10 +292,11 @@ impl Pool {
         for revision in self.revisions.lock().values() {
             revision.remove();
         }
-        self.stranded.dismiss();
+        self.stranded.dismiss(clock::now_nanos());
     }
 
-    pub(super) fn trim(&self) {
+    /// What has to be done now and then, every few seconds.
+    pub(super) fn keep_house(&self) {
         let config = self.config.lock();
         let wanted = |name: &String| {
             config
@@ -297,41 +304,47 @@ impl Pool {
                 .is_some_and(|config| config.revisions.contains_key(name))
         };
         self.revisions.lock().retain(|name, revision| {
-            revision.trim();
+            revision.keep_house();
             wanted(name) || revision.is_busy() || !revision.windows.is_empty()
         });
     }
 
-    /// Finds a slot for `claim`, waiting for one if need be.
+    /// Finds a slot for `claim`, a request with these `headers`, waiting for one if need be.
     ///
-    /// Takes no lock unless it has to wait. Fails with what the client is to be told.
-    pub async fn assign(&self, claim: &mut Claim) -> Result<Assignment, Refusal> {
+    /// Takes no lock unless it has to wait, and only then looks at the headers. Fails with what the client is to be told.
+    pub async fn assign(&self, claim: &mut Claim, headers: &HeaderMap) -> Result<Assignment, Refusal> {
         loop {
             let traffic = self.traffic.load();
             if self.is_removed() {
-                return Err(gone(&self.name));
+                return Err(refusals::gone(&self.name));
             }
             if traffic.stopped {
                 self.counts.stopped.fetch_add(1, Ordering::Relaxed);
-                return Err(Refusal::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "PoolStopped",
-                    format!(
-                        "the pool \"{}\" is stopped (spec.stopped: true): no agent runs",
-                        self.name
-                    ),
-                ));
+                return Err(refusals::stopped(&self.name));
             }
-            let stick = claim.stick.as_ref().filter(|revision| revision.is_served());
-            let choice = match stick {
+            let kept = match &claim.session {
+                Some(session) => match traffic.keeps(session.revision()) {
+                    Some(revision) => Some(revision),
+                    None => {
+                        // Weights have changed since it was looked up, or this gateway is behind.
+                        drop(traffic);
+                        self.renew_session(claim).await;
+                        continue;
+                    }
+                },
+                None => None,
+            };
+            let stick = claim.stick.as_ref().or(kept);
+            let choice = match stick.filter(|revision| revision.is_served()) {
                 Some(revision) => Some((revision, false)),
+                None if kept.is_some() => traffic
+                    .choose(self.turn.fetch_add(1, Ordering::Relaxed))
+                    .map(|(revision, _)| (revision, true)),
                 None => traffic.choose(self.turn.fetch_add(1, Ordering::Relaxed)),
             };
-            let queue = match choice {
+            let line = match choice {
                 Some((revision, diverted)) => {
-                    if revision.queue.is_empty()
-                        && let Some(permit) = revision.take(&claim.avoid)
-                    {
+                    if let Some(permit) = claim.take(revision) {
                         if Arc::ptr_eq(&traffic, &self.traffic.load()) {
                             return Ok(self.assigned(permit, diverted, traffic.generation));
                         }
@@ -343,9 +356,20 @@ impl Pool {
             };
             // Waiting is rare and slow: from here on the snapshot is held in full.
             let traffic = arc_swap::Guard::into_inner(traffic);
-            if let Some(assignment) = self.wait(&traffic, queue, claim).await? {
+            if let Some(assignment) = self.wait(&traffic, line, claim, headers).await? {
                 return Ok(assignment);
             }
+        }
+    }
+
+    /// Looks the conversation up again; after a few times in vain the request goes by weight, and is counted.
+    async fn renew_session(&self, claim: &mut Claim) {
+        claim.stick = None;
+        if let Some(session) = &mut claim.session
+            && !session.renew().await
+        {
+            claim.session = None;
+            self.counts.sessionless.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -362,71 +386,62 @@ impl Pool {
         traffic: &Arc<Traffic>,
         line: Option<(Arc<Revision>, bool)>,
         claim: &mut Claim,
+        headers: &HeaderMap,
     ) -> Result<Option<Assignment>, Refusal> {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= traffic.queue_requests {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.counts.queue_full.fetch_add(1, Ordering::Relaxed);
-            return Err(self.queue_full(traffic));
-        }
-        let ticket = *claim
-            .ticket
-            .get_or_insert_with(|| self.next_ticket.fetch_add(1, Ordering::Relaxed));
         let queue = line
             .as_ref()
             .map_or(&self.stranded, |(revision, _)| &revision.queue);
-        let place = Place {
-            pool: self,
-            queue,
-            ticket,
+        let now = Instant::now();
+        let began = *claim.queued.get_or_insert(now);
+        let Patience { until, limit } = claim.patience(&traffic.queue, headers);
+        let arrival = Arrival {
+            tenant: traffic.queue.tenant(headers, &self.hasher),
+            class: traffic.queue.class(headers),
+            cost: 1,
+            arrived_nanoseconds: clock::nanos(claim.arrival),
+            deadline_nanoseconds: clock::nanos(until),
         };
-        let handed = queue.enter(ticket);
+        let entered = queue.enter(&arrival, traffic.queue.requests, clock::nanos(now));
+        let (ticket, handed) = entered.map_err(|refused| {
+            let count = match refused.limit {
+                Limit::QueueFull => &self.counts.queue_full,
+                Limit::TenantShare => &self.counts.tenant_share,
+                Limit::PredictedWait => &self.counts.predicted_wait,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+            let patience = until.saturating_duration_since(now);
+            refusals::may_not_wait(&self.name, traffic, &refused, patience, limit)
+        })?;
+        let place = Place { queue, ticket };
         if !Arc::ptr_eq(traffic, &self.traffic.load()) {
             return Ok(None);
         }
         if let Some((revision, _)) = &line {
             revision.serve_queue();
         }
-        let patience = claim.arrival + traffic.queue_wait;
-        let waited = tokio::time::timeout_at(patience.min(claim.deadline), handed).await;
+        let waited = tokio::time::timeout_at(until, handed).await;
         drop(place);
         match waited {
             Ok(Ok(Handover::Slot(permit))) => {
+                self.counts.waits.record(began.elapsed());
                 let diverted = line.is_some_and(|(_, diverted)| diverted);
                 Ok(Some(self.assigned(permit, diverted, traffic.generation)))
             }
             Ok(Ok(Handover::ChooseAgain) | Err(_)) => Ok(None),
-            Err(_) if claim.deadline < patience => Err(timed_out(traffic.request_timeout)),
-            Err(_) => {
+            Ok(Ok(Handover::Displaced)) => {
+                self.counts.displaced.fetch_add(1, Ordering::Relaxed);
+                Err(refusals::displaced(&self.name, traffic))
+            }
+            Ok(Ok(Handover::Expired)) | Err(_) if limit == refusals::REQUEST_TIMEOUT => {
+                Err(refusals::timed_out(traffic.request_timeout))
+            }
+            Ok(Ok(Handover::Expired)) | Err(_) => {
                 self.counts.waited_too_long.fetch_add(1, Ordering::Relaxed);
-                Err(self.waited_too_long(traffic, line.is_none()))
+                let patience = until.saturating_duration_since(claim.arrival);
+                let stranded = line.is_none();
+                Err(refusals::waited_too_long(&self.name, patience, limit, stranded))
             }
         }
-    }
-
-    fn queue_full(&self, traffic: &Traffic) -> Refusal {
-        let message = format!(
-            "every slot of the pool \"{}\" is taken and {} requests wait already (spec.traffic.queue.maxRequests)",
-            self.name, traffic.queue_requests
-        );
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "QueueFull", message)
-            .limit("spec.traffic.queue.maxRequests")
-            .retry_after(1)
-    }
-
-    fn waited_too_long(&self, traffic: &Traffic, stranded: bool) -> Refusal {
-        let seconds = traffic.queue_wait.as_secs();
-        let (code, why) = if stranded {
-            ("NoReplica", "no replica was ready")
-        } else {
-            ("QueueTimeout", "no slot was free")
-        };
-        let message = format!(
-            "{why} in the pool \"{}\" within {seconds} s (spec.traffic.queue.maxWaitSeconds)",
-            self.name
-        );
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
-            .limit("spec.traffic.queue.maxWaitSeconds")
-            .retry_after(if stranded { 5 } else { 1 })
     }
 }
 
@@ -451,23 +466,4 @@ fn with_lost_status(before: Option<&PoolConfig>, wanted: &PoolConfig) -> PoolCon
         }
     }
     config
-}
-
-/// The answer for a pool that is not there.
-pub fn gone(name: &str) -> Refusal {
-    Refusal::new(
-        StatusCode::NOT_FOUND,
-        "NoSuchPool",
-        format!("there is no pool \"{name}\" in this namespace"),
-    )
-}
-
-/// The answer when the request's time is over before the response has begun.
-pub fn timed_out(timeout: Duration) -> Refusal {
-    let message = format!(
-        "no response within {} s (spec.traffic.requestTimeoutSeconds)",
-        timeout.as_secs()
-    );
-    Refusal::new(StatusCode::GATEWAY_TIMEOUT, "RequestTimeout", message)
-        .limit("spec.traffic.requestTimeoutSeconds")
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use flotilla_core::balance::Outcome as Verdict;
 use http::{Method, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
@@ -13,18 +14,17 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
-use super::pool::{self, Assignment, Claim, Pool};
+use super::claim::Claim;
+use super::pool::{Assignment, Pool};
+use super::refusals;
+use super::retry::{self, Next, Tries};
 use super::revision::{Permit, Revision};
 use super::windows::{Outcome, Window};
 use crate::reply::{End, Observer, Outgoing, Passing, Refusal};
+use crate::session::visit::{Begun, Served, Visit};
 use crate::upstream::body::{BUFFERED, RequestBody};
 use crate::upstream::connection::Connection;
-use crate::upstream::{FailureKind, forward};
-
-/// Sends of one request at most: with several replicas gone at once the client should know.
-const MAX_SENDS: u32 = 4;
-/// Pause before an endpoint is tried that could not be reached a moment ago; doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+use crate::upstream::{Answer, Failure, FailureKind, forward};
 
 /// Serves `request` from `client` by `pool`; `prefix` was cut off its path.
 pub async fn serve(
@@ -49,40 +49,93 @@ async fn try_serve(
     let unix_seconds = unix_seconds();
     let (mut head, body) = request.into_parts();
     refuse_upgrades(&head)?;
-    let timeout = pool.traffic().request_timeout;
+    let traffic = pool.traffic();
+    let seat = pool.admit(&traffic)?;
+    let timeout = traffic.request_timeout;
     let deadline = arrival + timeout;
     let mut timer = Box::pin(tokio::time::sleep_until(deadline));
     let body = tokio::select! {
         biased;
         body = hold(body) => body?,
-        () = timer.as_mut() => return Err(pool::timed_out(timeout)),
+        () = timer.as_mut() => return Err(refusals::timed_out(timeout)),
+    };
+    let mut claim = Claim::new(arrival, deadline);
+    let (body, visit) = match pool.sessions() {
+        None => (body, None),
+        Some(sessions) => {
+            let arrival = tokio::select! {
+                biased;
+                arrival = Visit::begin(sessions, &mut head, body, prefix) => {
+                    arrival.map_err(|_| body_incomplete())?
+                }
+                () = timer.as_mut() => return Err(refusals::timed_out(timeout)),
+            };
+            claim.session = arrival.session;
+            (arrival.body, Some(arrival.visit))
+        }
     };
     let streamed = body.again().is_none();
     forward::to_agent(&mut head, client.ip().to_canonical(), streamed, prefix);
     let mut attempts = Attempts {
         pool,
-        claim: Claim::new(arrival, deadline),
+        claim,
+        generation: -1,
         unix_seconds,
-        method: head.method.clone(),
+        tries: Tries::new(&traffic.retries, &head.method, arrival),
         reuse: !streamed,
-        sends: 0,
-        pause: FIRST_PAUSE,
     };
     let request = Request::from_parts(head, body);
-    let (response, connection, exchange) = attempts.run(request, &mut timer).await?;
-    Ok(passed_on(response, connection, exchange, timer))
+    let (response, connection, mut exchange) = attempts.run(request, &mut timer).await?;
+    exchange.permit.sit(seat);
+    let begun = match visit {
+        None => Begun::untouched(response),
+        Some(visit) => {
+            let served = Served {
+                revision: &exchange.permit.revision,
+                replica: exchange.permit.endpoint.address,
+                generation: attempts.generation,
+            };
+            let begun = tokio::select! {
+                biased;
+                begun = visit.finish(response, attempts.claim.session.take(), served) => begun,
+                () = timer.as_mut() => {
+                    exchange.tally.end(None, End::TimedOut);
+                    exchange.permit.ended(Verdict::TimedOut, None);
+                    return Err(refusals::timed_out(timeout));
+                }
+            };
+            match begun {
+                Ok(begun) => begun,
+                Err(error) => {
+                    exchange.tally.end(None, End::Cut);
+                    exchange.permit.ended(Verdict::Reset, None);
+                    return Err(refusals::no_response(&FailureKind::Broken(error)));
+                }
+            }
+        }
+    };
+    Ok(passed_on(begun, connection, exchange, timer))
 }
 
 fn passed_on(
-    response: Response<Incoming>,
+    begun: Begun,
     connection: Connection,
     mut exchange: Exchange,
     timer: std::pin::Pin<Box<Sleep>>,
 ) -> Response<Outgoing> {
-    let (mut head, body) = response.into_parts();
+    let (mut head, body) = begun.response.into_parts();
     forward::to_client(&mut head);
-    exchange.answered(head.status, connection);
-    Response::from_parts(head, Outgoing::Agent(Passing::new(body, timer, exchange)))
+    exchange.answered(head.status, retry::retry_after(&head.headers), connection);
+    let passing = Passing::resumed(begun.first, body, timer, exchange);
+    Response::from_parts(head, Outgoing::Agent(passing))
+}
+
+fn body_incomplete() -> Refusal {
+    Refusal::new(
+        StatusCode::BAD_REQUEST,
+        "BodyIncomplete",
+        "the request's body ended before the length that its head gives",
+    )
 }
 
 fn refuse_upgrades(head: &request::Parts) -> Result<(), Refusal> {
@@ -113,11 +166,7 @@ pub(crate) async fn hold(body: Incoming) -> Result<RequestBody, Refusal> {
             let limit = usize::try_from(BUFFERED).unwrap_or(usize::MAX);
             match Limited::new(body, limit).collect().await {
                 Ok(whole) => Ok(RequestBody::held(whole.to_bytes())),
-                Err(_) => Err(Refusal::new(
-                    StatusCode::BAD_REQUEST,
-                    "BodyIncomplete",
-                    "the request's body ended before the length that its head gives",
-                )),
+                Err(_) => Err(body_incomplete()),
             }
         }
         _ => Ok(RequestBody::Streamed(body)),
@@ -134,12 +183,32 @@ fn unix_seconds() -> i64 {
 struct Attempts<'a> {
     pool: &'a Pool,
     claim: Claim,
+    /// `trafficGeneration` of the last assignment.
+    generation: i64,
     unix_seconds: i64,
-    method: Method,
+    tries: Tries<'a>,
     /// Idle connections may be used.
     reuse: bool,
-    sends: u32,
-    pause: Duration,
+}
+
+/// A try that gave no response for the client.
+enum Failed {
+    /// No response at all.
+    Failure(Failure),
+    /// Status 503, and the user wants these to be tried again.
+    Unavailable(Answer),
+    /// No head within the time for one try.
+    Late(Duration),
+}
+
+impl Failed {
+    fn name(&self) -> retry::Failure {
+        match self {
+            Self::Failure(failure) => retry::failure(&failure.kind),
+            Self::Unavailable(_) => retry::Failure::Unavailable,
+            Self::Late(_) => retry::Failure::TryTimedOut,
+        }
+    }
 }
 
 impl Attempts<'_> {
@@ -150,7 +219,11 @@ impl Attempts<'_> {
     ) -> Result<(Response<Incoming>, Connection, Exchange), Refusal> {
         let mut tally: Option<Tally> = None;
         loop {
-            let Assignment { permit, generation } = match self.pool.assign(&mut self.claim).await {
+            let assigned = self.pool.assign(&mut self.claim, request.headers()).await;
+            let Assignment {
+                mut permit,
+                generation,
+            } = match assigned {
                 Ok(assignment) => assignment,
                 Err(refusal) => {
                     if let Some(mut tally) = tally {
@@ -159,6 +232,7 @@ impl Attempts<'_> {
                     return Err(refusal);
                 }
             };
+            self.generation = generation;
             // A second send to the same revision is the same request to the statistics.
             let mut counted = match tally.take() {
                 Some(tally) if Arc::ptr_eq(&tally.revision, &permit.revision) => tally,
@@ -169,61 +243,105 @@ impl Attempts<'_> {
                     Tally::start(
                         &permit.revision,
                         self.unix_seconds,
-                        generation,
+                        self.claim.epoch(generation),
                         self.claim.arrival,
                     )
                 }
             };
             let spare = spare(&request);
-            self.sends += 1;
-            let sent = tokio::select! {
+            self.tries.sent();
+            let tried = tokio::select! {
                 biased;
-                sent = permit.endpoint.peer.send(request, self.reuse) => sent,
+                tried = self.send(&permit, request) => tried,
                 () = timer.as_mut() => {
                     counted.end(None, End::TimedOut);
-                    return Err(pool::timed_out(self.claim.deadline - self.claim.arrival));
+                    permit.ended(retry::outcome_of_timeout(&self.claim, permit.held()), None);
+                    return Err(refusals::timed_out(self.claim.deadline - self.claim.arrival));
                 }
             };
-            let failure = match sent {
+            let mut failed = match tried {
                 Ok(answer) => {
-                    return Ok((answer.response, answer.connection, Exchange::new(permit, counted)));
+                    let exchange = Exchange::new(permit, counted);
+                    return Ok((answer.response, answer.connection, exchange));
                 }
-                Err(failure) => failure,
+                Err(failed) => failed,
             };
-            debug!(pool = self.pool.name(), address = %permit.endpoint.address, error = %failure.kind, "no response");
-            let again = self
-                .may_repeat(&failure.kind)
-                .then(|| failure.request.or(spare))
-                .flatten();
-            let Some(again) = again.filter(|_| self.sends < MAX_SENDS) else {
-                counted.end(None, End::Cut);
-                return Err(no_response(&failure.kind));
+            let name = failed.name();
+            let again = match &mut failed {
+                Failed::Failure(failure) => failure.request.take().or(spare),
+                Failed::Unavailable(_) | Failed::Late(_) => spare,
             };
+            debug!(pool = self.pool.name(), address = %permit.endpoint.address, failure = ?name, "no response");
+            let next = self.tries.after(name, again.is_some(), self.pool, &self.claim);
+            let again = again.filter(|_| next != Next::GiveUp);
+            let Some(again) = again else {
+                return self.give_up(failed, permit, counted);
+            };
+            let asked_for = match &failed {
+                Failed::Unavailable(answer) => retry::retry_after(answer.response.headers()),
+                Failed::Failure(_) | Failed::Late(_) => None,
+            };
+            permit.ended(retry::outcome(name, next), asked_for);
+            // The replica learns here that nobody wants its answer any more.
+            drop(failed);
             request = again;
             tally = Some(counted);
-            self.prepare_next(permit, &failure.kind).await;
+            self.prepare_next(permit, next).await;
         }
     }
 
-    /// By the rules in [`crate::upstream`].
-    fn may_repeat(&self, kind: &FailureKind) -> bool {
-        match kind {
-            FailureKind::NotSent(_) => true,
-            FailureKind::Closed { unread: true, .. } => true,
-            FailureKind::Closed { reused, .. } => *reused && self.method.is_idempotent(),
-            FailureKind::Broken(_) => false,
+    /// One try, until the head of a response.
+    async fn send(&self, permit: &Permit, request: Request<RequestBody>) -> Result<Answer, Failed> {
+        let sent = permit.endpoint.peer.send(request, self.reuse);
+        let sent = match self.tries.timeout() {
+            None => sent.await,
+            Some(timeout) => match tokio::time::timeout(timeout, sent).await {
+                Ok(sent) => sent,
+                Err(_) => return Err(Failed::Late(timeout)),
+            },
+        };
+        let answer = sent.map_err(Failed::Failure)?;
+        let is_unavailable = answer.response.status() == StatusCode::SERVICE_UNAVAILABLE;
+        if is_unavailable && self.tries.retries_unavailable() {
+            return Err(Failed::Unavailable(answer));
         }
+        Ok(answer)
+    }
+
+    /// The client gets what there is.
+    fn give_up(
+        &self,
+        failed: Failed,
+        mut permit: Permit,
+        mut counted: Tally,
+    ) -> Result<(Response<Incoming>, Connection, Exchange), Refusal> {
+        let outcome = retry::outcome(failed.name(), Next::GiveUp);
+        let refusal = match failed {
+            Failed::Unavailable(answer) => {
+                let exchange = Exchange::new(permit, counted);
+                return Ok((answer.response, answer.connection, exchange));
+            }
+            Failed::Failure(failure) => {
+                counted.end(None, End::Cut);
+                refusals::no_response(&failure.kind)
+            }
+            Failed::Late(timeout) => {
+                counted.end(None, End::TimedOut);
+                refusals::try_timed_out(timeout)
+            }
+        };
+        permit.ended(outcome, None);
+        Err(refusal)
     }
 
     /// Frees the slot, and waits a moment if the same endpoint would have to be tried again at once.
-    async fn prepare_next(&mut self, permit: Permit, kind: &FailureKind) {
+    async fn prepare_next(&mut self, permit: Permit, next: Next) {
         self.reuse = false;
         let (address, revision) = (permit.endpoint.address, permit.revision.clone());
         drop(permit);
-        if matches!(kind, FailureKind::NotSent(_)) {
+        if next == Next::Retry {
             if self.claim.avoid.contains(&address) || !revision.has_others(address) {
-                tokio::time::sleep(self.pause).await;
-                self.pause *= 2;
+                tokio::time::sleep(self.tries.next_pause()).await;
             }
             self.claim.avoid.push(address);
         }
@@ -238,27 +356,6 @@ fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     *spare.uri_mut() = request.uri().clone();
     *spare.headers_mut() = request.headers().clone();
     Some(spare)
-}
-
-fn no_response(kind: &FailureKind) -> Refusal {
-    match kind {
-        FailureKind::NotSent(_) => Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ReplicaUnreachable",
-            "no replica could be reached; nothing was sent, so another try is safe",
-        )
-        .retry_after(1),
-        FailureKind::Closed { .. } => Refusal::new(
-            StatusCode::BAD_GATEWAY,
-            "ReplicaClosed",
-            "the replica closed the connection before it answered; it may have worked on the request",
-        ),
-        FailureKind::Broken(_) => Refusal::new(
-            StatusCode::BAD_GATEWAY,
-            "ReplicaBroken",
-            "the replica's answer could not be understood",
-        ),
-    }
 }
 
 /// A request that a revision has been given: counted once, when it ends or is dropped.
@@ -311,7 +408,7 @@ impl Tally {
             }
         };
         if outcome != Outcome::Cancelled {
-            totals.took(took);
+            totals.duration.record(took);
         }
         self.window.ended(outcome, took);
     }
@@ -329,6 +426,7 @@ pub struct Exchange {
     tally: Tally,
     connection: Option<Connection>,
     status: Option<StatusCode>,
+    retry_after: Option<Duration>,
     first_byte_seen: bool,
 }
 
@@ -339,18 +437,35 @@ impl Exchange {
             tally,
             connection: None,
             status: None,
+            retry_after: None,
             first_byte_seen: false,
         }
     }
 
-    fn answered(&mut self, status: StatusCode, connection: Connection) {
+    fn answered(&mut self, status: StatusCode, retry_after: Option<Duration>, connection: Connection) {
         self.status = Some(status);
+        self.retry_after = retry_after;
         self.connection = Some(connection);
     }
 
     fn first_byte(&mut self) {
         if !std::mem::replace(&mut self.first_byte_seen, true) {
             self.tally.window.first_byte(self.tally.arrival.elapsed());
+            // A quick refusal does not make a quick replica.
+            if self.status.is_some_and(|status| !status.is_server_error()) {
+                self.permit.answered();
+            }
+        }
+    }
+
+    /// What the end says about the replica. A stream that is cut by the request's time was flowing.
+    fn verdict(&self, end: End) -> Verdict {
+        match (end, self.status) {
+            (End::Complete, Some(status)) => Verdict::Answered(status.as_u16()),
+            (End::TimedOut, Some(status)) if self.first_byte_seen => Verdict::Answered(status.as_u16()),
+            (End::TimedOut, _) => Verdict::TimedOut,
+            (End::Cut | End::Complete, _) => Verdict::Reset,
+            (End::Cancelled, _) => Verdict::Cancelled,
         }
     }
 }
@@ -369,6 +484,7 @@ impl Observer for Exchange {
             }
         }
         self.tally.end(self.status, end);
+        self.permit.ended(self.verdict(end), self.retry_after);
         self.permit.release();
     }
 }

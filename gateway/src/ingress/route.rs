@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use http::{Uri, request, uri};
 
-use super::pool::{self, Pool};
-use super::{Ingress, Pools};
+use super::pool::Pool;
+use super::{Ingress, Pools, refusals};
 use crate::reply::Refusal;
 use crate::upstream::forward;
 
@@ -29,7 +29,7 @@ impl Ingress {
             ));
         };
         let Some(pool) = pools.by_name.get(name) else {
-            return Err(pool::gone(name));
+            return Err(refusals::gone(name));
         };
         let prefix = format!("/pools/{name}");
         head.uri = cut(&head.uri, prefix.len());
@@ -91,7 +91,7 @@ fn cut(uri: &Uri, length: usize) -> Uri {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Balancing, Config, PoolConfig};
+    use crate::config::{Config, PoolConfig};
     use crate::upstream::Limits;
     use std::time::Duration;
 
@@ -105,15 +105,7 @@ mod tests {
         let pool = PoolConfig {
             uid: "u".into(),
             service: "help".into(),
-            port: None,
-            generation: 1,
-            weights: vec![],
-            balancing: Balancing::RoundRobin,
-            request_timeout: Duration::from_secs(1),
-            queue_requests: 1,
-            queue_wait: Duration::from_secs(1),
-            stopped: false,
-            revisions: Default::default(),
+            ..PoolConfig::default()
         };
         config.pools.insert("support".into(), pool);
         ingress.apply(&config);

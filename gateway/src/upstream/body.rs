@@ -22,6 +22,8 @@ pub enum RequestBody {
     Held(Option<Bytes>),
     /// Passed through as it arrives.
     Streamed(Incoming),
+    /// The same, after its beginning was read.
+    Resumed(Option<Bytes>, Incoming),
     /// Passed through, with the bytes also shown to a reader.
     Read(Incoming, Arc<Mutex<JsonReader>>),
 }
@@ -36,7 +38,7 @@ impl RequestBody {
     pub fn again(&self) -> Option<Self> {
         match self {
             Self::Held(bytes) => Some(Self::Held(bytes.clone())),
-            Self::Streamed(_) | Self::Read(..) => None,
+            Self::Streamed(_) | Self::Resumed(..) | Self::Read(..) => None,
         }
     }
 }
@@ -52,6 +54,10 @@ impl Body for RequestBody {
         match self.get_mut() {
             Self::Held(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Streamed(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Resumed(first, incoming) => match first.take() {
+                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                None => Pin::new(incoming).poll_frame(cx),
+            },
             Self::Read(incoming, reader) => {
                 let polled = Pin::new(incoming).poll_frame(cx);
                 if let Poll::Ready(Some(Ok(frame))) = &polled
@@ -68,6 +74,7 @@ impl Body for RequestBody {
         match self {
             Self::Held(bytes) => bytes.is_none(),
             Self::Streamed(incoming) | Self::Read(incoming, _) => incoming.is_end_stream(),
+            Self::Resumed(first, incoming) => first.is_none() && incoming.is_end_stream(),
         }
     }
 
@@ -75,6 +82,19 @@ impl Body for RequestBody {
         match self {
             Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Streamed(incoming) | Self::Read(incoming, _) => incoming.size_hint(),
+            Self::Resumed(first, incoming) => {
+                longer(incoming.size_hint(), first.as_ref().map_or(0, Bytes::len))
+            }
         }
     }
+}
+
+/// The hint of a body that has `bytes` more in front.
+pub(crate) fn longer(hint: SizeHint, bytes: usize) -> SizeHint {
+    let mut longer = SizeHint::new();
+    longer.set_lower(hint.lower().saturating_add(bytes as u64));
+    if let Some(upper) = hint.upper() {
+        longer.set_upper(upper.saturating_add(bytes as u64));
+    }
+    longer
 }

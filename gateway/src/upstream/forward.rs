@@ -114,7 +114,7 @@ pub fn to_provider(
     head: &mut request::Parts,
     target: Uri,
     host: HeaderValue,
-    proof: Option<HeaderValue>,
+    proof: Option<(HeaderName, HeaderValue)>,
     streamed: bool,
 ) {
     strip_connection_headers(&mut head.headers);
@@ -127,8 +127,8 @@ pub fn to_provider(
     head.headers
         .insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     head.headers.insert(header::HOST, host);
-    if let Some(proof) = proof {
-        head.headers.insert(header::AUTHORIZATION, proof);
+    if let Some((name, proof)) = proof {
+        head.headers.insert(name, proof);
     }
     set_framing(&mut head.headers, streamed);
     head.uri = target;
@@ -221,7 +221,7 @@ mod tests {
             "/providers/main/v1/x",
             &[("authorization", "Bearer mine"), ("x-api-key", "mine")],
         );
-        let proof = HeaderValue::from_static("Bearer theirs");
+        let proof = (header::AUTHORIZATION, HeaderValue::from_static("Bearer theirs"));
         to_provider(
             &mut head,
             Uri::from_static("/v1/x"),

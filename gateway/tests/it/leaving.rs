@@ -156,6 +156,7 @@ async fn a_leaving_replica_finishes_what_it_has_and_gets_nothing_new() {
             EndpointConfig {
                 uid: String::new(),
                 ready,
+                slots: None,
             },
         );
         config(pool)

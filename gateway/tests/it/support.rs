@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_core::balance::EjectionPolicy;
 use flotilla_core::stats::Stats;
 use flotilla_gateway::config::watch::Freshness;
 use flotilla_gateway::config::{
-    Balancing, Config, EndpointConfig, PoolConfig, ProviderConfig, RevisionConfig,
+    Balancing, Config, EndpointConfig, PoolConfig, ProviderConfig, RetryConfig, RevisionConfig,
 };
 use flotilla_gateway::server::ConnectionLimits;
 use flotilla_gateway::upstream::Limits;
@@ -114,6 +115,12 @@ impl Drop for Agent {
     }
 }
 
+/// An address at which nobody listens.
+pub async fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind((fresh_ip(), 0)).await.unwrap();
+    listener.local_addr().unwrap()
+}
+
 /// A pool with patience and room, on no port.
 pub fn pool() -> PoolConfig {
     PoolConfig {
@@ -124,9 +131,15 @@ pub fn pool() -> PoolConfig {
         weights: vec![],
         balancing: Balancing::RoundRobin,
         request_timeout: Duration::from_secs(10),
+        max_requests: 10_000,
+        retries: RetryConfig::default(),
+        ejection: EjectionPolicy::default(),
         queue_requests: 100,
         queue_wait: Duration::from_secs(5),
+        tenant_header: None,
+        priority_header: None,
         stopped: false,
+        sessions: None,
         revisions: BTreeMap::new(),
     }
 }
@@ -143,6 +156,7 @@ impl PoolExt for PoolConfig {
                 EndpointConfig {
                     uid: String::new(),
                     ready: true,
+                    slots: None,
                 },
             )
         };
@@ -168,6 +182,7 @@ pub fn provider(endpoint: String, secret: Option<(&str, &str)>) -> ProviderConfi
         generation: 1,
         endpoint,
         secret: secret.map(|(name, key)| (name.into(), key.into())),
+        ..ProviderConfig::default()
     }
 }
 
@@ -282,6 +297,22 @@ impl Fixture {
         (answer.status, answer.text())
     }
 
+    pub async fn metrics(&self) -> String {
+        get(self.gateway.admin, "/metrics").await.text()
+    }
+
+    /// Does `act` again and again until `line` is among the metrics.
+    pub async fn wait_for_metric<F: Future<Output = ()>>(&self, line: &str, act: impl Fn() -> F) {
+        for _ in 0..500 {
+            if self.metrics().await.contains(line) {
+                return;
+            }
+            act().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not within 5 s: {line}; {}", self.metrics().await);
+    }
+
     pub fn path(&self, rest: &str) -> String {
         format!("/pools/support{rest}")
     }
@@ -328,7 +359,7 @@ impl Client {
         Self::over(socket.connect(to).await.unwrap()).await
     }
 
-    async fn over(stream: TcpStream) -> Self {
+    pub async fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await

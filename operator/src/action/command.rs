@@ -5,6 +5,9 @@
 //! | Restart | nothing is being released | the stable record: pods older than the command are replaced |
 //! | Abort | the expected revision is the candidate | its record: rejected, reason `Aborted` |
 //! | Retry | the expected revision is rejected and what the spec asks for | its record: candidate, attempt + 1 |
+//! | Promote | it is at the expected step, which waits for a person | its record: the step is passed |
+//! | SkipStep | it is at the expected step | its record: the step is passed |
+//! | PromoteFull | the expected revision is the candidate | its record: all steps are passed |
 //!
 //! `expect` guards against a late command: one that was meant for another release is refused, never reinterpreted.
 
@@ -15,7 +18,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::pool::build::controller_revision::{ATTEMPT, LAST_ACTION, RESTARTED_AT, change};
+use crate::pool::build::controller_revision::{self, ATTEMPT, LAST_ACTION, RESTARTED_AT, change};
 use crate::pool::dereference::Revision;
 use crate::pool::memory::Standpoint;
 use crate::runtime::uid_of;
@@ -47,6 +50,9 @@ pub fn decide(
         ActionType::Restart => restart(action, standpoint, records),
         ActionType::Abort => abort(action, standpoint, records, now),
         ActionType::Retry => retry(action, standpoint, records, now),
+        ActionType::Promote | ActionType::SkipStep | ActionType::PromoteFull => {
+            pass(action, standpoint, records)
+        }
     };
     match judged {
         Ok((revision, mut patch, message)) => {
@@ -141,6 +147,51 @@ fn retry(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision], 
         name.clone(),
         patch,
         format!("{name} is released again, attempt {attempt}"),
+    ))
+}
+
+fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -> Judged {
+    let known = expected(action, records, None)?;
+    let name = &known.record.revision;
+    if known.record.standing != Standing::Candidate || standpoint.candidate.as_ref() != Some(name) {
+        let stable = standpoint.stable.as_deref().unwrap_or("nothing");
+        return Err(format!("{name} is not being released; {stable} serves"));
+    }
+    let meant = action.spec.expect.as_ref().and_then(|expect| expect.step);
+    if action.spec.type_ == ActionType::PromoteFull && meant.is_none() {
+        return Ok((
+            name.clone(),
+            controller_revision::pass(100),
+            format!("{name} gets all the traffic as soon as it has the replicas"),
+        ));
+    }
+    let step = standpoint
+        .step
+        .ok_or_else(|| format!("{name} is on its way to the next step; give the command when it is there"))?;
+    if meant.and_then(|meant| usize::try_from(meant).ok()) != Some(step.index) {
+        return Err(format!(
+            "{name} is at step {}, not {}: the command was meant for another one",
+            step.index,
+            meant.unwrap_or_default()
+        ));
+    }
+    let weight = match action.spec.type_ {
+        ActionType::PromoteFull => 100,
+        _ if step.weight >= 100 => {
+            return Err(format!("{name} has all the traffic already; Abort leads it back"));
+        }
+        ActionType::Promote if !step.awaits_person => {
+            return Err(format!(
+                "{name} waits for evidence at step {}, not for a person; SkipStep passes the step without it",
+                step.index
+            ));
+        }
+        _ => step.weight,
+    };
+    Ok((
+        name.clone(),
+        controller_revision::pass(weight),
+        format!("{name} goes on from {} %", step.weight),
     ))
 }
 

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_crds::agent_pool::Model;
 use flotilla_crds::{AgentPool, ModelProvider};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -146,8 +147,8 @@ pub fn awaits_a_provider(pools: &[Arc<AgentPool>], providers: &[Arc<ModelProvide
     let mut named = pools
         .iter()
         .flat_map(|pool| &pool.spec.agent.models)
-        .map(|model| &model.provider_ref.name);
-    named.any(|name| !there.contains(name))
+        .flat_map(Model::choices);
+    named.any(|(provider, _)| !there.contains(provider))
 }
 
 /// The owner references that the gateway's objects should carry: those recorded whose pools live, then the oldest of

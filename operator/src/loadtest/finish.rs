@@ -53,7 +53,7 @@ impl LoadTestReconciler {
         messages.extend(scene.fresh.clone());
         let price = test.spec.target.pool_ref.as_ref().and_then(|reference| {
             let pool = self.caches.pools.get(&Key::new(namespace, &reference.name))?;
-            target::price(&pool, &self.caches.providers.in_namespace(namespace))
+            target::price(&pool, &self.caches.providers.in_namespace(namespace), visit.now())
         });
         let refused = self
             .refusals

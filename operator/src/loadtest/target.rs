@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use flotilla_core::load::plan::Protocol;
 use flotilla_core::load::result::Price;
+use flotilla_core::price::lookup;
 use flotilla_crds::agent_pool::{self, Model};
 use flotilla_crds::common::{condition, find};
 use flotilla_crds::load_test::{LoadProtocol, ServiceRef};
 use flotilla_crds::{AgentPool, ModelProvider};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt as _;
 
@@ -143,9 +146,10 @@ pub fn protocol_of(protocol: LoadProtocol) -> Protocol {
     }
 }
 
-/// The price of a pool's tokens: that of its main model, where the provider tells one. A pool that spends on several
-/// models costs something else; which of them a token went to, only the provider's bill knows.
-pub fn price(pool: &AgentPool, providers: &[Arc<ModelProvider>]) -> Option<Price> {
+/// The price of a pool's tokens: that of its main model, as its provider tells it, else the built-in list price of the
+/// day. A pool that spends on several models costs something else; which of them a token went to, only the provider's
+/// bill knows.
+pub fn price(pool: &AgentPool, providers: &[Arc<ModelProvider>], now: Timestamp) -> Option<Price> {
     let models = &pool.spec.agent.models;
     let main: &Model = models
         .iter()
@@ -154,19 +158,27 @@ pub fn price(pool: &AgentPool, providers: &[Arc<ModelProvider>]) -> Option<Price
     let provider = providers
         .iter()
         .find(|provider| provider.name_any() == main.provider_ref.name)?;
-    let price = provider
+    let offered = provider
         .spec
         .models
         .iter()
-        .find(|offered| offered.name == main.model)?
-        .price
-        .as_ref()?;
-    Price::parse(
-        &price.currency,
-        &price.input_per_million,
-        &price.output_per_million,
-    )
-    .ok()
+        .find(|offered| offered.name == main.model);
+    match offered.and_then(|offered| offered.price.as_ref()) {
+        Some(price) => Price::parse(
+            &price.currency,
+            &price.input_per_million,
+            &price.output_per_million,
+        )
+        .ok(),
+        None => {
+            let listed = lookup(&main.model, now.to_zoned(TimeZone::UTC).date())?.price;
+            Some(Price {
+                currency: listed.currency.to_string(),
+                input_per_million: listed.rates.input,
+                output_per_million: listed.rates.output,
+            })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -269,8 +281,13 @@ mod tests {
         }))
         .unwrap();
         let providers = [Arc::new(provider)];
-        let price_of =
-            |models: Value| price(&pool(json!({"image": "a", "models": models}), "True"), &providers);
+        let price_of = |models: Value| {
+            price(
+                &pool(json!({"image": "a", "models": models}), "True"),
+                &providers,
+                Timestamp::UNIX_EPOCH,
+            )
+        };
         let model = |name: &str, provider: &str, model: &str| json!({"name": name, "providerRef": {"name": provider}, "model": model});
         assert_eq!(
             price_of(json!([
@@ -289,6 +306,8 @@ mod tests {
             .is_some()
         );
         assert!(price_of(json!([model("default", "main", "free")])).is_none());
+        let listed = price_of(json!([model("default", "main", "gpt-5-mini-2025-08-07")])).unwrap();
+        assert_eq!(listed.output_per_million.to_string(), "2");
         assert!(price_of(json!([model("default", "gone", "mini")])).is_none());
         assert!(price_of(json!([])).is_none());
     }

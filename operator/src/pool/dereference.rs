@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use flotilla_crds::agent_pool::Model;
 use flotilla_crds::{AgentPool, AgentPoolStatus, ModelProvider, RolloutAction, names};
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -121,12 +122,10 @@ pub async fn dereference(
         .into_iter()
         .filter(|meta| meta.labels().contains_key(names::CONTENT_HASH))
         .collect();
-    let providers = pool.spec.agent.models.iter().filter_map(|model| {
-        let name = &model.provider_ref.name;
-        caches
-            .providers
-            .get(&Key::new(&key.namespace, name))
-            .map(|provider| (name.clone(), provider))
+    let choices = pool.spec.agent.models.iter().flat_map(Model::choices);
+    let providers = choices.filter_map(|(name, _)| {
+        let provider = caches.providers.get(&Key::new(&key.namespace, name))?;
+        Some((name.to_owned(), provider))
     });
     let recovered = services.iter().find_map(|service| service::gateway_port(service));
     let neighbours = caches.pools.in_namespace(&key.namespace);

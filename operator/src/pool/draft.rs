@@ -14,6 +14,7 @@ use super::build::{
 };
 use super::dereference::{Observed, is_ready};
 use super::gateways::Reports;
+use super::judge;
 use super::memory::Memory;
 use super::plan::Restarting;
 use super::validate::{Wanted, overlay_of};
@@ -38,6 +39,7 @@ impl Draft<'_> {
     pub(super) fn write(&mut self, reports: &Reports<'_>, memory: &Memory) -> Option<Restarting> {
         self.supplies();
         self.standings();
+        self.passed();
         let restarting = self.restart(reports);
         if restarting.is_none() {
             for (revision, replicas) in &self.decision.scale {
@@ -134,24 +136,71 @@ impl Draft<'_> {
             match known {
                 Some(known) => {
                     let order = is_rising.then_some(order);
-                    let patch =
+                    let mut patch =
                         controller_revision::change(change.standing, change.reason.as_ref(), order, self.now);
+                    if change.standing == Standing::Candidate && self.has_served_lately(&known.record) {
+                        patch["metadata"]["annotations"][controller_revision::TRUSTED] = "true".into();
+                    } else if change.standing == Standing::Candidate
+                        && let Some((weight, _)) = self.left_out()
+                    {
+                        patch["metadata"]["annotations"][controller_revision::PASSED] =
+                            weight.to_string().into();
+                    }
                     self.actions.push(Action::patch_exactly(&*known.object, patch));
                 }
                 None => {
                     if let Some(content) = self.content(&change.revision) {
                         let pool = &*self.observed.pool;
-                        let record = controller_revision::build(
+                        let mut record = controller_revision::build(
                             pool,
                             &change.revision,
                             content,
                             change.standing,
                             order,
                         );
+                        if change.standing == Standing::Candidate
+                            && let Some((weight, _)) = self.left_out()
+                        {
+                            record
+                                .annotations_mut()
+                                .insert(controller_revision::PASSED.into(), weight.to_string());
+                        }
                         self.actions.push(Action::create(&record));
                     }
                 }
             }
+        }
+    }
+
+    /// The weight below the step at which a new candidate starts, and why, see [`judge::left_out`].
+    fn left_out(&self) -> Option<(i32, String)> {
+        let stable = self.decision.stable.as_deref()?;
+        let traffic = judge::traffic(&self.observed.gateways, &self.observed.name(), stable);
+        judge::left_out(&self.observed.pool.spec, traffic)
+    }
+
+    /// Whether a revision is among those that served last.
+    fn has_served_lately(&self, record: &controller_revision::Record) -> bool {
+        let window = self.observed.pool.spec.rollout.rollback_window_revisions;
+        let verified = self.observed.revisions.iter().map(|known| &known.record);
+        let later =
+            verified.filter(|other| other.standing == Standing::Verified && other.order > record.order);
+        record.standing == Standing::Verified && later.count() < usize::try_from(window).unwrap_or_default()
+    }
+
+    /// A weight whose question is answered, before what follows from it.
+    fn passed(&mut self) {
+        let Some((revision, weight)) = &self.decision.passed else {
+            return;
+        };
+        let known = self.observed.revisions.iter();
+        if let Some(known) = known.into_iter().find(|known| known.record.revision == *revision) {
+            self.actions.push(Action::patch_exactly(
+                &*known.object,
+                controller_revision::pass(*weight),
+            ));
+            let text = format!("{revision} has proved itself at {weight} % and goes on");
+            self.actions.push(Action::event(Note::normal("StepPassed", text)));
         }
     }
 
@@ -288,7 +337,17 @@ impl Draft<'_> {
             let revision = &change.revision;
             let note = match (change.standing, &change.reason) {
                 (Standing::Candidate, _) => {
-                    Note::normal("ReleaseStarted", format!("{revision} is being released"))
+                    let known = self.observed.record(revision);
+                    let text = match self.left_out() {
+                        _ if known.is_some_and(|known| self.has_served_lately(known)) => {
+                            format!(
+                                "{revision} served not long ago and takes over again without being judged"
+                            )
+                        }
+                        Some((_, why)) => format!("{revision} is being released; it {why}"),
+                        None => format!("{revision} is being released"),
+                    };
+                    Note::normal("ReleaseStarted", text)
                 }
                 (Standing::Stable, _) if is_first => {
                     Note::normal("FirstRevision", format!("{revision} is the first revision"))

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use flotilla_core::rollout::{Progress, Reason, Subject};
+use flotilla_core::rollout::{Progress, Reached, Reason, Subject};
 use flotilla_crds::AgentPoolStatus;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
+use super::judge::Heard;
 use super::validate::WAITING_FOR_REFERENCE;
 use crate::runtime::Key;
 
@@ -33,6 +34,10 @@ pub struct Memory {
     pub accepted: Option<String>,
     /// The revision whose pods it refused, with its sentence, and when to ask again.
     pub refused: Option<(String, String, Timestamp)>,
+    /// The rung that the candidate has reached.
+    pub reached: Option<Reached>,
+    /// What was heard about it at this visit.
+    pub heard: Option<Arc<Heard>>,
 }
 
 impl Memory {
@@ -53,6 +58,15 @@ impl Memory {
             }
             None => Subject::Serving,
         };
+        let reached = rollout.step.as_ref().zip(status.candidate.as_ref());
+        let reached = reached.and_then(|(step, candidate)| {
+            Some(Reached {
+                revision: candidate.revision.clone(),
+                attempt: candidate.attempt.max(1),
+                weight: step.weight,
+                since: step.start_time.as_ref()?.0,
+            })
+        });
         let best = match &status.candidate {
             Some(candidate) => candidate.ready_replicas,
             None => status.stable.as_ref().map_or(0, |stable| stable.ready_replicas),
@@ -66,6 +80,7 @@ impl Memory {
                 best,
             }),
             waiting_since: start.filter(|_| is_reference),
+            reached,
             ..Self::default()
         }
     }
@@ -106,6 +121,19 @@ pub struct Standpoint {
     pub stable: Option<String>,
     /// The revision being released.
     pub candidate: Option<String>,
+    /// The step it is at, where a ladder leads.
+    pub step: Option<StepPoint>,
+}
+
+/// The step a candidate is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepPoint {
+    /// Its index, from 0; the number of steps with all the traffic.
+    pub index: usize,
+    /// Its weight.
+    pub weight: i32,
+    /// It waits for a person, not for evidence.
+    pub awaits_person: bool,
 }
 
 /// The standpoints of all pools. Cheap to clone.

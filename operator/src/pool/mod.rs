@@ -17,6 +17,7 @@ pub mod build;
 pub mod dereference;
 mod draft;
 pub mod gateways;
+pub mod judge;
 pub mod memory;
 pub mod plan;
 pub mod ports;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::rollout::{Reason, Standing};
+use flotilla_crds::agent_pool::Model;
 use flotilla_crds::common::{condition, is_true};
 use flotilla_crds::{AgentPool, ModelProvider, names};
 use jiff::SignedDuration;
@@ -48,9 +50,10 @@ use crate::runtime::visit::DryRun;
 use crate::runtime::{
     Blame, Controller, Error, Failure, Key, Manager, Next, Note, Reconciler, Trigger, Visit, key_of, uid_of,
 };
-use crate::scrape::Scraper;
+use crate::scrape::{PROVIDER_PREFIX, Scraper};
 use dereference::{Observed, dereference};
-use memory::{Memories, Memory, Standpoint, Standpoints};
+use judge::Court;
+use memory::{Memories, Memory, Standpoint, Standpoints, StepPoint};
 use plan::{Plan, plan};
 use ports::Ports;
 use sources::SourceReader;
@@ -74,6 +77,7 @@ pub struct PoolReconciler {
     ports: Ports,
     memories: Memories,
     standpoints: Standpoints,
+    court: Court,
 }
 
 /// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about.
@@ -126,11 +130,8 @@ pub fn register(
         .watches(&caches.providers, move |provider: &ModelProvider| {
             let name = provider.name_any();
             by_provider(&provider.namespace().unwrap_or_default(), &|pool| {
-                pool.spec
-                    .agent
-                    .models
-                    .iter()
-                    .any(|model| model.provider_ref.name == name)
+                let mut choices = pool.spec.agent.models.iter().flat_map(Model::choices);
+                choices.any(|(provider, _)| provider == name)
             })
         })
         .register(
@@ -142,11 +143,16 @@ pub fn register(
                 sources: SourceReader::default(),
                 ports: Ports::default(),
                 memories: Memories::default(),
+                court: Court::default(),
                 standpoints,
             },
         );
     let told = trigger.clone();
-    scraper.on_report(move |key| told.now(key));
+    scraper.on_report(move |key| {
+        if !key.name.starts_with(PROVIDER_PREFIX) {
+            told.now(key);
+        }
+    });
     let told = trigger.clone();
     // Only a pool that is not Ready waits for its gateways.
     health.on_change(move |namespace| {
@@ -214,6 +220,7 @@ impl Reconciler for PoolReconciler {
         let mut observed = self.look(&pool, visit, false).await?;
         let mut wanted = validate(&observed);
         let mut memory = self.memories.recall(key, &uid, &observed.status);
+        memory.heard = self.court.hear(visit, &observed, &memory, now).await?;
         let mut made = plan(&observed, &wanted, &memory, now);
         if made.lacks_bytes {
             observed = self.look(&pool, visit, true).await?;
@@ -228,6 +235,9 @@ impl Reconciler for PoolReconciler {
             made = plan(&observed, &wanted, &memory, now);
         }
         self.memories.keep(key, made.memory.clone());
+        if let Some(reached) = memory.reached.filter(|_| made.memory.reached.is_none()) {
+            self.court.close(key, &reached);
+        }
         self.tell_standpoint(&observed, &wanted, &made, key);
         self.scraper.set_eager(key, made.eager);
 
@@ -263,6 +273,7 @@ impl Reconciler for PoolReconciler {
         self.sources.forget(key);
         self.ports.forget(key);
         self.memories.forget(key);
+        self.court.forget(key);
         self.standpoints.forget(key);
         self.scraper.set_eager(key, false);
     }
@@ -340,9 +351,25 @@ impl PoolReconciler {
             target: wanted.as_ref().ok().map(|wanted| wanted.revision.clone()),
             stable: made.decision.stable.clone(),
             candidate: made.decision.candidate.clone(),
+            step: step_point(observed, made),
         };
         self.standpoints.set(key, standpoint);
     }
+}
+
+fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
+    let reached = made.decision.reached.as_ref()?;
+    let ladder = judge::ladder(&observed.pool.spec)?;
+    let waiting = made
+        .decision
+        .waiting
+        .as_ref()
+        .map(|waiting| waiting.reason.word.as_str());
+    Some(StepPoint {
+        index: ladder.index(reached.weight),
+        weight: reached.weight,
+        awaits_person: !matches!(waiting, Some(judge::EVIDENCE_CONTINUES | "Judging") | None),
+    })
 }
 
 /// The revision that this plan gives up, or stalls on, because of a failing probe.

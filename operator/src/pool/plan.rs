@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::dereference::{Observed, is_ready};
 use super::draft::Draft;
 use super::gateways::Reports;
+use super::judge;
 use super::memory::Memory;
 use super::trouble;
 use super::validate::{INVALID_POD_TEMPLATE, Problem, Wanted};
@@ -22,6 +23,8 @@ use crate::runtime::Action;
 
 /// While pods are waited for, troubles that show only by their age are looked for this often.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(10);
+/// While a candidate is judged, its evidence is looked at this often.
+const LOOK_AT_EVIDENCE: Duration = Duration::from_secs(5);
 /// A scale-down waits this long for gateways to say what is in flight; their answer comes earlier.
 const AWAIT_REPORT: Duration = Duration::from_secs(1);
 
@@ -94,8 +97,12 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         members: members.clone(),
         gateways: gateways.clone(),
         progress: memory.progress.clone(),
+        ladder: judge::ladder(spec),
+        gate: memory.heard.as_ref().map(|heard| heard.gate.clone()),
+        reached: memory.reached.clone(),
     });
     memory.progress.clone_from(&decision.progress);
+    memory.reached.clone_from(&decision.reached);
     let is_alone = decision.candidate.is_none();
     if is_alone && gateways == Gateways::Confirmed {
         memory.confirmed = observed.status.traffic_generation;
@@ -225,6 +232,8 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
             rejected: record
                 .and_then(|record| record.rejected.clone())
                 .map(|(reason, _)| reason),
+            passed: record.and_then(|record| record.passed),
+            is_trusted: record.is_some_and(|record| record.is_trusted),
         }
     });
     members.collect()
@@ -314,6 +323,7 @@ fn look_again(
     times
         .chain(is_waiting_for_pods.then_some(LOOK_FOR_TROUBLE))
         .chain(held.then_some(AWAIT_REPORT))
+        .chain(decision.reached.is_some().then_some(LOOK_AT_EVIDENCE))
         .min()
 }
 

@@ -6,8 +6,8 @@
 
 use flotilla_core::rollout::{Decision, Member, Reason, Standing, State};
 use flotilla_crds::agent_pool::{
-    CandidateStatus, LastAction, RejectedRevision, RestartStatus, RolloutStatus, StableStatus, TrafficShare,
-    WaitingFor,
+    CandidateStatus, CountStatus, LastAction, MetricStatus, RejectedRevision, RestartStatus, RolloutStatus,
+    StableStatus, StepStatus, TrafficShare, WaitingFor,
 };
 use flotilla_crds::common::condition;
 use flotilla_crds::rollout_action::ActionResult;
@@ -17,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use super::dereference::Observed;
+use super::judge;
 use super::plan::{Plan, deadline, weights};
 use super::validate::Problem;
 use crate::runtime::conditions::truncate;
@@ -37,6 +38,9 @@ const LAZY: &[&str] = &[
     "/candidate/readyReplicas",
     "/rollout/progressTime",
     "/rollout/waitingFor/deadlineTime",
+    "/rollout/waitingFor/message",
+    "/rollout/measuredWeightPercent",
+    "/rollout/metrics",
     "/restart/replaced",
 ];
 /// See [`LAZY`].
@@ -125,21 +129,33 @@ fn traffic(observed: &Observed, decision: &Decision, now: Timestamp) -> (Vec<Tra
     if decision.traffic.is_empty() {
         return (old.traffic.clone(), old.traffic_generation);
     }
-    let new: Vec<_> = decision
+    let weighted = |share: &TrafficShare| (share.revision.clone(), share.weight);
+    let is_same = old
         .traffic
         .iter()
-        .map(|(revision, weight)| TrafficShare {
-            revision: revision.clone(),
-            weight: *weight,
-        })
-        .collect();
+        .map(weighted)
+        .eq(decision.traffic.iter().cloned());
     let generation = match old.traffic_generation {
-        Some(generation) if new == old.traffic => generation,
+        Some(generation) if is_same => generation,
         Some(generation) => generation.saturating_add(1),
         None if observed.revisions.is_empty() => 1,
         None => now.as_second().max(1),
     };
-    (new, Some(generation))
+    let since = |revision: &String, weight: i32| {
+        let before = old.traffic.iter().find(|share| share.revision == *revision);
+        match before {
+            // With a weight from before this field: since when is not known, and nothing follows from it.
+            Some(share) if share.weight > 0 || share.since_generation.is_some() => share.since_generation,
+            // Nobody's life begins because a status was lost.
+            _ => (weight > 0 && !old.traffic.is_empty()).then_some(generation),
+        }
+    };
+    let new = decision.traffic.iter().map(|(revision, weight)| TrafficShare {
+        revision: revision.clone(),
+        weight: *weight,
+        since_generation: since(revision, *weight),
+    });
+    (new.collect(), Some(generation))
 }
 
 /// The word and sentence for `Ready`, and whether it is True.
@@ -190,6 +206,34 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
         }
         State::Releasing | State::Shrinking => (false, "Progressing".into(), sentence),
         State::Returning => (false, "Returning".into(), sentence),
+        // Live percentages are in `status.rollout`; here they would be a write each.
+        State::Judging => {
+            let candidate = decision.candidate.as_deref().unwrap_or_default();
+            let weight = decision.reached.as_ref().map_or(0, |reached| reached.weight);
+            let word = waiting
+                .map(|waiting| waiting.reason.word.as_str())
+                .unwrap_or_default();
+            match word {
+                judge::EVIDENCE_CONTINUES | "Judging" => (
+                    false,
+                    "Judging".into(),
+                    format!("{candidate} is judged at {weight} %; status.rollout shows its evidence"),
+                ),
+                word => (
+                    false,
+                    word.into(),
+                    format!("{candidate} stays at {weight} %; status.rollout says what it waits for"),
+                ),
+            }
+        }
+        State::Baking => (
+            true,
+            "Baking".into(),
+            format!(
+                "{} serves; it is still judged and can be led back",
+                decision.candidate.as_deref().unwrap_or_default()
+            ),
+        ),
         State::Settling => (false, "Settling".into(), sentence),
         State::Paused => (false, "Paused".into(), sentence),
         State::Rejected(reason) => {
@@ -249,6 +293,18 @@ fn conditions(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: 
         conditions.set(condition::AVAILABLE, false, "CapacityMissing", message);
     }
 
+    let ladder = judge::ladder(&observed.pool.spec);
+    if ladder.is_some() || conditions.get(condition::BAKING).is_some() {
+        let bakes = plan.decision.state == State::Baking;
+        let message = if bakes { sentence.as_str() } else { "" };
+        conditions.set(
+            condition::BAKING,
+            bakes,
+            if bakes { "Baking" } else { "NotBaking" },
+            message,
+        );
+    }
+
     let stalled = stalled(observed, plan, problem, now);
     if is_ready || stalled.is_some() {
         conditions.set(
@@ -301,7 +357,60 @@ fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Optio
         start_time: start.map(Time),
         progress_time: moved.map(Time),
         waiting_for: waiting,
+        step: step(observed, plan),
+        measured_weight_percent: measured_weight(plan),
+        metrics: metrics(plan),
     })
+}
+
+fn step(observed: &Observed, plan: &Plan) -> Option<StepStatus> {
+    let reached = plan.decision.reached.as_ref()?;
+    let ladder = judge::ladder(&observed.pool.spec)?;
+    Some(StepStatus {
+        index: i32::try_from(ladder.index(reached.weight)).unwrap_or(i32::MAX),
+        weight: reached.weight,
+        start_time: Some(Time(reached.since)),
+    })
+}
+
+/// The judgement of this visit, if it is about the rung that is still in force.
+fn judgement(plan: &Plan) -> Option<&flotilla_core::evidence::Judgement> {
+    let reached = plan.decision.reached.as_ref()?;
+    let heard = plan.memory.heard.as_ref()?;
+    (heard.gate.weight == reached.weight).then_some(&heard.judgement)
+}
+
+/// The candidate's share of the counted requests, from the metric that has counted most.
+fn measured_weight(plan: &Plan) -> Option<String> {
+    let metrics = judgement(plan)?.metrics.iter().map(|metric| &metric.step);
+    let counts = metrics.map(|tally| (tally.candidate.requests, tally.stable.requests));
+    let (candidate, stable) = counts.max_by_key(|(candidate, stable)| candidate + stable)?;
+    let all = candidate + stable;
+    (all > 0).then(|| format!("{:.1}", candidate as f64 * 100.0 / all as f64))
+}
+
+fn metrics(plan: &Plan) -> Vec<MetricStatus> {
+    let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let counts = |counts: &flotilla_core::evidence::Counts| {
+        let arm = counts.arm(0);
+        (arm.requests > 0).then(|| CountStatus {
+            requests: number(arm.requests),
+            events: number(arm.events),
+        })
+    };
+    let judged = judgement(plan)
+        .into_iter()
+        .flat_map(|judgement| &judgement.metrics);
+    judged
+        .map(|metric| MetricStatus {
+            name: metric.name.clone(),
+            verdict: metric.verdict.word().to_owned(),
+            advance_percent: metric.advance_percent.into(),
+            rollback_percent: metric.rollback_percent.into(),
+            candidate: counts(&metric.step.candidate),
+            stable: counts(&metric.step.stable),
+        })
+        .collect()
 }
 
 fn waiting(reason: &str, message: &str, until: Option<Timestamp>) -> WaitingFor {

@@ -137,23 +137,35 @@ fn pinned_revision(observed: &Observed, pinned: &str) -> Result<Wanted, Problem>
         })
 }
 
-/// A sentence for each model whose provider is missing or does not offer it.
+/// A sentence for each model, or fallback of one, whose provider is missing, does not offer it, or speaks another protocol
+/// than the one it stands in for.
 fn missing_models(observed: &Observed) -> impl Iterator<Item = String> {
-    observed.pool.spec.agent.models.iter().filter_map(|model| {
-        let name = &model.provider_ref.name;
-        let Some(provider) = observed.providers.get(name) else {
-            return Some(format!("ModelProvider {name} does not exist; create it"));
-        };
-        let offered = &provider.spec.models;
-        let is_offered = offered.is_empty() || offered.iter().any(|offer| offer.name == model.model);
-        (!is_offered).then(|| {
-            let offers: Vec<_> = offered.iter().map(|offer| offer.name.as_str()).collect();
-            format!(
-                "ModelProvider {} does not offer model {}; add it to its spec.models or name one of: {}",
-                provider.name_any(),
-                model.model,
-                offers.join(", ")
-            )
+    let models = observed.pool.spec.agent.models.iter();
+    models.flat_map(move |entry| {
+        let own = observed.providers.get(&entry.provider_ref.name);
+        let own = own.map(|provider| provider.spec.type_);
+        entry.choices().filter_map(move |(name, model)| {
+            let Some(provider) = observed.providers.get(name) else {
+                return Some(format!("ModelProvider {name} does not exist; create it"));
+            };
+            let type_ = provider.spec.type_;
+            if let Some(own) = own.filter(|own| *own != type_) {
+                return Some(format!(
+                    "the fallback {name} of model entry {} is of type {type_:?}, its own provider {} of type {own:?}; name a \
+                     fallback that speaks the same protocol",
+                    entry.name, entry.provider_ref.name
+                ));
+            }
+            let offered = &provider.spec.models;
+            let is_offered = offered.is_empty() || offered.iter().any(|offer| offer.name == model);
+            (!is_offered).then(|| {
+                let offers: Vec<_> = offered.iter().map(|offer| offer.name.as_str()).collect();
+                format!(
+                    "ModelProvider {} does not offer model {model}; add it to its spec.models or name one of: {}",
+                    provider.name_any(),
+                    offers.join(", ")
+                )
+            })
         })
     })
 }

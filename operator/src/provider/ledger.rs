@@ -50,6 +50,8 @@ impl Ledger {
                 instance: stats.instance.clone(),
                 pod: stats.pod.clone(),
                 models: provider.models.clone(),
+                spend: provider.spend.clone(),
+                unpriced: provider.unpriced,
             };
             entries.insert(stats.instance.clone(), used);
         }

@@ -10,10 +10,14 @@
 //! | is the spec possible | [`validate`] | no: pure |
 //! | what do the gateways say | [`assess`] | no: pure |
 //! | what was used | [`flotilla_core::usage`], [`ledger`] | no: pure |
-//! | status | [`Visit::write_status`](crate::runtime::Visit::write_status) | yes, on change; counters every 30 s |
+//! | how much of the budget is spent | [`flotilla_core::price::ledger`], [`budget`] | no: pure |
+//! | how much of its quotas is used | [`quota`] | no: pure |
+//! | status | [`Visit::write_status`](crate::runtime::Visit::write_status) | yes, on change; counters every 30 s, every second near a budget's end |
 
 pub mod assess;
+pub mod budget;
 pub mod ledger;
+pub mod quota;
 pub mod validate;
 
 use std::collections::BTreeSet;
@@ -29,22 +33,29 @@ use kube::{Resource as _, ResourceExt as _};
 use crate::caches::Caches;
 use crate::gateway::{GatewayHealth, build};
 use crate::runtime::{
-    Conditions, Controller, Error, EventKind, Key, Manager, Next, Note, Reconciler, StatusWrite, Trigger,
-    Visit, key_of,
+    Conditions, Controller, Error, EventKind, Key, Manager, Next, Note, Reconciler, StatusOutcome,
+    StatusWrite, Trigger, Visit, key_of,
 };
 use crate::waiting::{self, Wait};
 use assess::{Assessment, Gateways, State};
+use budget::{Look, Paces};
 use ledger::Ledger;
 
 /// How often the reports are looked at while a provider is not ready. They are in memory: no request is made for it.
 const UNREADY_PAUSE: Duration = Duration::from_secs(2);
 /// How often they are looked at otherwise; counters are written every 30 s at most.
 const READY_PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause of a provider that nobody uses, but whose budget begins anew some day.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// How often they are looked at, and counters are written, near a budget's end.
+const CLOSE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The newest `/stats` of gateways, by namespace.
 pub trait Reports: Send + Sync + 'static {
     /// The newest report of each gateway pod of a namespace; pods that have never answered are left out.
     fn of_namespace(&self, namespace: &str) -> Vec<Arc<Stats>>;
+    /// Says whether `provider` needs the reports of its namespace every second.
+    fn set_eager(&self, provider: &Key, eager: bool);
 }
 
 /// Keeps the status of ModelProviders.
@@ -53,6 +64,7 @@ pub struct ProviderReconciler<R> {
     reports: R,
     health: GatewayHealth,
     ledger: Ledger,
+    paces: Paces,
 }
 
 /// Makes the controller. `reports` is what the scraper keeps, `health` what the gateway controller found.
@@ -106,6 +118,7 @@ pub fn register<R: Reports>(
                 reports,
                 health: health.clone(),
                 ledger: Ledger::default(),
+                paces: Paces::default(),
             },
         );
     let triggered = trigger.clone();
@@ -165,21 +178,47 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
         };
 
         let used = self.ledger.take_in(key, &reports, &pods, status.usage.as_ref());
-        let (conditions, wait) = conditions(&provider, &status, &assessment, now);
+        let before = status.usage.as_ref();
+        let usage = accumulate(before, &used, &pods, now);
+        let look = budget::look(
+            &provider.spec,
+            status.budget.as_ref(),
+            before,
+            usage.as_ref(),
+            now,
+        );
+        let is_close = self.paces.is_close(key, &provider.spec, look.as_ref(), now);
+        self.reports.set_eager(key, is_close);
+        let quotas = quota::quotas(name, &provider.spec, &reports);
+        let (mut conditions, wait) = conditions(&provider, &status, &assessment, look.as_ref(), now);
+        note_quotas(visit, &provider, &mut conditions, &quotas, now);
         let desired = ModelProviderStatus {
             conditions,
             observed_generation: provider.metadata.generation.unwrap_or_default(),
-            usage: accumulate(status.usage.as_ref(), &used, &pods, now),
+            usage,
+            quotas: quotas.list,
+            budget: look.as_ref().map(|look| look.status.clone()),
         };
         note_transition(visit, &status, &assessment, wait);
-        let how = StatusWrite {
-            lazy: &["/usage"],
+        let mut how = StatusWrite {
+            lazy: &["/usage", "/budget", "/quotas"],
             ..StatusWrite::default()
         };
-        visit.write_status(&*provider, &desired, how).await?;
+        if is_close {
+            how.lazy_every = CLOSE_PAUSE;
+        }
+        let outcome = visit.write_status(&*provider, &desired, how).await?;
+        // Only what is written has been said: see `flotilla_core::price::budget`.
+        if let Some(look) = look.filter(|_| outcome == StatusOutcome::Written) {
+            for threshold in look.news {
+                visit.note(budget::note(&provider.spec, &look.status, threshold));
+            }
+        }
 
         Ok(match assessment.state {
-            State::Ready if pods.is_empty() => Next::on_change(),
+            State::Ready if pods.is_empty() && look_again(&desired, now).is_none() => Next::on_change(),
+            State::Ready if is_close => Next::after(CLOSE_PAUSE),
+            State::Ready if pods.is_empty() => Next::after(look_again(&desired, now).unwrap_or(READY_PAUSE)),
             State::Ready => Next::after(READY_PAUSE),
             State::Waiting => Next::after(UNREADY_PAUSE),
             State::Invalid => Next::on_change(),
@@ -188,7 +227,16 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
 
     fn forget(&self, key: &Key) {
         self.ledger.forget(key);
+        self.paces.forget(key);
+        self.reports.set_eager(key, false);
     }
+}
+
+/// How long it is until the next window of a budget begins; none without one.
+fn look_again(status: &ModelProviderStatus, now: jiff::Timestamp) -> Option<Duration> {
+    let end = status.budget.as_ref()?.end_time.0;
+    let left = Duration::try_from(end.duration_since(now)).unwrap_or_default();
+    Some(left.clamp(READY_PAUSE, LONGEST_PAUSE))
 }
 
 /// The conditions for an assessment, and how long it may still wait.
@@ -196,6 +244,7 @@ fn conditions(
     provider: &ModelProvider,
     status: &ModelProviderStatus,
     assessment: &Assessment,
+    look: Option<&Look>,
     now: jiff::Timestamp,
 ) -> (
     Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
@@ -226,7 +275,28 @@ fn conditions(
         reason,
         if stalled { message } else { "" },
     );
+    budget::set_condition(&mut conditions, &provider.spec, look);
     (conditions.into_vec(), wait)
+}
+
+/// Sets the condition of the quotas, and says on the object when one begins to hold requests back.
+fn note_quotas(
+    visit: &Visit,
+    provider: &ModelProvider,
+    conditions: &mut Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition>,
+    quotas: &quota::Quotas,
+    now: jiff::Timestamp,
+) {
+    let (exhausted, reason, message) = quotas.condition(&provider.spec);
+    let before = conditions
+        .iter()
+        .any(|condition| condition.type_ == condition::QUOTA_EXHAUSTED && condition.status == "True");
+    if exhausted && !before {
+        visit.note(Note::warning(reason, message.clone()));
+    }
+    let mut list = Conditions::new(conditions, provider.metadata.generation, now);
+    list.set(condition::QUOTA_EXHAUSTED, exhausted, reason, message);
+    *conditions = list.into_vec();
 }
 
 /// Says on the object what has changed, once.
@@ -282,7 +352,7 @@ mod condition_tests {
         let provider = provider();
         let mut status = ModelProviderStatus::default();
         let mut look = |assessment: &Assessment, now: i64| {
-            status.conditions = conditions(&provider, &status, assessment, at(now)).0;
+            status.conditions = conditions(&provider, &status, assessment, None, at(now)).0;
             let is = |type_| is_true(&status.conditions, type_);
             (is("Ready"), is("Reconciling"), is("Stalled"))
         };
@@ -301,7 +371,13 @@ mod condition_tests {
     #[test]
     fn an_impossible_spec_is_stalled_at_once() {
         let invalid = Assessment::new(State::Invalid, "InvalidSpec", "endpoint: …");
-        let (conditions, _) = conditions(&provider(), &ModelProviderStatus::default(), &invalid, at(0));
+        let (conditions, _) = conditions(
+            &provider(),
+            &ModelProviderStatus::default(),
+            &invalid,
+            None,
+            at(0),
+        );
         assert!(is_true(&conditions, "Stalled"));
         let ready = find(&conditions, "Ready").unwrap();
         assert_eq!(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_core::price::{Currency, Money};
 use flotilla_core::stats::{Credential, ModelUse, ProviderStats, Stats};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use super::{Reports, register};
 use crate::caches::Caches;
 use crate::fakecluster::{FakeCluster, Running, eventually};
 use crate::gateway::GatewayHealth;
+use crate::runtime::Key;
 
 const PROVIDER: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/modelproviders/main";
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/shop/deployments/flotilla-gateway";
@@ -24,6 +26,8 @@ impl Reports for Written {
     fn of_namespace(&self, _: &str) -> Vec<Arc<Stats>> {
         self.0.lock().clone()
     }
+
+    fn set_eager(&self, _: &Key, _: bool) {}
 }
 
 impl Written {
@@ -40,6 +44,13 @@ impl Written {
             credential,
             in_flight: 0,
             models: [("mini".to_owned(), used)].into(),
+            // A cent for each request.
+            spend: [(
+                Currency::USD,
+                Money::of_tokens(requests * 10_000, "1".parse().unwrap()),
+            )]
+            .into(),
+            ..ProviderStats::default()
         };
         *self.0.lock() = vec![Arc::new(Stats {
             instance: "i-1".into(),
@@ -233,4 +244,75 @@ async fn an_impossible_spec_is_told() {
         provider["spec"]["endpoint"] = json!("https://m/v1")
     });
     becomes(&cluster, "True", "Unused").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_is_counted_announced_once_and_outlives_everybody() {
+    let (cluster, reports) = (FakeCluster::new(), Written::default());
+    put_provider(&cluster);
+    cluster.update(PROVIDER, |provider| {
+        provider["spec"]["budget"] = json!({"limit": "1.00", "window": "Year"})
+    });
+    put_gateway(&cluster);
+    reports.write(Credential::Present, 0);
+    let first = operator(&cluster, &reports);
+    let budget = |cluster: &FakeCluster| {
+        let status = status(cluster);
+        let alert = status["conditions"].as_array().into_iter().flatten();
+        let alert = alert.filter(|condition| condition["type"] == "BudgetAlert");
+        let reason = alert
+            .map(|condition| condition["reason"].as_str().unwrap_or_default().to_owned())
+            .next();
+        let spent = status["budget"]["spent"].as_str().unwrap_or_default().to_owned();
+        (
+            spent,
+            status["budget"]["percent"].as_i64(),
+            reason.unwrap_or_default(),
+        )
+    };
+    let becomes = async |cluster: &FakeCluster, spent: &str, percent: i64, reason: &str| {
+        eventually(&format!("{spent} {reason}"), 2 * MINUTE, || {
+            let is = budget(cluster);
+            if is == (spent.to_owned(), Some(percent), reason.to_owned()) {
+                Ok(())
+            } else {
+                Err(format!("{is:?}"))
+            }
+        })
+        .await;
+    };
+    becomes(&cluster, "0", 0, "WithinBudget").await;
+    reports.write(Credential::Present, 85);
+    becomes(&cluster, "0.85", 85, "Spent80Percent").await;
+    drop(first);
+    // All gateways are replaced and the operator restarts: the new process counts from zero.
+    let replaced = |requests: u64| {
+        reports.write(Credential::Present, requests);
+        let mut stats = (*reports.0.lock()[0]).clone();
+        stats.instance = "i-2".into();
+        *reports.0.lock() = vec![Arc::new(stats)];
+    };
+    replaced(3);
+    let _second = operator(&cluster, &reports);
+    becomes(&cluster, "0.88", 88, "Spent80Percent").await;
+    replaced(15);
+    becomes(&cluster, "1", 100, "Exhausted").await;
+    tokio::time::sleep(MINUTE).await;
+    let events = cluster.events("main");
+    for (reason, count) in [
+        ("BudgetSpent80Percent", 1),
+        ("BudgetSpent90Percent", 1),
+        ("BudgetExhausted", 1),
+    ] {
+        assert_eq!(
+            events.iter().filter(|event| *event == reason).count(),
+            count,
+            "{events:?}"
+        );
+    }
+    // A larger limit takes the alert back; the spend stays.
+    cluster.update(PROVIDER, |provider| {
+        provider["spec"]["budget"]["limit"] = json!("2")
+    });
+    becomes(&cluster, "1", 50, "WithinBudget").await;
 }

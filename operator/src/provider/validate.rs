@@ -1,6 +1,7 @@
 //! What the CRD's own rules cannot say about a ModelProvider.
 
 use flotilla_core::load::result::Price;
+use flotilla_core::price::ledger::Policy;
 use flotilla_crds::{ModelProviderSpec, names};
 
 /// Checks a spec.
@@ -21,6 +22,19 @@ pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
             spec.endpoint
         ));
     }
+    flotilla_core::quota::spec::limits(&spec.quotas, 0)?;
+    for quota in &spec.quotas {
+        let unknown = quota
+            .models
+            .iter()
+            .find(|name| !spec.models.is_empty() && !spec.models.iter().any(|model| model.name == **name));
+        if let Some(name) = unknown {
+            return Err(format!(
+                "quotas[{}].models: {name:?} is not in models; add it there, or leave it out here",
+                quota.name
+            ));
+        }
+    }
     for model in &spec.models {
         let Some(price) = &model.price else { continue };
         Price::parse(
@@ -29,6 +43,9 @@ pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
             &price.output_per_million,
         )
         .map_err(|error| format!("models[{}].price: {error}", model.name))?;
+    }
+    if let Some(budget) = &spec.budget {
+        Policy::parse(budget).map_err(|error| format!("budget: {error}"))?;
     }
     Ok(())
 }
@@ -80,6 +97,38 @@ mod tests {
                 (Ok(()), None) => {}
                 (Err(sentence), Some(part)) => assert!(sentence.contains(part), "{sentence}"),
                 (result, _) => panic!("{endpoint}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn quotas() {
+        let quota = |more: serde_json::Value| {
+            let mut quota = json!({"name": "rpd", "resource": "Requests", "limit": 5});
+            for (key, value) in more.as_object().into_iter().flatten() {
+                quota[key] = value.clone();
+            }
+            json!({
+                "endpoint": "https://api.example.com/v1", "models": [{"name": "mini"}], "quotas": [quota],
+            })
+        };
+        for (spec, expected) in [
+            (quota(json!({"windowSeconds": 60, "models": ["mini"]})), None),
+            (quota(json!({"window": "Day", "timeZone": "Asia/Tokyo"})), None),
+            (
+                quota(json!({"windowSeconds": 60, "models": ["maxi"]})),
+                Some("quotas[rpd].models: \"maxi\" is not in models"),
+            ),
+            (
+                quota(json!({"window": "Day", "timeZone": "Asia/Edo"})),
+                Some("quotas[rpd].timeZone"),
+            ),
+        ] {
+            let spec = serde_json::from_value(spec).unwrap();
+            match (validate(&spec), expected) {
+                (Ok(()), None) => {}
+                (Err(sentence), Some(part)) => assert!(sentence.contains(part), "{sentence}"),
+                (result, _) => panic!("{result:?}"),
             }
         }
     }

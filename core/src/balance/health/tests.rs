@@ -66,7 +66,7 @@ impl Fleet {
 
     fn fail(&self, index: usize, times: usize) -> Option<Change> {
         let changes: Vec<_> = (0..times)
-            .filter_map(|_| self.request(index, Outcome::ConnectFailed))
+            .filter_map(|_| self.request(index, Outcome::Reset))
             .collect();
         assert!(changes.len() <= 1, "{changes:?}");
         changes.first().copied()
@@ -95,31 +95,34 @@ fn seconds(fleet: &Fleet, change: Option<Change>) -> u64 {
 
 #[test]
 fn what_a_failure_is() {
-    let gateway = FailureKinds::default();
-    let all = FailureKinds {
-        server_status: true,
-        ..gateway
-    };
-    let none = FailureKinds {
-        connect: false,
-        reset: false,
-        timeout: false,
-        gateway_status: false,
-        server_status: false,
-    };
     for (outcome, expected) in [
-        (Outcome::ConnectFailed, [true, true, false]),
-        (Outcome::Reset, [true, true, false]),
-        (Outcome::TimedOut, [true, true, false]),
-        (Outcome::Answered(503), [true, true, false]),
-        (Outcome::Answered(500), [false, true, false]),
-        (Outcome::Answered(429), [false, false, false]),
-        (Outcome::Answered(200), [false, false, false]),
+        (Outcome::ConnectFailed, Some(true)),
+        (Outcome::Reset, Some(true)),
+        (Outcome::TimedOut, Some(true)),
+        (Outcome::Answered(503), Some(true)),
+        (Outcome::Answered(500), Some(false)),
+        (Outcome::Answered(429), Some(false)),
+        (Outcome::Answered(200), Some(false)),
+        (Outcome::Cancelled, None),
     ] {
-        let seen = [gateway, all, none].map(|kinds| kinds.is_failure(outcome));
-        assert_eq!(seen, expected.map(Some), "{outcome:?}");
+        assert_eq!(outcome.is_failure(), expected, "{outcome:?}");
     }
-    assert_eq!(gateway.is_failure(Outcome::Cancelled), None);
+}
+
+#[test]
+fn one_failed_connection_is_enough_and_no_share_protects_from_it() {
+    let fleet = Fleet::new(4, EjectionPolicy::default());
+    for index in 0..3 {
+        let change = fleet.request(index, Outcome::ConnectFailed);
+        assert!(matches!(change, Some(Change::Unreachable(_))), "{change:?}");
+    }
+    assert_eq!(fleet.census().ejected, 3);
+    // The cap is used up: the last one stays, however it answers.
+    assert_eq!(fleet.fail(3, 50), None);
+    let off = Fleet::new(2, EjectionPolicy::off());
+    assert_eq!(off.request(0, Outcome::ConnectFailed), None);
+    assert_eq!(off.fail(0, 50), None);
+    assert!(off.sweep().is_empty());
 }
 
 #[test]

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::{Pool, any_pool, assert_proportional, cases, is_full};
 use crate::balance::hash::BALANCE_PERCENT;
-use crate::balance::{Balancer, Candidates, Draw, Pick, Strategy, consistent_hash, hash_bytes, preference};
+use crate::balance::hash::preference;
+use crate::balance::{Balancer, Candidates, Draw, Pick, Strategy, consistent_hash, hash_bytes};
 use crate::load::random::Stream;
 
 fn key(number: u64) -> u64 {

@@ -1,7 +1,6 @@
 //! A pool to pick from, and how many cases to try.
 
 mod adaptive;
-mod timing;
 mod budget;
 mod ewma;
 mod hash;

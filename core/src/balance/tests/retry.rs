@@ -1,11 +1,10 @@
-use crate::balance::{Attempt, Failure, NoRetry, RetryPolicy, may_retry};
+use crate::balance::{Attempt, Failure, NoRetry, RetryPolicy, is_stale, may_retry};
 
 fn fresh() -> Attempt {
     Attempt {
         tries: 1,
         replayable: true,
         idempotent: false,
-        response_begun: false,
         next_start_nanos: 10,
         deadline_nanos: 100,
     }
@@ -19,8 +18,8 @@ fn the_table() {
     let table = [
         (Failure::NotSent,                 false, [false, true,  false, true]),
         (Failure::NotSent,                 true,  [false, true,  false, true]),
-        (Failure::NotRead,                 false, [false, true,  false, true]),
-        (Failure::NotRead,                 true,  [false, true,  false, true]),
+        (Failure::NotRead { reused: false }, false, [false, true, false, true]),
+        (Failure::NotRead { reused: true }, true, [false, true,  false, true]),
         (Failure::Closed { reused: true }, true,  [false, true,  true,  true]),
         (Failure::Closed { reused: true }, false, [false, false, true,  true]),
         (Failure::Closed { reused: false }, true, [false, false, true,  true]),
@@ -57,13 +56,6 @@ fn the_table() {
             for (never, reason) in [
                 (
                     Attempt {
-                        response_begun: true,
-                        ..attempt
-                    },
-                    NoRetry::ResponseBegun,
-                ),
-                (
-                    Attempt {
                         replayable: false,
                         ..attempt
                     },
@@ -79,12 +71,12 @@ fn the_table() {
                 ),
             ] {
                 let refused = may_retry(&never, failure, &policy).unwrap_err();
-                let known = expected.is_ok() || reason == NoRetry::ResponseBegun;
-                assert_eq!(
-                    refused,
-                    if known { reason } else { NoRetry::NotAllowed },
-                    "{never:?}"
-                );
+                let reason = if expected.is_ok() {
+                    reason
+                } else {
+                    NoRetry::NotAllowed
+                };
+                assert_eq!(refused, reason, "{never:?}");
             }
         }
     }
@@ -105,5 +97,25 @@ fn attempts_are_counted_after_the_first_try() {
         };
         let attempt = Attempt { tries, ..fresh() };
         assert_eq!(may_retry(&attempt, Failure::NotSent, &policy).is_ok(), allowed);
+    }
+}
+
+#[test]
+fn only_a_reused_connection_is_stale() {
+    for (failure, post, put) in [
+        (Failure::NotSent, false, false),
+        (Failure::NotRead { reused: true }, true, true),
+        (Failure::NotRead { reused: false }, false, false),
+        (Failure::Closed { reused: true }, false, true),
+        (Failure::Closed { reused: false }, false, false),
+        (Failure::Unavailable, false, false),
+        (Failure::TryTimedOut, false, false),
+        (Failure::Broken, false, false),
+    ] {
+        assert_eq!(
+            (is_stale(failure, false), is_stale(failure, true)),
+            (post, put),
+            "{failure:?}"
+        );
     }
 }

@@ -295,7 +295,7 @@ impl Shard {
         let reason = reason.or((record.number > 1).then_some(MoveReason::Gone));
         match reason {
             Some(reason) => *self.counts.moved.entry(reason).or_default() += 1,
-            None => self.counts.assigned += 1,
+            None => self.count_assigned(&record),
         }
         self.table.put(&record, self.is_home(key), now);
         self.push(key, now);

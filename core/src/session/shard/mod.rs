@@ -83,7 +83,7 @@ pub struct Settings {
 pub struct Assignment {
     /// The revision.
     pub revision: Arc<str>,
-    /// The replica, if one was pinned. It may be gone: then choose another and [`Shard::pin`] it.
+    /// The replica, if one was pinned. It may be gone: then choose another and [`Shard::pin`] that.
     pub replica: Option<SocketAddr>,
     /// The generation under which the conversation was assigned; for statistics see [`super::evidence_epoch`].
     pub epoch: i64,
@@ -198,24 +198,11 @@ impl Shard {
         self.assignment(key)
     }
 
-    /// The revision that a new conversation gets if nobody knows it; for choosing a replica to be pinned beforehand.
-    pub fn propose(&self, root: SessionKey) -> Option<Arc<str>> {
-        self.table.revisions.choose(root)
-    }
-
     /// A request of a conversation that [`Shard::lookup`] does not know. Answered by [`Output::Assigned`] and
     /// [`Output::Released`] (both at once or later), or [`Output::Unrouted`].
     ///
-    /// `pin` is a replica of a revision, kept if the conversation gets that revision anew. A request whose client has gone
-    /// needs no call: its outputs are ignored.
-    pub fn open(
-        &mut self,
-        now: u64,
-        ticket: Ticket,
-        key: SessionKey,
-        pin: Option<(&str, SocketAddr)>,
-        out: &mut Vec<Output>,
-    ) {
+    /// A request whose client has gone needs no call: its outputs are ignored.
+    pub fn open(&mut self, now: u64, ticket: Ticket, key: SessionKey, out: &mut Vec<Output>) {
         let root = self.table.get(key).map_or(key, |entry| entry.root);
         let Some(revision) = self
             .table
@@ -234,9 +221,7 @@ impl Shard {
         let proposal = Record {
             key,
             root: (root != key).then_some(root),
-            replica: pin
-                .filter(|(name, _)| *name == &*revision)
-                .map(|(_, replica)| replica),
+            replica: None,
             revision: Box::from(&*revision),
             epoch: self.table.revisions.generation(),
             number,
@@ -244,6 +229,20 @@ impl Shard {
         };
         self.enter(now, Waiter::local(ticket), proposal, false, out);
         self.flush(now, out);
+    }
+
+    /// Where the conversation of `key` most probably is, for one who can wait no longer for the answer to [`Shard::open`]: what is known
+    /// here, else what everybody would choose under the present weights. Nothing is assigned by it.
+    pub fn guess(&self, key: SessionKey, now: u64) -> Option<Assignment> {
+        if self.table.alive(key, now).is_some() {
+            return self.assignment(key);
+        }
+        Some(Assignment {
+            revision: self.table.revisions.choose(key)?,
+            replica: None,
+            epoch: self.table.revisions.generation(),
+            root: key,
+        })
     }
 
     /// A response has told the name of the conversation that its request belongs to (`key` = `root`), or of one of its tasks
@@ -270,14 +269,14 @@ impl Shard {
             && self.table.revisions.keeps_name(&record.revision, record.epoch)
         {
             self.table.put(&record, self.is_home(key), now);
-            self.counts.assigned += 1;
+            self.count_assigned(&record);
             self.push(key, now);
         }
         self.enter(now, Waiter::local(ticket), record, true, out);
         self.flush(now, out);
     }
 
-    /// Pins a conversation to another replica of its revision, because the one it had is gone.
+    /// Pins a conversation to a replica of its revision: its first one, or another because that one is gone.
     pub fn pin(&mut self, now: u64, key: SessionKey, replica: SocketAddr, out: &mut Vec<Output>) {
         let Some(entry) = self.table.touch(key, now) else {
             return;
@@ -285,10 +284,11 @@ impl Shard {
         if entry.replica.map(Replica::address) == Some(replica) {
             return;
         }
+        let repinned = entry.replica.is_some();
         entry.replica = Replica::new(replica);
         entry.number = entry.number.saturating_add(1);
         entry.holders = [None; 2];
-        self.counts.repinned += 1;
+        self.counts.repinned += u64::from(repinned);
         self.push(key, now);
         self.flush(now, out);
     }
@@ -396,9 +396,11 @@ impl Shard {
     }
 
     /// In how many milliseconds [`Shard::tick`] should come, at the latest.
-    pub fn next_tick(&self) -> u64 {
+    pub fn next_tick(&self, now: u64) -> u64 {
         let busy = self.scan.is_some() || self.sweep.is_some() || !self.stale.is_empty();
-        let waiting = !self.pending.is_empty() || self.peers.values().any(Peer::is_awaited);
+        let silence = self.settings.timing.silence;
+        let awaited = |peer: &Peer| peer.is_awaited() && !peer.is_silent(now, silence);
+        let waiting = !self.pending.is_empty() || self.peers.values().any(awaited);
         match (busy, waiting) {
             (true, _) => 0,
             (false, true) => self.settings.timing.retry,
@@ -499,13 +501,25 @@ impl Shard {
         self.table.revisions.entries(revision)
     }
 
-    /// Requests and gateways that wait for an answer of this shard.
+    /// Conversations (not their tasks) that were given `revision` here, for all gateways, since the route's newest
+    /// [`super::Share::since`]: the sum over gateways is the number of sessions that are evidence.
+    pub fn assigned(&self, revision: &str) -> u64 {
+        self.table.revisions.assigned(revision)
+    }
+
+    /// `sessions.idleSeconds` has changed; in milliseconds.
+    pub fn set_idle(&mut self, idle: u64) {
+        self.table.set_idle(idle);
+    }
+
+    /// Conversations and tasks that somebody waits for.
     pub fn waiting(&self) -> usize {
         self.pending.len()
     }
 
-    /// What is known of a key, for tests and for people who ask: alive or not, and without counting as use.
-    pub fn peek(&self, key: SessionKey) -> Option<Assignment> {
+    /// What is known of a key: alive or not, and without counting as use.
+    #[cfg(test)]
+    pub(super) fn peek(&self, key: SessionKey) -> Option<Assignment> {
         self.assignment(key)
     }
 
@@ -522,6 +536,15 @@ impl Shard {
     fn alive_revision(&self, key: SessionKey, now: u64) -> Option<Arc<str>> {
         let entry = self.table.alive(key, now)?;
         Some(self.table.revisions.name(entry.revision))
+    }
+
+    fn count_assigned(&mut self, record: &Record) {
+        self.counts.assigned += 1;
+        if record.root() == record.key {
+            self.table
+                .revisions
+                .count_assigned(&record.revision, record.epoch);
+        }
     }
 
     fn is_home(&self, key: SessionKey) -> bool {

@@ -2,6 +2,10 @@
 //!
 //! `data` can never change. The standing is a label and `revision` the order in which revisions became candidates:
 //! together they are the truth about a pool's releases, of which status is a copy.
+//!
+//! The API server compares `data` byte by byte, and each patch of a label has it written anew by a JSON encoder that escapes
+//! `<`, `>`, `&`, U+2028 and U+2029: a prompt with one of them would make the record unchangeable. So the content is one
+//! string of JSON in which they are escaped already.
 
 use flotilla_core::revision::Content;
 use flotilla_core::rollout::{Reason, Standing};
@@ -23,6 +27,14 @@ pub const LAST_ACTION: &str = "flotilla.dev/last-action";
 /// Annotation: pods made before this time are replaced.
 pub const RESTARTED_AT: &str = "flotilla.dev/restarted-at";
 
+/// Annotation: the highest weight of its ladder whose question this release of it has answered.
+pub const PASSED: &str = "flotilla.dev/passed-weight";
+/// Annotation: it served not long before this release, so it is not judged again.
+pub const TRUSTED: &str = "flotilla.dev/trusted";
+
+/// Field of `data`: the content as JSON text.
+const CONTENT: &str = "content";
+
 /// A revision as recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -40,6 +52,10 @@ pub struct Record {
     pub rejected: Option<(Reason, Option<Timestamp>)>,
     /// Pods made before this are to be replaced.
     pub restarted_at: Option<Timestamp>,
+    /// The highest weight that this release of it has passed.
+    pub passed: Option<i32>,
+    /// It is not judged again.
+    pub is_trusted: bool,
 }
 
 /// A new record.
@@ -57,9 +73,25 @@ pub fn build(
     metadata.labels.get_or_insert_default().extend(label);
     ControllerRevision {
         metadata,
-        data: Some(RawExtension(serde_json::to_value(content).unwrap_or_default())),
+        data: Some(RawExtension(json!({CONTENT: escaped(content)}))),
         revision: order,
     }
+}
+
+/// The content as JSON without the characters that the API server's encoder escapes.
+fn escaped(content: &Content) -> String {
+    let text = serde_json::to_string(content).unwrap_or_default();
+    let mut escaped = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char {
+            // They occur in strings only, where an escape stands for the same.
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(char)));
+            }
+            char => escaped.push(char),
+        }
+    }
+    escaped
 }
 
 /// What a record says. Anything that is missing or malformed has its default.
@@ -67,7 +99,7 @@ pub fn read(record: &ControllerRevision) -> Record {
     let content = record
         .data
         .as_ref()
-        .and_then(|data| serde_json::from_value(data.0.clone()).ok());
+        .and_then(|data| serde_json::from_str(data.0.get(CONTENT)?.as_str()?).ok());
     let standing = Standing::from_label(record.labels().get(names::REVISION_STATE).map(String::as_str));
     let annotation = |name| record.annotations().get(name).map(String::as_str);
     let time = |name| annotation(name).and_then(|text| text.parse::<Timestamp>().ok());
@@ -87,6 +119,8 @@ pub fn read(record: &ControllerRevision) -> Record {
             .max(1),
         rejected,
         restarted_at: time(RESTARTED_AT),
+        passed: annotation(PASSED).and_then(|text| text.parse().ok()),
+        is_trusted: annotation(TRUSTED) == Some("true"),
     }
 }
 
@@ -102,8 +136,16 @@ pub fn change(standing: Standing, reason: Option<&Reason>, order: Option<i64>, n
     }});
     if let Some(order) = order {
         patch["revision"] = json!(order);
+        // Another release: nothing is answered yet.
+        patch["metadata"]["annotations"][PASSED] = Value::Null;
+        patch["metadata"]["annotations"][TRUSTED] = Value::Null;
     }
     patch
+}
+
+/// The merge patch that records the highest weight passed.
+pub fn pass(weight: i32) -> Value {
+    json!({"metadata": {"annotations": {PASSED: weight.to_string()}}})
 }
 
 #[cfg(test)]
@@ -121,6 +163,17 @@ mod tests {
             (read.content, read.standing, read.order, read.attempt),
             (Some(content), Standing::Candidate, 4, 1)
         );
+    }
+
+    #[test]
+    fn no_byte_of_the_data_is_written_otherwise_by_the_api_server() {
+        let prompt = "<!-- if a < b && b > c -->\u{2028}\u{2029} \\u003c \"quoted\" ä";
+        let pool = pool(json!({"agent": {"prompt": {"text": prompt}}}));
+        let content = content(&pool, &[]);
+        let record = build(&pool, "support-1", &content, Standing::Candidate, 1);
+        let data = serde_json::to_string(&record.data).unwrap();
+        assert!(!data.contains(['<', '>', '&', '\u{2028}', '\u{2029}']), "{data}");
+        assert_eq!(read(&record).content, Some(content));
     }
 
     #[test]

@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 
 use flotilla_core::revision::Content;
-use flotilla_crds::agent_pool::{Agent, Model, Probes};
+use flotilla_crds::agent_pool::{Agent, EgressIdentity, Model, Probes};
 use flotilla_crds::{AgentPool, names};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, Lifecycle,
     LifecycleHandler, ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    SeccompProfile, SecurityContext, SleepAction, TCPSocketAction, Volume, VolumeMount,
+    ProjectedVolumeSource, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, SleepAction,
+    TCPSocketAction, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -27,6 +28,8 @@ const USER: i64 = 65_532;
 const PRE_STOP_SECONDS: i64 = 5;
 /// Seconds a pod gets beyond the request timeout: the sleep above, and time to end by itself.
 const GRACE_MARGIN_SECONDS: i64 = 15;
+/// Life of an agent's token in seconds; kubelet renews it after four fifths of that.
+const TOKEN_SECONDS: i64 = 3600;
 /// Longest grace. A node drain waits for it, so an hour is where patience ends, whatever the request timeout.
 const MAX_GRACE_SECONDS: i64 = 3600;
 
@@ -196,10 +199,7 @@ fn environment(pool: &AgentPool, revision: &str, agent: &Agent) -> Vec<EnvVar> {
         plain("FLOTILLA_PUBLIC_URL", format!("http://{front}.{namespace}.svc")),
     ];
     if let Some(model) = main_model(agent) {
-        ours.push(plain(
-            "OPENAI_BASE_URL",
-            names::egress_url(&namespace, &model.provider_ref.name),
-        ));
+        ours.push(plain("OPENAI_BASE_URL", names::egress_url(&namespace, model)));
         ours.push(plain("OPENAI_API_KEY", names::MANAGER.to_owned()));
     }
     for model in &agent.models {
@@ -208,12 +208,16 @@ fn environment(pool: &AgentPool, revision: &str, agent: &Agent) -> Vec<EnvVar> {
         ours.push(plain(&variable, model.model.clone()));
         ours.push(plain(
             &format!("{variable}_BASE_URL"),
-            names::egress_url(&namespace, &model.provider_ref.name),
+            names::egress_url(&namespace, model),
         ));
         ours.push(plain(&format!("{variable}_PARAMETERS"), parameters));
     }
     if let Some(prompt) = &agent.prompt {
         ours.push(plain("FLOTILLA_PROMPT_FILE", prompt.mount_path.clone()));
+    }
+    if agent.egress_identity == EgressIdentity::Token {
+        let path = format!("{}/{}", names::TOKEN_DIR, names::TOKEN_FILE);
+        ours.push(plain(names::TOKEN_FILE_VARIABLE, path));
     }
     let theirs: BTreeSet<&str> = agent.env.iter().map(|variable| variable.name.as_str()).collect();
     ours.retain(|variable| !theirs.contains(variable.name.as_str()));
@@ -269,7 +273,36 @@ fn mounted(pool: &str, content: &Content) -> (Vec<Volume>, Vec<VolumeMount>) {
             ..VolumeMount::default()
         });
     }
+    if content.agent.egress_identity == EgressIdentity::Token {
+        let name = "flotilla-egress-token";
+        volumes.push(token(name));
+        mounts.push(VolumeMount {
+            name: name.into(),
+            mount_path: names::TOKEN_DIR.into(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+    }
     (volumes, mounts)
+}
+
+/// A token of the pod's own ServiceAccount, good for nothing but the gateway's egress.
+fn token(name: &str) -> Volume {
+    Volume {
+        name: name.into(),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(vec![VolumeProjection {
+                service_account_token: Some(ServiceAccountTokenProjection {
+                    audience: Some(names::TOKEN_AUDIENCE.into()),
+                    expiration_seconds: Some(TOKEN_SECONDS),
+                    path: names::TOKEN_FILE.into(),
+                }),
+                ..VolumeProjection::default()
+            }]),
+            ..ProjectedVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
 }
 
 /// Readiness by a TCP connect, often enough that a pool is ready soon after its agents listen.
@@ -375,6 +408,31 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_mounted_where_it_is_asked_for() {
+        let without = built(json!({}), &[]);
+        assert_eq!(variable(&without, "FLOTILLA_EGRESS_TOKEN_FILE"), None);
+        assert!(without.spec.as_ref().unwrap().volumes.is_none());
+        let template = built(json!({"agent": {"egressIdentity": "Token"}}), &[]);
+        let path = variable(&template, "FLOTILLA_EGRESS_TOKEN_FILE");
+        assert_eq!(
+            path.as_deref(),
+            Some("/var/run/secrets/flotilla.dev/egress/token")
+        );
+        let volume = &template.spec.as_ref().unwrap().volumes.as_ref().unwrap()[0];
+        assert_eq!(
+            serde_json::to_value(volume).unwrap(),
+            json!({"name": "flotilla-egress-token", "projected": {"sources": [
+                {"serviceAccountToken": {"audience": "flotilla-gateway", "expirationSeconds": 3600, "path": "token"}}
+            ]}})
+        );
+        let mount = &agent(&template).volume_mounts.as_ref().unwrap()[0];
+        assert_eq!(
+            (mount.mount_path.as_str(), mount.read_only),
+            ("/var/run/secrets/flotilla.dev/egress", Some(true))
+        );
+    }
+
+    #[test]
     fn the_grace_follows_the_request_timeout_up_to_an_hour() {
         for (timeout, grace) in [(120, 135), (1, 16), (86_400, 3600)] {
             let template = built(json!({"traffic": {"requestTimeoutSeconds": timeout}}), &[]);
@@ -392,7 +450,8 @@ mod tests {
             json!({"agent": {
                 "models": [
                     {"name": "fast-one", "providerRef": {"name": "other"}, "model": "m-1", "parameters": {"t": "0.2"}},
-                    {"name": "default", "providerRef": {"name": "main"}, "model": "m-2"},
+                    {"name": "default", "providerRef": {"name": "main"}, "model": "m-2",
+                     "fallbacks": [{"providerRef": {"name": "other"}, "model": "m/3"}]},
                 ],
                 "env": [{"name": "PORT", "value": "9"}, {"name": "MINE", "value": "x"}],
                 "prompt": {"text": "hi"},
@@ -407,7 +466,7 @@ mod tests {
             ("FLOTILLA_PUBLIC_URL", "http://support.shop.svc"),
             (
                 "OPENAI_BASE_URL",
-                "http://flotilla-gateway.shop.svc:8081/providers/main/v1",
+                "http://flotilla-gateway.shop.svc:8081/providers/main/for/m-2/else/other/m%2F3/v1",
             ),
             ("OPENAI_API_KEY", "flotilla"),
             ("FLOTILLA_MODEL_FAST_ONE", "m-1"),

@@ -3,7 +3,7 @@
 //! A revision's Service makes EndpointSlices by which gateways find its pods. Its selector is the revision for good;
 //! a Service that is pointed from one revision to the next is where a proxy's 503s at promotion come from.
 
-use flotilla_crds::agent_pool::Agent;
+use flotilla_crds::agent_pool::{Agent, EgressIdentity};
 use flotilla_crds::{AgentPool, names};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -12,12 +12,16 @@ use kube::ResourceExt as _;
 use super::{child_meta, selector};
 
 /// The Service of one revision: port 80 to the agent's port of its ready pods. Its labels are copied to the
-/// EndpointSlices, by which gateways learn how many requests a replica of this revision takes at once.
+/// EndpointSlices, by which gateways learn how many requests a replica of this revision takes at once, and how its pods prove
+/// themselves.
 pub fn of_revision(pool: &AgentPool, revision: &str, agent: &Agent) -> Service {
     let name = pool.name_any();
     let mut metadata = child_meta(pool, revision, Some(revision));
     let labels = metadata.labels.get_or_insert_default();
     labels.insert(names::CONCURRENCY.to_owned(), agent.concurrency.to_string());
+    if agent.egress_identity == EgressIdentity::Token {
+        labels.insert(names::EGRESS_IDENTITY.to_owned(), "Token".to_owned());
+    }
     Service {
         metadata,
         spec: Some(ServiceSpec {
@@ -88,6 +92,24 @@ mod tests {
             .into()
         );
         assert_eq!(spec.ports.unwrap()[0].target_port, Some(IntOrString::Int(8080)));
+    }
+
+    #[test]
+    fn gateways_learn_of_a_revision_by_its_labels() {
+        let labels = |agent: serde_json::Value| {
+            let pool = pool(json!({"agent": agent}));
+            let service = of_revision(&pool, "support-1", &pool.spec.agent);
+            let labels = service.metadata.labels.unwrap_or_default();
+            [names::CONCURRENCY, names::EGRESS_IDENTITY].map(|name| labels.get(name).cloned())
+        };
+        assert_eq!(
+            labels(json!({"image": "i", "concurrency": 3})),
+            [Some("3".to_owned()), None]
+        );
+        assert_eq!(
+            labels(json!({"image": "i", "egressIdentity": "Token"}))[1].as_deref(),
+            Some("Token")
+        );
     }
 
     #[test]

@@ -211,10 +211,7 @@ fn outcome(cluster: &FakeCluster) -> String {
             let standing = record["metadata"]["labels"][names::REVISION_STATE]
                 .as_str()
                 .unwrap_or("none");
-            format!(
-                "{}:{standing}",
-                record["data"]["agent"]["image"].as_str().unwrap()
-            )
+            format!("{}:{standing}", super::world::image_of(record))
         })
         .collect();
     standings.sort();

@@ -240,6 +240,51 @@ fn a_crash_loop_needs_no_deadline_and_going_back_clears_it() {
     assert_eq!(world.status().rejected.len(), 1, "it stays known");
 }
 
+/// Gateways tell by it whose conversations are of this attempt, and which are evidence.
+#[test]
+fn a_candidates_weight_is_dated_and_stays_so() {
+    let mut world = serving();
+    let since = |world: &World| -> Vec<Option<i64>> {
+        let status = world.status();
+        status
+            .traffic
+            .iter()
+            .map(|share| share.since_generation)
+            .collect()
+    };
+    assert_eq!(since(&world), [None], "nothing came before it");
+    release(&mut world, json!({"agent": {"image": "agent:2"}}));
+    let mut dated = Vec::new();
+    for _ in 0..200 {
+        world.visit();
+        world.cluster();
+        let status = world.status();
+        let candidate = status
+            .traffic
+            .iter()
+            .find(|share| share.since_generation.is_some());
+        if let Some(share) = candidate {
+            assert!(share.weight > 0);
+            dated.push((
+                status.traffic_generation.unwrap(),
+                share.since_generation.unwrap(),
+            ));
+        }
+    }
+    let first = dated.first().copied().unwrap();
+    assert_eq!(
+        first.0, first.1,
+        "dated with the generation that gave it a weight"
+    );
+    assert!(dated.last().unwrap().0 > first.0, "{dated:?}");
+    assert!(dated.iter().all(|(_, since)| *since == first.1), "{dated:?}");
+    world.settle(4);
+    assert_eq!(since(&world), [Some(first.1)]);
+    world.pool["status"] = Value::Null;
+    world.settle(4);
+    assert_eq!(since(&world), [None], "a lost status moves no conversation");
+}
+
 #[test]
 fn a_lost_status_loses_nothing() {
     let mut world = serving().whose_image("agent:bad", crashing());
@@ -405,7 +450,7 @@ fn an_upgrade_of_the_operator_releases_nothing() {
         .find(|((kind, _), _)| kind == "ControllerRevision")
         .map(|(id, record)| (id.clone(), record.clone()))
         .unwrap();
-    record["data"] = json!({"agent": {"image": "agent:1"}});
+    record["data"] = json!({"content": json!({"agent": {"image": "agent:1"}}).to_string()});
     world.store.insert(id, record);
     let writes = world.writes;
     world.settle(4);

@@ -76,6 +76,12 @@ pub fn pool() -> World {
     }
 }
 
+/// The image in a ControllerRevision.
+pub fn image_of(record: &Value) -> String {
+    let content: Value = serde_json::from_str(record["data"]["content"].as_str().unwrap()).unwrap();
+    content["agent"]["image"].as_str().unwrap().to_owned()
+}
+
 impl World {
     pub fn with(mut self, spec: Value) -> Self {
         self.change(spec);
@@ -161,14 +167,7 @@ impl World {
                 .unwrap_or("")
                 .to_owned()
         };
-        records
-            .map(|(_, r)| {
-                (
-                    r["data"]["agent"]["image"].as_str().unwrap().to_owned(),
-                    standing(r),
-                )
-            })
-            .collect()
+        records.map(|(_, r)| (image_of(r), standing(r))).collect()
     }
 
     pub fn weights(&self) -> Vec<i32> {
@@ -177,8 +176,7 @@ impl World {
 
     pub fn revision_of(&self, image: &str) -> String {
         let records = self.all::<ControllerRevision>("ControllerRevision");
-        let of_image =
-            |record: &&Arc<ControllerRevision>| record.data.as_ref().unwrap().0["agent"]["image"] == image;
+        let of_image = |record: &&Arc<ControllerRevision>| read(record).content.unwrap().agent.image == image;
         records
             .iter()
             .find(of_image)

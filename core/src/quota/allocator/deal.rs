@@ -1,0 +1,156 @@
+//! Who gets how much now.
+
+use std::collections::BTreeMap;
+
+use super::Allocator;
+use crate::quota::share::{Demand, split};
+use crate::quota::slope::Ramp;
+use crate::quota::{Epoch, Grant, MILLISECOND, Nanos, Now, Seen, Share, Window};
+
+impl Allocator {
+    /// Units that may be in use, all together or without one holder.
+    pub(super) fn outstanding(&self, index: usize, but: Option<&str>) -> u64 {
+        let others = self.entries.iter().filter(|(id, _)| Some(id.as_str()) != but);
+        #[cfg(test)]
+        let others = others.filter(|(_, entry)| {
+            self.fault != Some(crate::quota::simulation::Fault::IgnoreRecorded) || entry.seq.is_some()
+        });
+        others
+            .map(|(_, entry)| entry.parts[index].granted)
+            .fold(0, u64::saturating_add)
+    }
+
+    /// The units there are now.
+    pub(super) fn capacity(&self, index: usize, now: Nanos) -> u64 {
+        let rule = &self.rules[index];
+        let corrected = match rule.correction {
+            Some((units, until)) if now < until => units,
+            _ => u64::MAX,
+        };
+        let slope = rule.ramp.as_ref().map_or(u64::MAX, Ramp::capacity);
+        rule.limit.limit.min(corrected).min(slope)
+    }
+
+    /// What the provider says is left can be less than we know of only if somebody else uses the same quota.
+    pub(super) fn correct(&mut self, index: usize, seen: Seen, now: Nanos) {
+        let ours = self.outstanding(index, None);
+        let rule = &mut self.rules[index];
+        let limit = rule.limit.limit.min(seen.limit.unwrap_or(u64::MAX));
+        let foreign = match seen.remaining {
+            Some(remaining) => limit.saturating_sub(remaining).saturating_sub(ours),
+            None => 0,
+        };
+        let units = limit - foreign;
+        let until = now.saturating_add(seen.reset_ms.saturating_mul(MILLISECOND));
+        let lower = match rule.correction {
+            Some((known, known_until)) if now < known_until => units <= known,
+            _ => units < rule.limit.limit,
+        };
+        if lower {
+            rule.correction = Some((units, until));
+        }
+    }
+
+    /// Shares for `id`, whose newest report is not answered; `granted` is raised to them.
+    pub(super) fn grant(&mut self, id: &str, now: Now) -> Option<(u64, Grant)> {
+        let mut limits = BTreeMap::new();
+        let mut shares = Vec::with_capacity(self.rules.len());
+        for index in 0..self.rules.len() {
+            let held = self.entries.values().map(|entry| entry.parts[index].claim.held);
+            let held = held.fold(0, u64::saturating_add);
+            if let Some(ramp) = &mut self.rules[index].ramp {
+                ramp.observe(held, now.nanos);
+            }
+            let capacity = self.capacity(index, now.nanos);
+            let free = capacity.saturating_sub(self.outstanding(index, Some(id)));
+            let target = self.target(index, id, capacity, now);
+            shares.push((target.min(free), free));
+        }
+        // A floor is given for all limits or for none, and only where it fits beside everybody's share.
+        let wants_floor = self.rules.iter().any(|rule| rule.limit.floor > 0);
+        let fits = self
+            .rules
+            .iter()
+            .zip(&shares)
+            .all(|(rule, (_, free))| rule.limit.floor <= *free);
+        let unix_ms = self.agreed(now);
+        let entry = self.entries.get_mut(id)?;
+        entry.floored |= wants_floor && fits;
+        for ((rule, part), (share, _)) in self.rules.iter().zip(&mut entry.parts).zip(shares) {
+            let share = if entry.floored {
+                share.max(rule.limit.floor)
+            } else {
+                share
+            };
+            part.granted = part.granted.max(share);
+            let epoch = match (&rule.limit.window, rule.epoch) {
+                (Window::Calendar(calendar), Some(start)) => {
+                    let next = calendar
+                        .around(start)
+                        .1
+                        .saturating_sub(self.terms.calendar_margin_ms);
+                    let next_in_ms = u64::try_from(next.saturating_sub(unix_ms)).unwrap_or(0);
+                    Some(Epoch { start, next_in_ms })
+                }
+                _ => None,
+            };
+            limits.insert(rule.key.clone(), Share { share, epoch });
+        }
+        entry.expires = now.nanos.saturating_add(self.terms.stretch(self.terms.lease));
+        let lease_ms = self.terms.lease / MILLISECOND;
+        let stretched_ms = self.terms.stretch(self.terms.lease).div_ceil(MILLISECOND);
+        entry.expires_unix_ms = unix_ms.saturating_add(i64::try_from(stretched_ms).unwrap_or(i64::MAX));
+        let (seq, floored) = (entry.seq?, entry.floored);
+        Some((
+            seq,
+            Grant {
+                term: self.term,
+                seq,
+                lease_ms,
+                floored,
+                limits,
+            },
+        ))
+    }
+
+    /// What `id` should have of a limit, by everybody's demand.
+    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> u64 {
+        let rule = &self.rules[index];
+        let (mut fixed, mut mine, mut demands) = (0u64, 0, Vec::new());
+        // Wishes come in coarse steps, so that they seldom change and seldom need a write.
+        let step = (rule.limit.limit / 128).max(1);
+        for (other, entry) in &self.entries {
+            let part = &entry.parts[index];
+            let speaks = entry.seq.is_some() && !entry.released;
+            if other != id && !(speaks && now.nanos < entry.expires) {
+                fixed = fixed.saturating_add(part.granted);
+                continue;
+            }
+            if other == id {
+                mine = demands.len();
+            }
+            // What was used in an earlier calendar window says nothing of this one.
+            let held = if part.claim.epoch == rule.epoch {
+                part.claim.held
+            } else {
+                0
+            };
+            let floor = if entry.floored { rule.limit.floor } else { 0 };
+            let more = part.claim.more.div_ceil(step).saturating_mul(step);
+            demands.push(Demand {
+                weight: entry.weight,
+                wanted: held.saturating_add(more).min(rule.limit.limit).max(floor),
+                need: part.claim.need,
+                since: u64::MAX - part.claim.age_ms,
+                claim: part.claim.share,
+            });
+        }
+        let slack = if rule.limit.window.is_long() {
+            rule.limit.limit / 128
+        } else {
+            u64::MAX
+        };
+        let shares = split(capacity.saturating_sub(fixed), &demands, slack);
+        shares.get(mine).copied().unwrap_or(0)
+    }
+}

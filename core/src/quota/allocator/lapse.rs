@@ -1,0 +1,136 @@
+//! What time does to an allocator's records: silent holders lose what they had, calendar windows begin.
+
+use super::{Allocator, Entry, MAX_HOLDERS, OTHERS};
+use crate::quota::{MILLISECOND, Now, Window};
+
+impl Allocator {
+    /// Forgets what silent holders can no longer have in use.
+    pub(super) fn lapse(&mut self, now: Now) {
+        #[cfg(test)]
+        let forgets = self.fault == Some(crate::quota::simulation::Fault::ForgetSilent);
+        #[cfg(not(test))]
+        let forgets = false;
+        for entry in self.entries.values_mut() {
+            if now.nanos < entry.expires {
+                continue;
+            }
+            for (rule, part) in self.rules.iter().zip(&mut entry.parts) {
+                let window = match rule.limit.window {
+                    Window::Rolling(window) => window,
+                    Window::None => 0,
+                    Window::Calendar(_) => continue,
+                };
+                let after = self
+                    .terms
+                    .stretch(rule.limit.within_lost().saturating_add(window));
+                if forgets || now.nanos >= entry.expires.saturating_add(after) {
+                    part.granted = if entry.floored {
+                        part.granted.min(rule.limit.floor)
+                    } else {
+                        0
+                    };
+                    part.claim.held = part.claim.held.min(part.granted);
+                }
+            }
+        }
+        let due = &self.due;
+        self.entries.retain(|id, entry| {
+            let kept = now.nanos < entry.expires || entry.floored || due.contains(id);
+            kept || entry.parts.iter().any(|part| part.granted > 0)
+        });
+    }
+
+    /// Begins calendar windows.
+    pub(super) fn roll(&mut self, now: Now) {
+        // A clock that runs ahead must not be believed alone: wait for those that may still speak.
+        if self
+            .entries
+            .values()
+            .any(|entry| entry.seq.is_none() && now.nanos < entry.expires)
+        {
+            return;
+        }
+        let unix_ms = self.agreed(now);
+        let margin = self.terms.calendar_margin_ms;
+        for (index, rule) in self.rules.iter_mut().enumerate() {
+            let (Window::Calendar(calendar), Some(epoch)) = (&rule.limit.window, rule.epoch) else {
+                continue;
+            };
+            let start = calendar.around(unix_ms.saturating_sub(margin)).0;
+            if start <= epoch {
+                continue;
+            }
+            rule.epoch = Some(start);
+            self.must_write = true;
+            let within = self.terms.stretch(rule.limit.within_lost()).div_ceil(MILLISECOND);
+            let within = i64::try_from(within).unwrap_or(i64::MAX);
+            for entry in self.entries.values_mut() {
+                // Those that live say themselves what they still hold in the new window.
+                let last = entry
+                    .expires_unix_ms
+                    .saturating_add(within)
+                    .saturating_add(margin);
+                if !entry.floored && now.nanos >= entry.expires && last < start {
+                    entry.parts[index].granted = 0;
+                }
+            }
+        }
+    }
+
+    /// The lower median of the clocks of those that report: a minority may be wrong, and of two the one that is behind is
+    /// believed, because a window that begins late harms nobody.
+    pub(super) fn agreed(&self, now: Now) -> i64 {
+        let live = self
+            .entries
+            .values()
+            .filter(|entry| entry.seq.is_some() && now.nanos < entry.expires);
+        let mut ahead: Vec<i64> = live.map(|entry| entry.clock_ahead_ms).collect();
+        ahead.sort_unstable();
+        let median = ahead.get(ahead.len().saturating_sub(1) / 2).copied().unwrap_or(0);
+        now.unix_ms.saturating_add(median)
+    }
+
+    /// Whether one more holder can be recorded; adds silent ones up if they are too many.
+    pub(super) fn make_room(&mut self, now: Now) -> bool {
+        while self.entries.len() >= MAX_HOLDERS {
+            let silent = |(id, entry): &(&String, &Entry)| {
+                id.as_str() != OTHERS
+                    && now.nanos >= entry.expires
+                    && !self.due.contains(*id)
+                    && !entry.floored
+            };
+            let Some(id) = self
+                .entries
+                .iter()
+                .filter(silent)
+                .min_by_key(|(_, entry)| entry.expires)
+                .map(|(id, _)| id.clone())
+            else {
+                return false;
+            };
+            let Some(gone) = self.entries.remove(&id) else {
+                return false;
+            };
+            match self.entries.get_mut(OTHERS) {
+                None => {
+                    self.entries.insert(
+                        OTHERS.to_owned(),
+                        Entry {
+                            released: true,
+                            ..gone
+                        },
+                    );
+                }
+                Some(others) => {
+                    others.expires = others.expires.max(gone.expires);
+                    others.expires_unix_ms = others.expires_unix_ms.max(gone.expires_unix_ms);
+                    for (sum, part) in others.parts.iter_mut().zip(gone.parts) {
+                        sum.granted = sum.granted.saturating_add(part.granted);
+                    }
+                }
+            }
+            self.must_write = true;
+        }
+        true
+    }
+}

@@ -1,0 +1,263 @@
+//! A provider's quota held by several gateways, as the provider counts it.
+
+mod sockets;
+mod world;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use flotilla_gateway::egress::quota::{Ask, Used};
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+use tokio::time::Instant;
+use world::{Load, World};
+
+const SECOND: Duration = Duration::from_secs(1);
+const WINDOW: Duration = Duration::from_secs(60);
+
+fn requests(limit: u64) -> serde_json::Value {
+    json!({"name": "rpm", "resource": "Requests", "limit": limit, "windowSeconds": 60})
+}
+
+fn load(pool: &'static str, agents: usize) -> Load {
+    Load {
+        pool,
+        agents,
+        pause: Duration::from_millis(100),
+        open: false,
+    }
+}
+
+/// Saturated, in steady state: units used of those there were, in percent.
+fn utilisation(world: &World, limit: u64, from: Duration, to: Duration) -> f64 {
+    let there = limit as f64 * (to - from).as_secs_f64() / WINDOW.as_secs_f64();
+    100.0 * world.provider.between(from, to) as f64 / there
+}
+
+#[tokio::test(start_paused = true)]
+async fn skewed_load_uses_a_window_up_and_never_more() {
+    for replicas in 1..=5 {
+        let mut world = World::new(requests(600));
+        for number in 0..replicas {
+            // One replica has ten times the load of the others.
+            let agents = if number == 0 { 40 } else { 4 };
+            world.start(&format!("g-{number}"), &[load("support", agents)]);
+        }
+        tokio::time::sleep(5 * WINDOW).await;
+        let most = world.provider.most(WINDOW);
+        let used = utilisation(&world, 600, WINDOW, 5 * WINDOW);
+        println!("{replicas} replicas: at most {most} of 600 in 60 s, {used:.1} % used");
+        assert!(most <= 600, "{replicas} replicas: {most}");
+        assert!(used >= 95.0, "{replicas} replicas: {used:.1} %");
+        assert_eq!(world.refused(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_reserved_by_estimate_and_settled_by_usage() {
+    let quota = json!({"name": "tpm", "resource": "Tokens", "limit": 60_000, "window": "Minute"});
+    let mut world = World::new(quota);
+    for number in 0..3 {
+        world.start(&format!("g-{number}"), &[load("support", 20)]);
+    }
+    tokio::time::sleep(5 * WINDOW).await;
+    let most = world.provider.most(WINDOW);
+    let error = world.provider.largest_error.load(Ordering::SeqCst);
+    let used = utilisation(&world, 60_000, 2 * WINDOW, 5 * WINDOW);
+    println!("at most {most} of 60000 tokens in 60 s, {used:.1} % used, one estimate was {error} too low");
+    assert!(most <= 60_000 + error.max(600), "{most}");
+    assert!(used >= 95.0, "{used:.1} %");
+    assert_eq!(world.refused(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn killing_whoever_deals_it_out_gives_nothing_out_twice() {
+    let mut world = World::new(requests(600));
+    for number in 0..4 {
+        world.start(&format!("g-{number}"), &[load("support", 15)]);
+    }
+    for round in 0..12u64 {
+        tokio::time::sleep(20 * SECOND).await;
+        let Some(elected) = world.elected() else { continue };
+        world.kill(&elected);
+        // The system's clocks jump as well; only windows of the calendar would care.
+        world
+            .clock_error
+            .store((round as i64 - 6) * 3_600_000, Ordering::SeqCst);
+        tokio::time::sleep(SECOND).await;
+        // A container is restarted under its pod's name; a pod that was deleted comes back under another.
+        let pod = if round % 2 == 0 {
+            elected
+        } else {
+            format!("g-{}", 10 + round)
+        };
+        world.start(&pod, &[load("support", 15)]);
+    }
+    tokio::time::sleep(20 * SECOND).await;
+    let most = world.provider.most(WINDOW);
+    let used = utilisation(&world, 600, WINDOW, 260 * SECOND);
+    println!(
+        "killed 12 times: at most {most} of 600 in 60 s, {used:.1} % used, {} refused",
+        world.refused()
+    );
+    assert!(most <= 600, "{most}");
+    assert_eq!(world.refused(), 0, "they wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_uses_its_share_up_and_falls_to_its_floor() {
+    for floor in [0u64, 5] {
+        let mut world = World::new(json!({
+            "name": "rpm", "resource": "Requests", "limit": 300, "windowSeconds": 60, "floor": floor,
+        }));
+        for number in 0..3 {
+            world.start(&format!("g-{number}"), &[load("support", 10)]);
+        }
+        tokio::time::sleep(2 * WINDOW).await;
+        let elected = world.elected().expect("somebody deals out");
+        let other = world
+            .processes
+            .keys()
+            .find(|pod| **pod != elected)
+            .expect("three")
+            .clone();
+        // First one that only uses it, then the one that deals it out.
+        world.cut(&other, true);
+        tokio::time::sleep(2 * WINDOW).await;
+        world.cut(&other, false);
+        tokio::time::sleep(SECOND).await;
+        world.cut(&elected, true);
+        tokio::time::sleep(2 * WINDOW).await;
+        assert!(
+            world.elected().is_some_and(|now| now != elected),
+            "another deals out"
+        );
+        world.cut(&elected, false);
+        tokio::time::sleep(2 * WINDOW).await;
+        let most = world.provider.most(WINDOW);
+        let healed = utilisation(&world, 300, 7 * WINDOW, 8 * WINDOW);
+        println!("floor {floor}: at most {most} of 300 in 60 s, {healed:.1} % used after it healed");
+        assert!(most <= 300, "floor {floor}: {most}");
+        assert!(healed >= 90.0, "floor {floor}: {healed:.1} %");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_sends_twenty_times_its_share_leaves_the_other_its_own() {
+    let mut world = World::new(requests(600));
+    // Half of it each is fair: 300 a window. One sends just that, whatever happens to it, the other as fast as it is served.
+    let own = Load {
+        pool: "modest",
+        agents: 1,
+        pause: Duration::from_millis(400),
+        open: true,
+    };
+    for number in 0..2 {
+        world.start(&format!("g-{number}"), &[own, load("greedy", 100)]);
+    }
+    tokio::time::sleep(WINDOW).await;
+    let admitted = |world: &World, pool: &str| -> u64 {
+        let all = world
+            .processes
+            .values()
+            .map(|process| process.quotas.stats("main").1);
+        all.filter_map(|pools| pools.get(pool).copied())
+            .map(|pool| pool.admitted + pool.waited)
+            .sum()
+    };
+    let before = (admitted(&world, "modest"), admitted(&world, "greedy"));
+    tokio::time::sleep(3 * WINDOW).await;
+    let (modest, greedy) = (
+        admitted(&world, "modest") - before.0,
+        admitted(&world, "greedy") - before.1,
+    );
+    println!("in three windows of 600: {modest} of the modest pool, {greedy} of the greedy one");
+    assert!(world.provider.most(WINDOW) <= 600);
+    assert!(modest >= 855, "95 % of its own: {modest}");
+    assert!(
+        modest + greedy >= 1_710,
+        "nothing is wasted on fairness: {modest} + {greedy}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rolling_restart_hands_shares_over() {
+    let mut world = World::new(requests(600));
+    for number in 0..3 {
+        world.start(&format!("g-{number}"), &[load("support", 15)]);
+    }
+    tokio::time::sleep(2 * WINDOW).await;
+    for number in 0..3 {
+        world.start(&format!("h-{number}"), &[load("support", 15)]);
+        tokio::time::sleep(5 * SECOND).await;
+        world.leave(&format!("g-{number}")).await;
+        tokio::time::sleep(5 * SECOND).await;
+    }
+    tokio::time::sleep(2 * WINDOW).await;
+    let most = world.provider.most(WINDOW);
+    let used = utilisation(&world, 600, 150 * SECOND, 270 * SECOND);
+    println!("rolling restart: at most {most} of 600 in 60 s, {used:.1} % used");
+    assert!(most <= 600, "{most}");
+    assert_eq!(world.refused(), 0);
+    assert!(world.elected().is_some_and(|pod| pod.starts_with('h')));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_days_count_survives_the_end_of_all_gateways() {
+    let mut world = World::new(json!({"name": "rpd", "resource": "Requests", "limit": 200, "window": "Day"}));
+    world.start("g-0", &[load("support", 4)]);
+    world.start("g-1", &[load("support", 4)]);
+    tokio::time::sleep(10 * SECOND).await;
+    for pod in ["g-0", "g-1"] {
+        world.kill(pod);
+    }
+    tokio::time::sleep(30 * SECOND).await;
+    world.start("h-0", &[load("support", 8)]);
+    world.start("h-1", &[load("support", 8)]);
+    tokio::time::sleep(3_600 * SECOND).await;
+    let all = world.provider.between(Duration::ZERO, 4_000 * SECOND);
+    println!("{all} of 200 a day were sent through two lives");
+    assert!(all <= 200, "{all}");
+    assert!(all >= 180, "little is lost: {all}");
+}
+
+/// What the lease path costs: prints it, and fails only if it is a hundred times what it should be.
+#[tokio::test]
+async fn admission_is_cheap() {
+    let mut world = World::new(
+        json!({"name": "tpm", "resource": "Tokens", "limit": 1_000_000_000_000_u64, "window": "Minute"}),
+    );
+    world.start("g-0", &[]);
+    let quotas = world.processes["g-0"].quotas.clone();
+    let ask = Ask {
+        pool: "support",
+        model: Some("mini"),
+        bytes: 1_024,
+        max_tokens: Some(100),
+        deadline: Instant::now() + WINDOW,
+    };
+    let used = Used {
+        input: Some(250),
+        output: Some(80),
+    };
+    let headers = HeaderMap::new();
+    let rounds = if cfg!(debug_assertions) { 2_000u32 } else { 200_000 };
+    let (mut reserving, mut all, mut at_once) = (Duration::ZERO, Duration::ZERO, 0u32);
+    for _ in 0..rounds {
+        let start = std::time::Instant::now();
+        let mut permit = quotas.reserve("main", ask).await.unwrap().unwrap();
+        let reserved = start.elapsed();
+        permit.answered(StatusCode::OK, &headers);
+        let waited = !permit.waited().is_zero();
+        permit.settle(used);
+        if !waited {
+            at_once += 1;
+            reserving += reserved;
+            all += start.elapsed();
+        }
+    }
+    assert!(at_once > rounds / 2, "{at_once} of {rounds} found a lease");
+    let (reserving, all) = (reserving / at_once, all / at_once);
+    println!("admission takes {reserving:?}, with head and end {all:?}");
+    assert!(reserving < Duration::from_micros(500), "{reserving:?}");
+}
