@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flotilla_core::stats::{
@@ -74,6 +75,21 @@ pub struct Gateways {
     lag: Duration,
     seed: u64,
     state: Arc<Mutex<BTreeMap<String, Process>>>,
+    timeline: Arc<Mutex<Vec<Applied>>>,
+    muted: Arc<AtomicBool>,
+}
+
+/// Weights that one gateway has put in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The store's version when it did so.
+    pub at: u64,
+    /// UID of the gateway's pod.
+    pub gateway: String,
+    /// `namespace/pool`.
+    pub pool: String,
+    /// Weights by revision.
+    pub weights: BTreeMap<String, i32>,
 }
 
 impl std::fmt::Debug for Gateways {
@@ -115,7 +131,19 @@ impl Gateways {
             lag,
             seed,
             state: Arc::default(),
+            timeline: Arc::default(),
+            muted: Arc::default(),
         }
+    }
+
+    /// Whether nobody answers from now on; requests are served all the same.
+    pub fn mute(&self, is_muted: bool) {
+        self.muted.store(is_muted, Ordering::Relaxed);
+    }
+
+    /// Everything that gateways have put in force, in order.
+    pub fn timeline(&self) -> Vec<Applied> {
+        self.timeline.lock().clone()
     }
 
     /// The report of the gateway with this address.
@@ -123,6 +151,9 @@ impl Gateways {
     /// # Errors
     /// A sentence when there is none that answers.
     pub fn stats(&self, address: IpAddr) -> Result<Stats, String> {
+        if self.muted.load(Ordering::Relaxed) {
+            return Err("no answer".to_owned());
+        }
         let pods = self.cluster.list("/api/v1/pods");
         let address = address.to_string();
         let pod = pods
@@ -159,9 +190,14 @@ impl Gateways {
         for pool in self.objects(namespace, "apis/flotilla.dev/v1alpha1", "agentpools") {
             let name = pool["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let served = process.pools.entry(name.clone()).or_default();
-            self.follow(served, &pool);
-            if from > 0 {
-                self.serve(served, &pool, &scene, from, gateways.max(1));
+            self.serve(served, &pool, &scene, from, gateways.max(1));
+            if let Some(weights) = self.follow(served, &pool) {
+                self.timeline.lock().push(Applied {
+                    at: self.cluster.with(|state| state.store.revision()),
+                    gateway: uid.to_owned(),
+                    pool: format!("{namespace}/{name}"),
+                    weights,
+                });
             }
             stats.pools.insert(name, self.report(served, &pool, &scene));
         }
@@ -180,8 +216,8 @@ impl Gateways {
             .list(&format!("/{group}/namespaces/{namespace}/{plural}"))
     }
 
-    /// Applies what has been there long enough.
-    fn follow(&self, served: &mut Served, pool: &Value) {
+    /// Applies what has been there long enough; the weights, if they are new.
+    fn follow(&self, served: &mut Served, pool: &Value) -> Option<BTreeMap<String, i32>> {
         let status = &pool["status"];
         let shares = status["traffic"].as_array().into_iter().flatten();
         let weights = shares.filter_map(|share| {
@@ -197,11 +233,12 @@ impl Gateways {
             Some((coming, _)) if *coming == seen => {}
             _ => served.coming = Some((seen, age)),
         }
-        if let Some((coming, since)) = &served.coming
-            && age.saturating_sub(*since) >= self.lag
-        {
-            served.applied = Some(coming.clone());
+        let (coming, since) = served.coming.as_ref()?;
+        if age.saturating_sub(*since) < self.lag || served.applied.as_ref() == Some(coming) {
+            return None;
         }
+        served.applied = Some(coming.clone());
+        Some(coming.weights.clone())
     }
 
     /// Serves the seconds since it was last asked.
@@ -213,19 +250,23 @@ impl Gateways {
         if total <= 0 {
             return;
         }
+        let images: BTreeMap<&String, String> = applied
+            .weights
+            .keys()
+            .map(|revision| (revision, self.image(&scene.namespace, revision)))
+            .collect();
         for second in from..scene.second {
             let mut random = StdRng::seed_from_u64(lot(self.seed, &[&scene.uid, &second.to_string()]));
             let rate = self.traffic.rate(pool, second) / gateways as f64;
-            let count = whole(rate, &mut random);
-            for _ in 0..count {
+            for _ in 0..whole(rate, &mut random) {
                 let mut pick = random.random_range(0..total);
                 let revision = applied.weights.iter().find(|(_, weight)| {
                     pick -= **weight;
                     pick < 0
                 });
                 let Some((revision, _)) = revision else { continue };
-                let image = self.image(&scene.namespace, revision);
-                let (failing, median) = self.traffic.answers(&image, second);
+                let image = images.get(revision).map(String::as_str).unwrap_or_default();
+                let (failing, median) = self.traffic.answers(image, second);
                 let start = second - second.rem_euclid(WINDOW_SECONDS);
                 let key = (revision.clone(), start, applied.generation);
                 let window = served.windows.entry(key).or_insert_with(|| WindowStats {

@@ -19,6 +19,7 @@
 //! | [`controllers`], [`gateways`] | what else runs in a cluster |
 //! | [`faults`] | what goes wrong between a client and the server |
 //! | [`run`], [`outcome`] | a workload under a plan, and what must hold afterwards |
+//! | [`invariants`] | what must hold at every event |
 //! | [`conformance`] | the same requests to this server and to a real one |
 //!
 //! # What is assumed of tests
@@ -39,6 +40,7 @@ pub mod conformance;
 pub mod controllers;
 pub mod faults;
 pub mod gateways;
+pub mod invariants;
 pub mod kinds;
 pub mod outcome;
 pub mod run;

@@ -2,7 +2,7 @@
 //!
 //! The process is whatever `start` makes of a [`Wire`]: in the tests here the whole operator. A run ends when every step
 //! of the workload was reached and the cluster has come to rest; it fails when a step takes too long, when the process
-//! ends by itself, or when it still writes after everything is done.
+//! ends by itself, when it still writes after everything is done, or when one of the [`invariants`] was broken on the way.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::cluster::Cluster;
 use crate::controllers::{Controllers, Fates};
 use crate::faults::{Line, Plan, Record, Wire};
 use crate::gateways::{Gateways, Traffic};
-use crate::outcome;
+use crate::{invariants, outcome};
 
 /// The namespace of every workload.
 pub const NAMESPACE: &str = "shop";
@@ -80,6 +80,8 @@ pub struct Outcome {
     pub counts: BTreeMap<String, (u64, u64)>,
     /// Writes of the process.
     pub writes: u64,
+    /// Those of them that changed nothing.
+    pub idle: Vec<Record>,
     /// Lives of the process.
     pub lives: u64,
     /// Virtual time until rest.
@@ -150,14 +152,12 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
         }
     }
     let limit = Instant::now() + REST_LIMIT;
-    let mut seen = written(&line, 0).len();
-    let mut since = Instant::now();
+    let (mut seen, mut since) = (line.writes(), Instant::now());
     while since.elapsed() < REST {
         sleep(LOOK).await;
         process.keep_alive(&world, &line, start).await?;
-        let now = written(&line, 0).len();
-        if now != seen {
-            (seen, since) = (now, Instant::now());
+        if line.writes() != seen {
+            (seen, since) = (line.writes(), Instant::now());
         }
         if Instant::now() >= limit {
             return Err(Violation(format!(
@@ -186,10 +186,15 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
         (step.reached)(&cluster)
             .map_err(|missing| Violation(format!("{:?} did not last: {missing}", step.name)))?;
     }
+    let broken = invariants::violations(&cluster, &world.gateways.timeline());
+    if !broken.is_empty() {
+        return Err(Violation(broken.join("; ")));
+    }
     Ok(Outcome {
         end: outcome::end_state(&cluster, NAMESPACE),
         counts: outcome::counts(&cluster),
         writes: line.writes(),
+        idle: line.idle(),
         lives: line.lives(),
         took,
         transcript: line.transcript(),

@@ -27,6 +27,8 @@ pub struct Record {
     pub code: u16,
     /// Whether it was a write that counts.
     pub counted: bool,
+    /// Whether it was carried out and changed nothing.
+    pub idle: bool,
 }
 
 /// The line between a client and the cluster. Cheap to clone.
@@ -172,16 +174,24 @@ impl Line {
             path: request.path.clone(),
             code: 0,
             counted,
+            idle: false,
         };
         let mut state = self.0.state.lock();
         state.records.push(record);
         state.records.len() - 1
     }
 
-    pub(super) fn answered(&self, record: usize, code: u16) {
+    pub(super) fn answered(&self, record: usize, code: u16, has_changed: bool) {
         if let Some(record) = self.0.state.lock().records.get_mut(record) {
             record.code = code;
+            record.idle = record.counted && code < 300 && !has_changed;
         }
+    }
+
+    /// Writes that were carried out and changed nothing.
+    pub fn idle(&self) -> Vec<Record> {
+        let state = self.0.state.lock();
+        state.records.iter().filter(|record| record.idle).cloned().collect()
     }
 
     /// Counts a write and draws its lot.

@@ -59,19 +59,21 @@ impl Wire {
             Doom::CrashBefore => return self.crash().await,
             Doom::Hang(false) => return self.dead().await,
             Doom::Refused(code) => {
-                self.line.answered(record, code);
+                self.line.answered(record, code, false);
                 return refused(code);
             }
             Doom::None | Doom::CrashAfter | Doom::Lost | Doom::Hang(true) => {}
         }
         let request = self.aged(request);
+        let version = || self.line.0.cluster.with(|state| state.store.revision());
+        let before = version();
         let answer = self.line.0.cluster.answer(&request);
         let code = match &answer {
             Ok(Answer::Whole { code, .. }) => *code,
             Ok(Answer::Watch(_)) => 200,
             Err(failure) => failure.code,
         };
-        self.line.answered(record, code);
+        self.line.answered(record, code, version() != before);
         match doom {
             Doom::CrashAfter => return self.crash().await,
             Doom::Hang(_) => return self.dead().await,

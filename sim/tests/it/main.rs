@@ -5,5 +5,6 @@ mod conformance;
 mod controllers;
 mod converge;
 mod operator;
+mod scenarios;
 mod server;
 mod workloads;

@@ -72,8 +72,8 @@ thread_local! {
     static PANICS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Counts panics of this thread: the operator catches its own.
-fn count_panics() {
+/// Panics of this thread so far: the operator catches its own.
+pub fn panics() -> usize {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
@@ -82,19 +82,19 @@ fn count_panics() {
             before(info);
         }));
     });
-    PANICS.with(|count| count.set(0));
+    PANICS.with(Cell::get)
 }
 
 /// Runs a workload under a plan, on this thread and in virtual time.
 pub fn simulate(workload: &Workload, plan: &Plan) -> Result<Outcome, Violation> {
-    count_panics();
+    let before = panics();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
         .build()
         .expect("a runtime can be made");
     let outcome = runtime.block_on(run(workload, plan, &start))?;
-    match PANICS.with(Cell::get) {
+    match panics() - before {
         0 => Ok(outcome),
         count => Err(Violation(format!("{count} panics in the operator"))),
     }
