@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `weights` | the weights of a pool add up to 100, and at most two revisions have one |
 //! | `one candidate` | at most one revision with traffic does not stand as stable |
-//! | `generation` | `trafficGeneration` rises exactly when the traffic changes |
+//! | `generation` | `trafficGeneration` rises exactly when the traffic changes, and never falls, even if status was lost |
 //! | `capacity` | a weight rises only to what the revision's available pods carry, unless nobody else can |
 //! | `ladder` | a canary's weight is at most that of the first step whose question is not answered |
 //! | `rejected` | a rejected revision's weight never rises |
@@ -51,6 +51,7 @@ pub fn violations(cluster: &Cluster, applied: &[Applied]) -> Vec<String> {
         applied,
         reached: 0,
         in_force: BTreeMap::new(),
+        generations: BTreeMap::new(),
         counted: BTreeMap::new(),
         found: Vec::new(),
     };
@@ -88,6 +89,8 @@ struct Replay<'a> {
     reached: usize,
     /// Weights by gateway and pool.
     in_force: BTreeMap<(String, String), BTreeMap<String, i32>>,
+    /// The highest generation of each pool's traffic so far, by UID.
+    generations: BTreeMap<String, i64>,
     /// Requests counted by checkpoint and release.
     counted: BTreeMap<(Key, String), i64>,
     found: Vec<String>,
@@ -198,6 +201,14 @@ impl Replay<'_> {
                 self.broken("generation", change, format!("{was} became {is}: {before:?} to {after:?}"));
             }
             _ => {}
+        }
+        if let Some(is) = generation(new) {
+            let uid = new["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+            let highest = self.generations.get(&uid).copied().unwrap_or_default();
+            if is < highest {
+                self.broken("generation", change, format!("{is} comes after {highest}"));
+            }
+            self.generations.insert(uid, is.max(highest));
         }
         if after.is_empty() || before == after {
             return;

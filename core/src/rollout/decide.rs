@@ -5,6 +5,7 @@ mod climb;
 use jiff::Timestamp;
 
 use super::shift::{Shift, Wait, surge};
+use crate::seeded::{self, Bug};
 use super::{
     Arm, Change, Decision, Gateways, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
     Trouble, Waiting,
@@ -21,6 +22,9 @@ pub fn decide(situation: &Situation) -> Decision {
     for _ in 0..=situation.members.len() + rungs + 2 {
         match Round::new(situation, &members).run() {
             Verdict::Done(mut decision) => {
+                if seeded::has(Bug::PromoteBackwards) {
+                    changes.reverse();
+                }
                 decision.changes = changes;
                 // Of a revision that is no candidate any more nothing is remembered.
                 decision.passed =
@@ -171,6 +175,7 @@ impl<'a> Round<'a> {
             .iter()
             .filter(|member| member.revision != stable.revision);
         let carrying = leaving.max_by_key(|member| member.weight.unwrap_or_default());
+        let carrying = carrying.filter(|_| !seeded::has(Bug::SupersedeDirectly));
         if let Some(leaving) = carrying.filter(|member| member.weight.unwrap_or_default() > 0) {
             return self.back(stable, leaving).into();
         }
@@ -199,7 +204,7 @@ impl<'a> Round<'a> {
             Target::Unknown => None,
         };
         let next = target.filter(|target| *target != stable.revision);
-        let rejected = next.and_then(|next| {
+        let rejected = next.filter(|_| !seeded::has(Bug::RejectedAgain)).and_then(|next| {
             let member = self.members.iter().find(|member| member.revision == next)?;
             (member.standing == Standing::Rejected).then(|| member.rejected.clone().unwrap_or_default())
         });
@@ -426,7 +431,10 @@ impl<'a> Round<'a> {
             hold: false,
             urgent: true,
         };
-        let step = shift.step();
+        let mut step = shift.step();
+        if seeded::has(Bug::DropWeightAtOnce) {
+            step.weight = 100;
+        }
         decision.scale.extend([
             (stable.revision.clone(), step.incoming),
             (leaving.revision.clone(), step.outgoing),
@@ -514,7 +522,7 @@ impl<'a> Round<'a> {
     }
 
     fn is_confirmed(&self) -> bool {
-        self.situation.gateways == Gateways::Confirmed
+        self.situation.gateways == Gateways::Confirmed || seeded::has(Bug::ScaleBeforeConfirmation)
     }
 
     fn unreachable(&self) -> Option<Waiting> {

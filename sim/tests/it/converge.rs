@@ -14,6 +14,7 @@ fn every_workload_converges_and_falls_silent() {
             workload.name, outcome.writes, outcome.took, outcome.counts
         );
         assert!(outcome.writes > 0);
+        assert!(outcome.idle.is_empty(), "{}: writes that changed nothing: {:#?}", workload.name, outcome.idle);
     }
 }
 

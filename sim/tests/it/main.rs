@@ -4,6 +4,8 @@ mod campaign;
 mod conformance;
 mod controllers;
 mod converge;
+#[cfg(feature = "seeded-bugs")]
+mod bugs;
 mod operator;
 mod scenarios;
 mod server;

@@ -136,6 +136,7 @@ fn stop() -> Workload {
 fn deletion() -> Workload {
     let steps = vec![
         step("a pool", create(POOLS, pool(json!({"replicas": 4}))), says(POOL, "Ready")),
+        step("a command", command("support-again", "Restart"), both(answered("support-again", "Applied"), says(POOL, "Ready"))),
         step("a release", image("agent:2"), |cluster| {
             let pool = cluster.get(POOL).unwrap_or_default();
             let weight = pool["status"]["candidate"]["weight"].as_i64().unwrap_or_default();
