@@ -63,8 +63,8 @@ acceptance: install ## Run the full figures and write docs/measurements.md
 	$(call STEP,acceptance)
 	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance -p flotilla-fuzz --bin flotilla-fuzz
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md
-	$(call STEP,every fault plan; the simulated API server against the real one)
-	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --test it -- --nocapture
+	$(call STEP,every fault plan and seeded bug; the simulated API server against the real one)
+	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture
 
 .PHONY: fuzz
 fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)

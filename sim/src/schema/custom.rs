@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kube_cel::{CompiledSchema, Validator, compile_schema};
 use regex::Regex;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::api::failure::Cause;
 
@@ -14,6 +14,8 @@ use crate::api::failure::Cause;
 pub struct Custom {
     schema: Value,
     rules: Arc<CompiledSchema>,
+    /// The rules of `status` alone: what was sound and did not change need not be asked again.
+    status_rules: Arc<CompiledSchema>,
     patterns: Arc<std::collections::BTreeMap<String, Regex>>,
 }
 
@@ -29,6 +31,7 @@ impl Custom {
         collect_patterns(&schema, &mut patterns);
         Self {
             rules: Arc::new(compile_schema(&schema)),
+            status_rules: Arc::new(compile_schema(&only_status(&schema))),
             patterns: Arc::new(patterns),
             schema,
         }
@@ -67,7 +70,9 @@ impl Custom {
         if !causes.is_empty() {
             return causes;
         }
-        let checked = VALIDATOR.with(|validator| validator.validate_compiled(&self.rules, object, old));
+        let is_same_spec = old.is_some_and(|old| old.get("spec") == object.get("spec"));
+        let rules = if is_same_spec { &self.status_rules } else { &self.rules };
+        let checked = VALIDATOR.with(|validator| validator.validate_compiled(rules, object, old));
         let broken = checked.err().map(|errors| errors.into_vec()).unwrap_or_default();
         broken
             .into_iter()
@@ -189,6 +194,15 @@ impl Custom {
             let why = format!("{path} in body must be of type date-time: {text:?}");
             causes.push(Cause::invalid(path, &value, &why));
         }
+    }
+}
+
+/// A schema without anything but its status.
+fn only_status(schema: &Value) -> Value {
+    let status = schema.get("properties").and_then(|properties| properties.get("status"));
+    match status {
+        Some(status) => json!({"type": "object", "properties": {"status": status}}),
+        None => json!({"type": "object"}),
     }
 }
 
