@@ -172,11 +172,7 @@ impl Cluster {
     /// # Errors
     /// What the server refuses.
     pub fn delete(&self, path: &str) -> Result<Value, Failure> {
-        self.request(
-            Method::DELETE,
-            path,
-            json!({"propagationPolicy": "Background"}),
-        )
+        self.request(Method::DELETE, path, json!({"propagationPolicy": "Background"}))
     }
 
     /// One request, as the field manager `sim`, without a network in between. Patches are merge patches.

@@ -62,7 +62,10 @@ impl Traffic for Steady {
     }
 
     fn answers(&self, image: &str, _: i64) -> (f64, f64) {
-        let found = self.failing.iter().find(|(part, _)| image.contains(part.as_str()));
+        let found = self
+            .failing
+            .iter()
+            .find(|(part, _)| image.contains(part.as_str()));
         (found.map_or(0.0, |(_, share)| *share), 120.0)
     }
 }
@@ -302,9 +305,9 @@ impl Gateways {
         });
         let slices = self.objects(&scene.namespace, "apis/discovery.k8s.io/v1", "endpointslices");
         let revisions = applied.weights.iter().map(|(revision, weight)| {
-            let ours = slices
-                .iter()
-                .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == revision.as_str());
+            let ours = slices.iter().filter(|slice| {
+                slice["metadata"]["labels"]["kubernetes.io/service-name"] == revision.as_str()
+            });
             let endpoints = ours.flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
             let mut endpoints: Vec<String> = endpoints
                 .filter(|endpoint| endpoint["conditions"]["ready"] == true)

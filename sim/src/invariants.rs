@@ -98,7 +98,11 @@ struct Replay<'a> {
 
 impl Replay<'_> {
     fn take(&mut self, change: &Change) {
-        while let Some(applied) = self.applied.get(self.reached).filter(|applied| applied.at < change.revision) {
+        while let Some(applied) = self
+            .applied
+            .get(self.reached)
+            .filter(|applied| applied.at < change.revision)
+        {
             let place = (applied.gateway.clone(), applied.pool.clone());
             self.in_force.insert(place, applied.weights.clone());
             self.reached += 1;
@@ -123,8 +127,10 @@ impl Replay<'_> {
 
     fn broken(&mut self, rule: &str, change: &Change, how: impl std::fmt::Display) {
         let Key { namespace, name, .. } = &change.key;
-        self.found
-            .push(format!("{rule}: at {} {namespace}/{name}: {how}", change.revision));
+        self.found.push(format!(
+            "{rule}: at {} {namespace}/{name}: {how}",
+            change.revision
+        ));
     }
 
     // === what there is ===
@@ -153,14 +159,18 @@ impl Replay<'_> {
             .into_iter()
             .flatten()
             .any(|owner| owner["kind"] != "AgentPool" || owner["uid"] == pool["metadata"]["uid"]);
-        (is_owner && is_current(&pool) && !is_deleting(&pool) && pool["spec"]["stopped"] != true).then_some(pool)
+        (is_owner && is_current(&pool) && !is_deleting(&pool) && pool["spec"]["stopped"] != true)
+            .then_some(pool)
     }
 
     fn ready_pods(&self, namespace: &str, pool: &str, revision: Option<&str>) -> i64 {
         let pods = self.of_pool(self.kinds.pods, namespace, pool);
         let ready = pods.iter().filter(|pod| {
             let of = label(pod, names::REVISION);
-            !of.is_empty() && revision.is_none_or(|revision| of == revision) && is_ready(pod) && !is_deleting(pod)
+            !of.is_empty()
+                && revision.is_none_or(|revision| of == revision)
+                && is_ready(pod)
+                && !is_deleting(pod)
         });
         i64::try_from(ready.count()).unwrap_or(i64::MAX)
     }
@@ -198,7 +208,11 @@ impl Replay<'_> {
         let generation = |pool: &Value| pool["status"]["trafficGeneration"].as_i64();
         match (generation(old), generation(new)) {
             (Some(was), Some(is)) if (before == after) != (was == is) || is < was => {
-                self.broken("generation", change, format!("{was} became {is}: {before:?} to {after:?}"));
+                self.broken(
+                    "generation",
+                    change,
+                    format!("{was} became {is}: {before:?} to {after:?}"),
+                );
             }
             _ => {}
         }
@@ -222,7 +236,10 @@ impl Replay<'_> {
         let unproved: Vec<&String> = after
             .iter()
             .filter(|(revision, weight)| {
-                **weight > 0 && self.standing(namespace, revision).is_some_and(|state| state != "stable")
+                **weight > 0
+                    && self
+                        .standing(namespace, revision)
+                        .is_some_and(|state| state != "stable")
             })
             .map(|(revision, _)| revision)
             .collect();
@@ -245,7 +262,11 @@ impl Replay<'_> {
         let (namespace, name) = (change.key.namespace.clone(), change.key.name.clone());
         let state = self.standing(&namespace, revision);
         if state.as_deref() == Some("rejected") {
-            self.broken("rejected", change, format!("{revision} rises from {was} to {weight}"));
+            self.broken(
+                "rejected",
+                change,
+                format!("{revision} rises from {was} to {weight}"),
+            );
         }
         let replicas = pool["spec"]["replicas"].as_i64().unwrap_or_default();
         let available = self.ready_pods(&namespace, &name, Some(revision));
@@ -257,10 +278,18 @@ impl Replay<'_> {
             self.broken("capacity", change, how);
         }
         let Some(record) = self.find(self.kinds.records, &namespace, revision) else {
-            self.broken("standing", change, format!("{revision} gets traffic and has no record"));
+            self.broken(
+                "standing",
+                change,
+                format!("{revision} gets traffic and has no record"),
+            );
             return;
         };
-        let annotation = |name: &str| record["metadata"]["annotations"][name].as_str().map(str::to_owned);
+        let annotation = |name: &str| {
+            record["metadata"]["annotations"][name]
+                .as_str()
+                .map(str::to_owned)
+        };
         if !is_current(pool)
             || pool["spec"]["rollout"]["type"] != "Canary"
             || state.as_deref() != Some("candidate")
@@ -268,9 +297,15 @@ impl Replay<'_> {
         {
             return;
         }
-        let passed: i64 = annotation(PASSED).and_then(|passed| passed.parse().ok()).unwrap_or(-1);
+        let passed: i64 = annotation(PASSED)
+            .and_then(|passed| passed.parse().ok())
+            .unwrap_or(-1);
         let steps = pool["spec"]["rollout"]["canary"]["steps"].as_array();
-        let own: Vec<i64> = steps.into_iter().flatten().filter_map(|step| step["weight"].as_i64()).collect();
+        let own: Vec<i64> = steps
+            .into_iter()
+            .flatten()
+            .filter_map(|step| step["weight"].as_i64())
+            .collect();
         let ladder = if own.is_empty() { vec![1, 10, 25, 50] } else { own };
         let most = ladder.into_iter().find(|step| *step > passed).unwrap_or(100);
         if weight > most {
@@ -287,14 +322,22 @@ impl Replay<'_> {
         let (Some(ready), Some(reconciling), Some(stalled)) =
             (state("Ready"), state("Reconciling"), state("Stalled"))
         else {
-            self.broken("conditions", change, "one of Ready, Reconciling and Stalled is missing");
+            self.broken(
+                "conditions",
+                change,
+                "one of Ready, Reconciling and Stalled is missing",
+            );
             return;
         };
         if ready && (reconciling || stalled) {
             self.broken("conditions", change, "Ready, and Reconciling or Stalled as well");
         }
         if !ready && !reconciling && !stalled {
-            self.broken("conditions", change, "not Ready, and neither Reconciling nor Stalled");
+            self.broken(
+                "conditions",
+                change,
+                "not Ready, and neither Reconciling nor Stalled",
+            );
         }
         let reason = condition(pool, "Ready").cloned().unwrap_or_default();
         let is_silent = |field: &str| reason[field].as_str().is_none_or(str::is_empty);
@@ -314,12 +357,16 @@ impl Replay<'_> {
                 .unwrap_or_default()
         };
         let (was, is) = (size(&change.old), size(&change.new));
-        let Some(set) = change.new.clone().or_else(|| change.old.clone()) else { return };
+        let Some(set) = change.new.clone().or_else(|| change.old.clone()) else {
+            return;
+        };
         let revision = label(&set, names::REVISION).to_owned();
         if was == is || revision.is_empty() {
             return;
         }
-        let Some(pool) = self.settled_pool(&set, &namespace) else { return };
+        let Some(pool) = self.settled_pool(&set, &namespace) else {
+            return;
+        };
         let name = label(&set, names::POOL).to_owned();
         if is > was {
             self.room(change, &pool, is - was);
@@ -332,7 +379,8 @@ impl Replay<'_> {
             return;
         }
         if is < weight * replicas / 100 {
-            let how = format!("{revision} shrinks from {was} to {is} with weight {weight} of {replicas} replicas");
+            let how =
+                format!("{revision} shrinks from {was} to {is} with weight {weight} of {replicas} replicas");
             self.broken("drain", change, how);
         }
         if is == 0
@@ -363,8 +411,15 @@ impl Replay<'_> {
 
     fn room(&mut self, change: &Change, pool: &Value, more: i64) {
         let namespace = change.key.namespace.clone();
-        let sets = self.of_pool(self.kinds.sets, &namespace, pool["metadata"]["name"].as_str().unwrap_or_default());
-        let total: i64 = sets.iter().filter_map(|set| set["spec"]["replicas"].as_i64()).sum();
+        let sets = self.of_pool(
+            self.kinds.sets,
+            &namespace,
+            pool["metadata"]["name"].as_str().unwrap_or_default(),
+        );
+        let total: i64 = sets
+            .iter()
+            .filter_map(|set| set["spec"]["replicas"].as_i64())
+            .sum();
         let replicas = pool["spec"]["replicas"].as_i64().unwrap_or_default();
         let rollout = &pool["spec"]["rollout"];
         let percent = rollout["rollingUpdate"]["maxSurgePercent"].as_i64().unwrap_or(25);
@@ -385,11 +440,16 @@ impl Replay<'_> {
             .as_deref()
             .is_some_and(|pod| is_ready(pod) && !is_deleting(pod));
         let is_going = change.new.as_deref().is_none_or(is_deleting);
-        let Some(pod) = change.old.clone().filter(|_| was_serving && is_going) else { return };
+        let Some(pod) = change.old.clone().filter(|_| was_serving && is_going) else {
+            return;
+        };
         let namespace = change.key.namespace.clone();
         let revision = label(&pod, names::REVISION).to_owned();
         let name = label(&pod, names::POOL).to_owned();
-        let Some(pool) = self.find(self.kinds.pools, &namespace, &name).filter(|_| !revision.is_empty()) else {
+        let Some(pool) = self
+            .find(self.kinds.pools, &namespace, &name)
+            .filter(|_| !revision.is_empty())
+        else {
             return;
         };
         if !is_current(&pool) || is_deleting(&pool) || pool["spec"]["stopped"] == true {
@@ -407,10 +467,15 @@ impl Replay<'_> {
     // === records and evidence ===
 
     fn record(&mut self, change: &Change) {
-        let Some(record) = change.new.clone().or_else(|| change.old.clone()) else { return };
+        let Some(record) = change.new.clone().or_else(|| change.old.clone()) else {
+            return;
+        };
         let namespace = change.key.namespace.clone();
         let name = label(&record, names::POOL).to_owned();
-        let Some(pool) = self.find(self.kinds.pools, &namespace, &name).filter(|pool| !is_deleting(pool)) else {
+        let Some(pool) = self
+            .find(self.kinds.pools, &namespace, &name)
+            .filter(|pool| !is_deleting(pool))
+        else {
             return;
         };
         // Records of a former pool of this name are being collected.
@@ -420,7 +485,11 @@ impl Replay<'_> {
         }
         let state = label(&record, names::REVISION_STATE);
         if change.new.is_none() && matches!(state, "stable" | "candidate") {
-            self.broken("history", change, format!("the record of the {state} revision goes"));
+            self.broken(
+                "history",
+                change,
+                format!("the record of the {state} revision goes"),
+            );
         }
         let records = self.of_pool(self.kinds.records, &namespace, &name);
         let count = |state: &str| {
@@ -432,7 +501,11 @@ impl Replay<'_> {
         };
         let (stable, candidates) = (count("stable"), count("candidate"));
         if !(1..=2).contains(&stable) || candidates > 1 {
-            self.broken("standing", change, format!("{stable} stable, {candidates} candidates"));
+            self.broken(
+                "standing",
+                change,
+                format!("{stable} stable, {candidates} candidates"),
+            );
         }
     }
 
@@ -442,15 +515,25 @@ impl Replay<'_> {
             return;
         };
         let text = object["data"]["checkpoint.json"].as_str().unwrap_or_default();
-        let Ok(case) = serde_json::from_str::<Value>(text) else { return };
+        let Ok(case) = serde_json::from_str::<Value>(text) else {
+            return;
+        };
         let evidence = case["evidence"].as_str().unwrap_or_default();
-        let Ok(evidence) = serde_json::from_str::<Value>(evidence) else { return };
+        let Ok(evidence) = serde_json::from_str::<Value>(evidence) else {
+            return;
+        };
         let whose = &evidence["key"];
         let candidate = whose["candidate"].as_str().unwrap_or_default();
         let known: BTreeSet<&str> = ["candidate", "stable", "rejected"].into();
-        let state = self.standing(&change.key.namespace, candidate).unwrap_or_default();
+        let state = self
+            .standing(&change.key.namespace, candidate)
+            .unwrap_or_default();
         if !known.contains(state.as_str()) {
-            self.broken("evidence", change, format!("it is about {candidate}, which is {state:?}"));
+            self.broken(
+                "evidence",
+                change,
+                format!("it is about {candidate}, which is {state:?}"),
+            );
         }
         let metrics = evidence["metrics"].as_object();
         let requests = |arm: &str| -> i64 {
@@ -463,7 +546,11 @@ impl Replay<'_> {
         let place = (change.key.clone(), whose.to_string());
         let before = self.counted.insert(place, now).unwrap_or_default();
         if now < before {
-            self.broken("evidence", change, format!("{before} requests of {whose} became {now}"));
+            self.broken(
+                "evidence",
+                change,
+                format!("{before} requests of {whose} became {now}"),
+            );
         }
     }
 }
@@ -516,15 +603,15 @@ mod tests {
     }
 
     fn say(cluster: &Cluster, generation: i64, traffic: Value) {
-        let condition = |type_: &str, status: &str| {
-            json!({"type": type_, "status": status, "reason": "R", "message": "m", "lastTransitionTime": "2027-01-15T08:00:00Z"})
-        };
+        let condition = |type_: &str, status: &str| json!({"type": type_, "status": status, "reason": "R", "message": "m", "lastTransitionTime": "2027-01-15T08:00:00Z"});
         let status = json!({
             "observedGeneration": 1, "trafficGeneration": generation, "traffic": traffic,
             "conditions": [condition("Ready", "True"), condition("Reconciling", "False"), condition("Stalled", "False")],
         });
         let path = format!("{POOLS}/p/status");
-        cluster.request(Method::PATCH, &path, json!({"status": status})).unwrap();
+        cluster
+            .request(Method::PATCH, &path, json!({"status": status}))
+            .unwrap();
     }
 
     fn record(cluster: &Cluster, name: &str, state: &str) {
@@ -599,8 +686,12 @@ mod tests {
         };
         let maps = "/api/v1/namespaces/default/configmaps";
         cluster.create(maps, &keep("p-2", 5)).unwrap();
-        cluster.patch(&format!("{maps}/p-evidence"), keep("p-2", 4)).unwrap();
-        cluster.patch(&format!("{maps}/p-evidence"), keep("p-9", 4)).unwrap();
+        cluster
+            .patch(&format!("{maps}/p-evidence"), keep("p-2", 4))
+            .unwrap();
+        cluster
+            .patch(&format!("{maps}/p-evidence"), keep("p-9", 4))
+            .unwrap();
         assert_eq!(rules(&cluster), ["evidence", "evidence"]);
     }
 }

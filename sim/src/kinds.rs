@@ -240,14 +240,7 @@ const BUILT_IN: &[Row] = &[
         &["pdb"],
         "snv",
     ),
-    row(
-        "rbac.authorization.k8s.io",
-        "v1",
-        "roles",
-        "Role",
-        &[],
-        "p",
-    ),
+    row("rbac.authorization.k8s.io", "v1", "roles", "Role", &[], "p"),
     row(
         "rbac.authorization.k8s.io",
         "v1",
@@ -308,7 +301,10 @@ impl Registry {
 
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (KindId, &Kind)> {
-        self.0.iter().enumerate().map(|(index, kind)| (KindId(index), kind))
+        self.0
+            .iter()
+            .enumerate()
+            .map(|(index, kind)| (KindId(index), kind))
     }
 
     /// The kind with this plural.

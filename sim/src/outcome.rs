@@ -33,7 +33,9 @@ pub fn end_state(cluster: &Cluster, namespace: &str) -> BTreeMap<String, Value> 
     let mut generated = BTreeMap::new();
     let mut objects = BTreeMap::new();
     for path in cluster.paths(namespace) {
-        let Some(object) = cluster.get(&path) else { continue };
+        let Some(object) = cluster.get(&path) else {
+            continue;
+        };
         if let Some(prefix) = object["metadata"]["generateName"].as_str() {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             generated.insert(name.to_owned(), format!("{prefix}*"));
@@ -86,10 +88,7 @@ fn plain(value: &Value, generated: &BTreeMap<String, String>) -> Value {
 
 fn is_uid(text: &str) -> bool {
     text.len() == 36
-        && text
-            .split('-')
-            .map(str::len)
-            .eq([8, 4, 4, 4, 12])
+        && text.split('-').map(str::len).eq([8, 4, 4, 4, 12])
         && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
 }
 

@@ -5,11 +5,11 @@ mod climb;
 use jiff::Timestamp;
 
 use super::shift::{Shift, Wait, surge};
-use crate::seeded::{self, Bug};
 use super::{
     Arm, Change, Decision, Gateways, Member, Progress, Reason, Situation, Standing, State, Subject, Target,
     Trouble, Waiting,
 };
+use crate::seeded::{self, Bug};
 
 /// What to do now. A pure function; called again at every change and at every deadline. Carrying out any part of the
 /// answer, in the order changes → scale → traffic, and asking again leads to the same end.
@@ -204,10 +204,12 @@ impl<'a> Round<'a> {
             Target::Unknown => None,
         };
         let next = target.filter(|target| *target != stable.revision);
-        let rejected = next.filter(|_| !seeded::has(Bug::RejectedAgain)).and_then(|next| {
-            let member = self.members.iter().find(|member| member.revision == next)?;
-            (member.standing == Standing::Rejected).then(|| member.rejected.clone().unwrap_or_default())
-        });
+        let rejected = next
+            .filter(|_| !seeded::has(Bug::RejectedAgain))
+            .and_then(|next| {
+                let member = self.members.iter().find(|member| member.revision == next)?;
+                (member.standing == Standing::Rejected).then(|| member.rejected.clone().unwrap_or_default())
+            });
         let is_blocked = stopped || paused || rejected.is_some() || settles.is_some();
         if let Some(next) = next.filter(|_| !is_blocked) {
             return Verdict::change(next, Standing::Candidate, None);

@@ -59,7 +59,10 @@ pub fn decide(
         Ok((revision, mut patch, message)) => {
             if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
                 let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
-                if let Some(annotations) = annotations.as_object_mut().filter(|_| !seeded::has(Bug::NoCommandMark)) {
+                if let Some(annotations) = annotations
+                    .as_object_mut()
+                    .filter(|_| !seeded::has(Bug::NoCommandMark))
+                {
                     annotations.insert(LAST_ACTION.into(), json!(uid_of(action)));
                 }
             }

@@ -181,7 +181,8 @@ impl Reconciler for ActionReconciler {
                 };
                 if seeded::has(Bug::AnswerBeforePatch) {
                     let message = message.clone();
-                    self.answer(&action, visit, ActionResult::Applied, message, now).await?;
+                    self.answer(&action, visit, ActionResult::Applied, message, now)
+                        .await?;
                 }
                 visit
                     .execute(vec![Action::patch_exactly(&*known.object, patch)])

@@ -164,7 +164,11 @@ pub fn owners(recorded: &[OwnerReference], live: &[&AgentPool]) -> Vec<OwnerRefe
             pool.name_any(),
         )
     });
-    let most = if seeded::has(Bug::GatewayOfFirst) { 1 } else { MAX_OWNERS };
+    let most = if seeded::has(Bug::GatewayOfFirst) {
+        1
+    } else {
+        MAX_OWNERS
+    };
     let mut owners: Vec<OwnerReference> = pools.into_iter().take(most).map(reference).collect();
     owners.sort_by(|a, b| a.uid.cmp(&b.uid));
     owners

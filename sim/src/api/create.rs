@@ -35,7 +35,12 @@ pub fn create(state: &mut State, call: &Call<'_>, object: Value) -> Result<Arc<V
 /// The body must be an object of the kind and namespace of the path.
 pub(super) fn check_body(call: &Call<'_>, object: &Value) -> Result<(), Failure> {
     let kind = call.kind;
-    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let text = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
     if !object.is_object() {
         return Err(Failure::bad_request("the object provided is unrecognized"));
     }
@@ -124,7 +129,10 @@ pub(super) fn insert(
     let managed = match managed {
         Some(managed) => managed,
         None => Managed::default().update(
-            (&json!({"apiVersion": kind.api_version(), "kind": kind.kind}), &object),
+            (
+                &json!({"apiVersion": kind.api_version(), "kind": kind.kind}),
+                &object,
+            ),
             &call.writer,
             reset,
             Type::of(kind),
@@ -158,7 +166,11 @@ fn check_namespace(state: &State, call: &Call<'_>, name: &str) -> Result<(), Fai
 /// What the server chooses for new objects.
 fn allocate(state: &mut State, call: &Call<'_>, object: &mut Value) {
     if call.kind.is("", "Service") && object["spec"]["type"] != "ExternalName" {
-        if object["spec"]["clusterIP"].as_str().unwrap_or_default().is_empty() {
+        if object["spec"]["clusterIP"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty()
+        {
             object["spec"]["clusterIP"] = json!(state.address());
         }
         let address = object["spec"]["clusterIP"].clone();

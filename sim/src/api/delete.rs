@@ -57,7 +57,9 @@ pub fn delete(
         return Err(Failure::new(
             422,
             "Invalid",
-            format!("DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: {policy:?}"),
+            format!(
+                "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: {policy:?}"
+            ),
         ));
     }
     let grace = options["gracePeriodSeconds"].as_i64().or_else(|| {
@@ -204,12 +206,7 @@ pub fn collection(
 ///
 /// # Errors
 /// 404.
-pub fn evict(
-    state: &mut State,
-    request: &Request,
-    path: &Path,
-    call: &Call<'_>,
-) -> Result<Answer, Failure> {
+pub fn evict(state: &mut State, request: &Request, path: &Path, call: &Call<'_>) -> Result<Answer, Failure> {
     let name = path.name.as_deref().unwrap_or_default();
     let options = request.body.get("deleteOptions").cloned().unwrap_or_default();
     delete(state, call, name, &options, request)?;

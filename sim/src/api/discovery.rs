@@ -24,7 +24,9 @@ const VERBS: [&str; 8] = [
 pub fn answer(registry: &Registry, request: &Request) -> Option<Result<Value, Failure>> {
     let parts: Vec<&str> = request.path.trim_matches('/').split('/').collect();
     let document = match parts.as_slice() {
-        ["version"] => json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0", "platform": "linux/amd64"}),
+        ["version"] => {
+            json!({"major": "1", "minor": "33", "gitVersion": "v1.33.0", "platform": "linux/amd64"})
+        }
         ["healthz" | "livez" | "readyz"] => json!("ok"),
         ["api"] => json!({"kind": "APIVersions", "versions": ["v1"]}),
         ["apis"] => groups(registry),

@@ -27,9 +27,7 @@ pub fn serve(state: &mut State, request: &Request, path: &Path, now: Timestamp) 
         return Err(Failure::no_such_path());
     }
     let mut inner = request.clone();
-    inner.path = request
-        .path
-        .replacen(&format!("/apis/{GROUP}/v1"), "/api/v1", 1);
+    inner.path = request.path.replacen(&format!("/apis/{GROUP}/v1"), "/api/v1", 1);
     inner.body = translated(&request.body, true);
     match serve_core(state, &inner, now)? {
         Answer::Whole { code, body } => {
@@ -60,7 +58,11 @@ fn translated(object: &Value, to_core: bool) -> Value {
             fields.insert(to.to_owned(), value);
         }
     }
-    let api_version = if to_core { "v1".to_owned() } else { format!("{GROUP}/v1") };
+    let api_version = if to_core {
+        "v1".to_owned()
+    } else {
+        format!("{GROUP}/v1")
+    };
     fields.insert("apiVersion".to_owned(), json!(api_version));
     object
 }

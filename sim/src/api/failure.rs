@@ -40,7 +40,11 @@ impl Failure {
 
     /// 404 for a path nothing is served at.
     pub fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::new(
+            404,
+            "NotFound",
+            "the server could not find the requested resource",
+        )
     }
 
     /// 409 for a name in use.
@@ -86,11 +90,7 @@ impl Failure {
             [only] => only.sentence(),
             several => format!(
                 "[{}]",
-                several
-                    .iter()
-                    .map(Cause::sentence)
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                several.iter().map(Cause::sentence).collect::<Vec<_>>().join(", ")
             ),
         };
         let group = if kind.group.is_empty() {
@@ -125,9 +125,8 @@ impl Failure {
 
     /// 403 for a creation in a namespace that is being deleted.
     pub fn terminating(kind: &Kind, name: &str, namespace: &str) -> Self {
-        let why = format!(
-            "unable to create new content in namespace {namespace} because it is being terminated"
-        );
+        let why =
+            format!("unable to create new content in namespace {namespace} because it is being terminated");
         let mut failure = Self::forbidden(kind, name, &why);
         failure.details["causes"] = json!([{
             "reason": "NamespaceTerminating", "message": format!("namespace {namespace} is being terminated"),

@@ -36,7 +36,9 @@ pub fn patch(
     match media_type {
         "application/merge-patch+json" => {
             if !request.body.is_object() {
-                return Err(Failure::bad_request("error decoding patch: the body is no object"));
+                return Err(Failure::bad_request(
+                    "error decoding patch: the body is no object",
+                ));
             }
             merge(&mut new, &request.body);
         }

@@ -38,9 +38,7 @@ impl Path {
         let (namespace, plural, name, subresource) = match rest {
             [] => (None, "", None, None),
             // Subresources of a namespace, not collections in it.
-            ["namespaces", name, sub @ ("status" | "finalize")] => {
-                (None, "namespaces", own(name), own(sub))
-            }
+            ["namespaces", name, sub @ ("status" | "finalize")] => (None, "namespaces", own(name), own(sub)),
             ["namespaces", namespace, plural] => (own(namespace), *plural, None, None),
             ["namespaces", namespace, plural, name] => (own(namespace), *plural, own(name), None),
             ["namespaces", namespace, plural, name, sub] => (own(namespace), *plural, own(name), own(sub)),

@@ -32,11 +32,7 @@ pub fn serve(state: &mut State, request: &Request, path: &Path, call: &Call<'_>)
         .cloned()
         .unwrap_or_else(|| json!(0));
     if replicas.as_i64().is_none_or(|replicas| replicas < 0) {
-        let cause = Cause::invalid(
-            "spec.replicas",
-            &replicas,
-            "must be greater than or equal to 0",
-        );
+        let cause = Cause::invalid("spec.replicas", &replicas, "must be greater than or equal to 0");
         return Err(Failure::invalid(call.kind, name, &[cause]));
     }
     let mut new = (*live).clone();
@@ -56,7 +52,12 @@ pub fn serve(state: &mut State, request: &Request, path: &Path, call: &Call<'_>)
 }
 
 fn view(object: &Value, scale: &Scale) -> Value {
-    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or_default();
+    let number = |pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(Value::as_i64)
+            .unwrap_or_default()
+    };
     let selector = match object.pointer(&scale.selector) {
         Some(Value::String(text)) => text.clone(),
         Some(selector) => {

@@ -38,7 +38,10 @@ pub fn merge(object: &Value, patch: &Value, shape: Type<'_>) -> Value {
             (Some(before), _) => drop(all.insert(name.clone(), merge(before, member, inner))),
             (None, _) => {
                 let made = merge(&Value::Object(Map::new()), member, inner);
-                all.insert(name.clone(), if member.is_object() { made } else { member.clone() });
+                all.insert(
+                    name.clone(),
+                    if member.is_object() { made } else { member.clone() },
+                );
             }
         }
     }
@@ -51,7 +54,10 @@ fn lists(old: &[Value], new: &[Value], shape: Type<'_>) -> Vec<Value> {
             let key = keys.first();
             let mut all = old.to_vec();
             let directive = |item: &Value| item.get("$patch").and_then(Value::as_str).map(str::to_owned);
-            if new.iter().any(|item| directive(item).as_deref() == Some("replace")) {
+            if new
+                .iter()
+                .any(|item| directive(item).as_deref() == Some("replace"))
+            {
                 let kept = new.iter().filter(|item| directive(item).is_none());
                 return kept.map(without_directives).collect();
             }

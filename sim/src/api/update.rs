@@ -36,7 +36,13 @@ pub fn replace(
             return Err(Failure::not_found(kind, name));
         }
         if !text("/metadata/uid").is_empty() {
-            return Err(Failure::precondition(kind, name, "UID", text("/metadata/uid"), ""));
+            return Err(Failure::precondition(
+                kind,
+                name,
+                "UID",
+                text("/metadata/uid"),
+                "",
+            ));
         }
         let created = create::insert(state, call, body, None)?;
         return Ok(Answer::Whole {
@@ -155,7 +161,10 @@ fn is_finished(object: &Value) -> bool {
     let is_free = metadata["finalizers"].as_array().is_none_or(Vec::is_empty);
     metadata["deletionTimestamp"].is_string()
         && is_free
-        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or_default() == 0
+        && metadata["deletionGracePeriodSeconds"]
+            .as_i64()
+            .unwrap_or_default()
+            == 0
         && object
             .pointer("/spec/finalizers")
             .and_then(Value::as_array)
@@ -217,7 +226,10 @@ fn finalizers_added(live: &Value, new: &Value) -> Vec<Cause> {
     if !live["metadata"]["deletionTimestamp"].is_string() {
         return Vec::new();
     }
-    let before = live["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    let before = live["metadata"]["finalizers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     let after = new["metadata"]["finalizers"].as_array();
     let added: Vec<String> = after
         .into_iter()

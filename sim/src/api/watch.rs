@@ -62,7 +62,9 @@ pub fn plan(request: &Request, path: &Path, call: &Call<'_>) -> Result<Plan, Fai
         since,
         tell_end: initial,
         bookmarks: query.flag("allowWatchBookmarks"),
-        length: query.number("timeoutSeconds").map_or(LONGEST, Duration::from_secs),
+        length: query
+            .number("timeoutSeconds")
+            .map_or(LONGEST, Duration::from_secs),
     })
 }
 
@@ -190,10 +192,7 @@ impl Watcher {
         let line = match self.plan.view {
             View::Full => format!("{{\"type\":\"{type_}\",\"object\":{object}}}\n"),
             View::Metadata => {
-                format!(
-                    "{{\"type\":\"{type_}\",\"object\":{}}}\n",
-                    metadata_only(object)
-                )
+                format!("{{\"type\":\"{type_}\",\"object\":{}}}\n", metadata_only(object))
             }
         };
         self.waiting.push_back(line.into());

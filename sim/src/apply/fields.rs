@@ -90,7 +90,10 @@ impl Set {
         let mut all = self.clone();
         all.members.extend(other.members.iter().cloned());
         for (element, set) in &other.children {
-            let merged = all.children.get(element).map_or_else(|| set.clone(), |mine| mine.union(set));
+            let merged = all
+                .children
+                .get(element)
+                .map_or_else(|| set.clone(), |mine| mine.union(set));
             all.children.insert(element.clone(), merged);
         }
         all

@@ -289,7 +289,9 @@ mod tests {
 
     fn with_map<T>(use_it: impl FnOnce(Type<'_>) -> T) -> T {
         let registry = Registry::flotilla();
-        use_it(Type::of(registry.get(registry.by_kind("v1", "ConfigMap").unwrap())))
+        use_it(Type::of(
+            registry.get(registry.by_kind("v1", "ConfigMap").unwrap()),
+        ))
     }
 
     fn map(data: Value) -> Value {
@@ -341,13 +343,8 @@ mod tests {
         let mut new = one.clone();
         new["data"]["a"] = json!("3");
         with_map(|shape| {
-            let managed = Managed::of(&one).update(
-                (&one, &new),
-                &writer("edit"),
-                &[],
-                shape,
-                Timestamp::UNIX_EPOCH,
-            );
+            let managed =
+                Managed::of(&one).update((&one, &new), &writer("edit"), &[], shape, Timestamp::UNIX_EPOCH);
             managed.store(&mut new);
         });
         let conflicts = apply(&new, json!({"a": "1", "b": "1"}), "x", false).unwrap_err();

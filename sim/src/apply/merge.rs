@@ -28,7 +28,8 @@ pub fn merge(object: &Value, config: &Value, shape: Type<'_>) -> Value {
 
 /// Items keep the order of the configuration; items that only the object has stay between their neighbours.
 fn merge_lists(old: &[Value], new: &[Value], shape: Type<'_>) -> Vec<Value> {
-    let name = |items: &[Value]| -> Vec<Element> { items.iter().map(|item| element_of(item, shape)).collect() };
+    let name =
+        |items: &[Value]| -> Vec<Element> { items.iter().map(|item| element_of(item, shape)).collect() };
     let (old_names, new_names) = (name(old), name(new));
     let mut all = Vec::new();
     let (mut left, mut right) = (0, 0);
@@ -129,7 +130,8 @@ mod tests {
 
     #[test]
     fn atomic_values_are_replaced() {
-        let object = json!({"spec": {"nodeSelector": {"a": "1"}, "containers": [{"name": "a", "args": ["x"]}]}});
+        let object =
+            json!({"spec": {"nodeSelector": {"a": "1"}, "containers": [{"name": "a", "args": ["x"]}]}});
         let config =
             json!({"spec": {"nodeSelector": {"b": "2"}, "containers": [{"name": "a", "args": ["y", "z"]}]}});
         assert_eq!(merged(object, config.clone()), config);

@@ -61,7 +61,8 @@ impl Subject {
 
     /// An object, whole, as a create or a replacement has it.
     pub(super) fn object(&self, name: &str, random: &mut StdRng) -> Value {
-        let mut object = json!({"apiVersion": self.api_version, "kind": self.kind, "metadata": metadata(random)});
+        let mut object =
+            json!({"apiVersion": self.api_version, "kind": self.kind, "metadata": metadata(random)});
         object["metadata"]["name"] = json!(name);
         for (field, value) in self.content(name, random).as_object().into_iter().flatten() {
             object[field] = value.clone();
@@ -107,7 +108,9 @@ impl Subject {
                 content
             }
             "Service" => json!({"spec": {"selector": labels(random), "ports": ports(random)}}),
-            "Lease" => json!({"spec": {"holderIdentity": "a", "leaseDurationSeconds": random.random_range(0..20)}}),
+            "Lease" => {
+                json!({"spec": {"holderIdentity": "a", "leaseDurationSeconds": random.random_range(0..20)}})
+            }
             "ControllerRevision" => {
                 json!({"revision": random.random_range(0..3), "data": {"x": random.random_range(0..2)}})
             }

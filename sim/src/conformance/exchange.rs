@@ -64,7 +64,11 @@ impl Side {
         } else {
             format!("{}?{}", asked.path, asked.query)
         };
-        let bytes = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let bytes = if body.is_null() {
+            Vec::new()
+        } else {
+            body.to_string().into_bytes()
+        };
         let request = Request::builder()
             .method(asked.method)
             .uri(uri)
@@ -73,9 +77,18 @@ impl Side {
             .header("user-agent", "conformance/1")
             .body(Body::from(bytes))
             .map_err(|error| error.to_string())?;
-        let response = self.client.send(request).await.map_err(|error| error.to_string())?;
+        let response = self
+            .client
+            .send(request)
+            .await
+            .map_err(|error| error.to_string())?;
         let code = response.status().as_u16();
-        let bytes = response.into_body().collect().await.map_err(|error| error.to_string())?.to_bytes();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?
+            .to_bytes();
         let body: Value = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| json!({"text": String::from_utf8_lossy(&bytes)}));
         self.learn(asked, &body);

@@ -46,7 +46,14 @@ pub fn sequence(seed: u64, namespace: &str) -> Vec<Asked> {
         let path = format!("{}/{name}", subject.collection(namespace));
         let free = json!({"metadata": {"finalizers": null}});
         asked.push(request("PATCH", &path, "", MERGE, free, name));
-        asked.push(request("DELETE", &path, "", JSON, json!({"propagationPolicy": "Background"}), name));
+        asked.push(request(
+            "DELETE",
+            &path,
+            "",
+            JSON,
+            json!({"propagationPolicy": "Background"}),
+            name,
+        ));
     }
     asked
 }
@@ -80,9 +87,17 @@ fn one(
     let collection = subject.collection(namespace);
     let path = format!("{collection}/{name}");
     let manager = pick(random, &["one", "two"]);
-    let dry = if random.random_bool(0.08) { "&dryRun=All" } else { "" };
+    let dry = if random.random_bool(0.08) {
+        "&dryRun=All"
+    } else {
+        ""
+    };
     let by = format!("fieldManager={manager}{dry}");
-    let choice = if is_first { random.random_range(0..2) } else { random.random_range(0..14) };
+    let choice = if is_first {
+        random.random_range(0..2)
+    } else {
+        random.random_range(0..14)
+    };
     match choice {
         0 => request("POST", &collection, &by, JSON, subject.object(name, random), name),
         1 | 2 => {
@@ -96,7 +111,11 @@ fn one(
                 part
             };
             guard(subject, &mut body, random);
-            let force = if random.random_bool(0.5) { "&force=true" } else { "" };
+            let force = if random.random_bool(0.5) {
+                "&force=true"
+            } else {
+                ""
+            };
             request("PATCH", &path, &format!("{by}{force}"), APPLY, body, name)
         }
         3 | 4 => {
@@ -134,7 +153,8 @@ fn one(
             request("PATCH", &path, &by, STRATEGIC, subject.part(random, true), name)
         }
         9 if subject.scale => {
-            let body = json!({"spec": {"replicas": if subject.busy { 0 } else { random.random_range(-1..4) }}});
+            let body =
+                json!({"spec": {"replicas": if subject.busy { 0 } else { random.random_range(-1..4) }}});
             request("PATCH", &format!("{path}/scale"), &by, MERGE, body, name)
         }
         10 => {
@@ -152,9 +172,11 @@ fn one(
             )
         }
         11 => {
-            let mut body = json!({"propagationPolicy": pick(random, &["Background", "Orphan", "Foreground"])});
+            let mut body =
+                json!({"propagationPolicy": pick(random, &["Background", "Orphan", "Foreground"])});
             if random.random_bool(0.3) {
-                body["preconditions"] = json!({"uid": pick(random, &["{{uid}}", "11111111-1111-4111-8111-111111111111"])});
+                body["preconditions"] =
+                    json!({"uid": pick(random, &["{{uid}}", "11111111-1111-4111-8111-111111111111"])});
             } else if random.random_bool(0.2) && !subject.busy {
                 body["preconditions"] = json!({"resourceVersion": pick(random, &["{{rv}}", "{{old}}"])});
             }
@@ -167,10 +189,7 @@ fn one(
 /// What a patch may be conditional on.
 fn guard(subject: Subject, body: &mut Value, random: &mut StdRng) {
     if random.random_bool(0.15) {
-        body["metadata"]["uid"] = json!(pick(
-            random,
-            &["{{uid}}", "11111111-1111-4111-8111-111111111111"]
-        ));
+        body["metadata"]["uid"] = json!(pick(random, &["{{uid}}", "11111111-1111-4111-8111-111111111111"]));
     }
     if random.random_bool(0.15) && !subject.busy {
         body["metadata"]["resourceVersion"] = json!(pick(random, &["{{rv}}", "{{old}}"]));

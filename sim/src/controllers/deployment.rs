@@ -72,7 +72,11 @@ fn reconcile(cluster: &Cluster, deployment: &Found, sets: &[&Found]) -> Option<I
     let surge = if recreate {
         0
     } else {
-        share(&object["spec"]["strategy"]["rollingUpdate"]["maxSurge"], wanted, true)
+        share(
+            &object["spec"]["strategy"]["rollingUpdate"]["maxSurge"],
+            wanted,
+            true,
+        )
     };
     let mut unavailable = share(
         &object["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"],
@@ -205,7 +209,10 @@ fn tell(
         ("updatedReplicas", updated),
         ("readyReplicas", ready),
         ("availableReplicas", usable),
-        ("unavailableReplicas", (sets.iter().map(|set| replicas(set)).sum::<i64>() - usable).max(0)),
+        (
+            "unavailableReplicas",
+            (sets.iter().map(|set| replicas(set)).sum::<i64>() - usable).max(0),
+        ),
     ] {
         if count != 0 {
             status[field] = json!(count);
@@ -218,15 +225,28 @@ fn tell(
         condition(object, "Available"),
         "Available",
         if enough { "True" } else { "False" },
-        if enough { "MinimumReplicasAvailable" } else { "MinimumReplicasUnavailable" },
-        if enough { "Deployment has minimum availability." } else { "Deployment does not have minimum availability." },
+        if enough {
+            "MinimumReplicasAvailable"
+        } else {
+            "MinimumReplicasUnavailable"
+        },
+        if enough {
+            "Deployment has minimum availability."
+        } else {
+            "Deployment does not have minimum availability."
+        },
         &text,
     );
     let before = condition(object, "Progressing");
     let is_complete = updated == wanted && all == wanted && usable == wanted;
     let counts = |status: &Value| {
-        ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"]
-            .map(|field| status[field].as_i64().unwrap_or_default())
+        [
+            "replicas",
+            "updatedReplicas",
+            "readyReplicas",
+            "availableReplicas",
+        ]
+        .map(|field| status[field].as_i64().unwrap_or_default())
     };
     let moved = counts(&status) != counts(&object["status"])
         || object["status"]["observedGeneration"] != object["metadata"]["generation"];
@@ -239,8 +259,16 @@ fn tell(
     let late_at = last_move.checked_add(deadline).unwrap_or(Timestamp::MAX);
     let is_late = !is_complete && now >= late_at;
     let (state, reason, message) = match (is_complete, is_late) {
-        (true, _) => ("True", "NewReplicaSetAvailable", "ReplicaSet has successfully progressed."),
-        (_, true) => ("False", "ProgressDeadlineExceeded", "ReplicaSet has timed out progressing."),
+        (true, _) => (
+            "True",
+            "NewReplicaSetAvailable",
+            "ReplicaSet has successfully progressed.",
+        ),
+        (_, true) => (
+            "False",
+            "ProgressDeadlineExceeded",
+            "ReplicaSet has timed out progressing.",
+        ),
         _ => ("True", "ReplicaSetUpdated", "ReplicaSet is progressing."),
     };
     let mut progressing = conditioned(before, "Progressing", state, reason, message, &text);
@@ -251,13 +279,14 @@ fn tell(
     let mut available = available;
     available["lastUpdateTime"] = available["lastTransitionTime"].clone();
     let mut conditions = vec![available, progressing];
-    let failure = sets.iter().find_map(|set| condition(&set.object, "ReplicaFailure"));
+    let failure = sets
+        .iter()
+        .find_map(|set| condition(&set.object, "ReplicaFailure"));
     conditions.extend(failure.cloned());
     status["conditions"] = json!(conditions);
     write_status(cluster, deployment, status);
     let left = late_at.as_millisecond() - now.as_millisecond();
-    (!is_complete && !is_late)
-        .then(|| Instant::now() + Duration::from_millis(left.unsigned_abs() + 1))
+    (!is_complete && !is_late).then(|| Instant::now() + Duration::from_millis(left.unsigned_abs() + 1))
 }
 
 /// A number or a percentage of the wanted replicas.

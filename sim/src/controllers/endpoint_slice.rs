@@ -32,7 +32,9 @@ impl Controller for EndpointSlices {
                 .filter(|pod| !is_over(&pod.object))
                 .filter_map(endpoint)
                 .collect();
-            let slice = slices.iter().find(|slice| is_controlled_by(&slice.object, &service));
+            let slice = slices
+                .iter()
+                .find(|slice| is_controlled_by(&slice.object, &service));
             write(cluster, &service, slice, endpoints);
         }
         None

@@ -46,7 +46,8 @@ impl Controller for Collector {
             (objects, turnover)
         });
         let waits = |found: &Found| has_finalizer(found, ORPHAN) || has_finalizer(found, FOREGROUND);
-        let is_news = turnover != self.seen || objects.iter().any(|found| found.is_deleting() && waits(found));
+        let is_news =
+            turnover != self.seen || objects.iter().any(|found| found.is_deleting() && waits(found));
         self.seen = turnover;
         if !is_news {
             return None;
@@ -72,9 +73,9 @@ impl Controller for Collector {
                 unmark(cluster, owner, ORPHAN);
             } else if has_finalizer(owner, FOREGROUND) {
                 let blocks = |dependent: &Found| {
-                    references(dependent)
-                        .iter()
-                        .any(|reference| reference["uid"] == owner.uid() && reference["blockOwnerDeletion"] == true)
+                    references(dependent).iter().any(|reference| {
+                        reference["uid"] == owner.uid() && reference["blockOwnerDeletion"] == true
+                    })
                 };
                 if !dependents.into_iter().any(blocks) {
                     unmark(cluster, owner, FOREGROUND);
@@ -92,7 +93,10 @@ fn references(found: &Found) -> Vec<Value> {
 
 fn has_finalizer(found: &Found, name: &str) -> bool {
     let finalizers = found.object["metadata"]["finalizers"].as_array();
-    finalizers.into_iter().flatten().any(|finalizer| finalizer == name)
+    finalizers
+        .into_iter()
+        .flatten()
+        .any(|finalizer| finalizer == name)
 }
 
 fn collect(cluster: &Cluster, found: &Found, owners: &BTreeMap<&str, Owner>) {

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    Controller, Found, all, condition, conditioned, delete, is_controlled_by, is_over, is_ready, number, phase,
-    pod_from, request, write_status,
+    Controller, Found, all, condition, conditioned, delete, is_controlled_by, is_over, is_ready, number,
+    phase, pod_from, request, write_status,
 };
 use crate::cluster::{Cluster, seconds};
 
@@ -84,7 +84,9 @@ fn reconcile(cluster: &Cluster, job: &Found, pods: &[&Found]) -> Option<Instant>
     if !suspended && status["startTime"].is_null() {
         status["startTime"] = json!(time);
     }
-    let started = status["startTime"].as_str().and_then(|start| start.parse::<Timestamp>().ok());
+    let started = status["startTime"]
+        .as_str()
+        .and_then(|start| start.parse::<Timestamp>().ok());
     let deadline = spec["activeDeadlineSeconds"].as_u64();
     let expiry = started
         .filter(|_| !suspended)
@@ -92,7 +94,12 @@ fn reconcile(cluster: &Cluster, job: &Found, pods: &[&Found]) -> Option<Instant>
         .and_then(|(start, seconds)| start.checked_add(Duration::from_secs(seconds)).ok());
     let failure = tally.failure(spec).or_else(|| {
         let is_late = expiry.is_some_and(|expiry| now >= expiry);
-        is_late.then(|| ("DeadlineExceeded", "Job was active longer than specified deadline".to_owned()))
+        is_late.then(|| {
+            (
+                "DeadlineExceeded",
+                "Job was active longer than specified deadline".to_owned(),
+            )
+        })
     });
     let complete = tally.is_complete(spec);
     let mut present = active.len();
@@ -103,7 +110,10 @@ fn reconcile(cluster: &Cluster, job: &Found, pods: &[&Found]) -> Option<Instant>
     } else {
         present += fill(cluster, job, spec, pods, &tally, active.len());
     }
-    let stopping = pods.iter().filter(|pod| pod.is_deleting() && !is_over(&pod.object)).count()
+    let stopping = pods
+        .iter()
+        .filter(|pod| pod.is_deleting() && !is_over(&pod.object))
+        .count()
         + if stops { active.len() } else { 0 };
     write_tally(&mut status, &tally, spec, present, stopping);
     let ready = active.iter().filter(|pod| is_ready(&pod.object)).count();
@@ -128,9 +138,19 @@ fn reconcile(cluster: &Cluster, job: &Found, pods: &[&Found]) -> Option<Instant>
             put("Failed", "True", reason, message);
         }
     } else if complete {
-        put("SuccessCriteriaMet", "True", "CompletionsReached", "Reached expected number of succeeded pods");
+        put(
+            "SuccessCriteriaMet",
+            "True",
+            "CompletionsReached",
+            "Reached expected number of succeeded pods",
+        );
         if stopping == 0 {
-            put("Complete", "True", "CompletionsReached", "Reached expected number of succeeded pods");
+            put(
+                "Complete",
+                "True",
+                "CompletionsReached",
+                "Reached expected number of succeeded pods",
+            );
             status["completionTime"] = json!(time);
         }
     }
@@ -142,7 +162,9 @@ fn reconcile(cluster: &Cluster, job: &Found, pods: &[&Found]) -> Option<Instant>
         status["conditions"] = json!(conditions);
     }
     write_status(cluster, job, status);
-    let left = expiry.filter(|_| !stops).map(|expiry| expiry.as_millisecond() - now.as_millisecond());
+    let left = expiry
+        .filter(|_| !stops)
+        .map(|expiry| expiry.as_millisecond() - now.as_millisecond());
     left.map(|left| Instant::now() + Duration::from_millis(left.unsigned_abs() + 1))
 }
 
@@ -239,7 +261,14 @@ impl Tally {
 }
 
 /// Makes pods that are missing; gives how many.
-fn fill(cluster: &Cluster, job: &Found, spec: &Value, pods: &[&Found], tally: &Tally, active: usize) -> usize {
+fn fill(
+    cluster: &Cluster,
+    job: &Found,
+    spec: &Value,
+    pods: &[&Found],
+    tally: &Tally,
+    active: usize,
+) -> usize {
     let parallelism = usize::try_from(number(spec, "/parallelism")).unwrap_or_default();
     let room = parallelism.saturating_sub(active);
     // With the policy `Failed` a pod is replaced only once it has ended.
@@ -280,7 +309,10 @@ fn pod_of(job: &Found, spec: &Value, index: Option<i64>) -> Value {
 
 fn is_tracked(pod: &Found) -> bool {
     let finalizers = pod.object["metadata"]["finalizers"].as_array();
-    finalizers.into_iter().flatten().any(|finalizer| finalizer == TRACKING)
+    finalizers
+        .into_iter()
+        .flatten()
+        .any(|finalizer| finalizer == TRACKING)
 }
 
 fn untrack(cluster: &Cluster, pod: &Found) {
@@ -325,7 +357,9 @@ fn verdict(spec: &Value, pod: &Value) -> Verdict {
 }
 
 fn set_count(status: &mut Value, field: &str, count: usize) {
-    let Some(fields) = status.as_object_mut() else { return };
+    let Some(fields) = status.as_object_mut() else {
+        return;
+    };
     if count == 0 {
         fields.remove(field);
     } else {
@@ -334,7 +368,11 @@ fn set_count(status: &mut Value, field: &str, count: usize) {
 }
 
 fn write_tally(status: &mut Value, tally: &Tally, spec: &Value, active: usize, stopping: usize) {
-    let succeeded = if tally.indexed { tally.succeeded.len() } else { tally.successes };
+    let succeeded = if tally.indexed {
+        tally.succeeded.len()
+    } else {
+        tally.successes
+    };
     set_count(status, "active", active);
     set_count(status, "succeeded", succeeded);
     set_count(status, "failed", tally.failures);

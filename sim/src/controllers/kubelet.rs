@@ -130,7 +130,11 @@ impl Kubelet {
         };
         if pod.is_deleting() && life.stage != Stage::Stopping {
             life.stage = Stage::Stopping;
-            life.due = Some(if is_over(&pod.object) { now } else { now + stop_time(&pod.object) });
+            life.due = Some(if is_over(&pod.object) {
+                now
+            } else {
+                now + stop_time(&pod.object)
+            });
         }
         if life.due.is_some_and(|due| due <= now) {
             life.step(cluster, pod, now);
@@ -147,7 +151,8 @@ fn stop_time(pod: &Value) -> Duration {
         .filter_map(|container| container.pointer("/lifecycle/preStop/sleep/seconds")?.as_u64())
         .max();
     let grace = pod["metadata"]["deletionGracePeriodSeconds"].as_u64();
-    (Duration::from_secs(sleep.unwrap_or_default()) + STOP).min(Duration::from_secs(grace.unwrap_or_default()))
+    (Duration::from_secs(sleep.unwrap_or_default()) + STOP)
+        .min(Duration::from_secs(grace.unwrap_or_default()))
 }
 
 impl Life {
@@ -208,7 +213,14 @@ impl Life {
         self.tell(cluster, pod, "Running", running, time);
     }
 
-    fn end(&mut self, cluster: &Cluster, pod: &Found, (code, message): (i64, &str), now: Instant, time: &str) {
+    fn end(
+        &mut self,
+        cluster: &Cluster,
+        pod: &Found,
+        (code, message): (i64, &str),
+        now: Instant,
+        time: &str,
+    ) {
         let terminated = self.terminated(code, message, time);
         self.ready = false;
         let restarts = match pod.object["spec"]["restartPolicy"].as_str() {
@@ -250,7 +262,11 @@ impl Life {
         let has_finalizers = pod.object["metadata"]["finalizers"].is_array();
         if has_finalizers && !is_over(&pod.object) {
             self.ready = false;
-            let phase = if pod.object["spec"]["restartPolicy"] == "Never" { "Failed" } else { "Succeeded" };
+            let phase = if pod.object["spec"]["restartPolicy"] == "Never" {
+                "Failed"
+            } else {
+                "Succeeded"
+            };
             let code = if phase == "Failed" { 143 } else { 0 };
             let terminated = self.terminated(code, "", time);
             self.tell(cluster, pod, phase, terminated, time);
@@ -261,7 +277,9 @@ impl Life {
     /// Writes what kubelet writes: phase, addresses, conditions, containers.
     fn tell(&self, cluster: &Cluster, pod: &Found, phase: &str, state: Value, time: &str) {
         // Binding has changed the pod meanwhile.
-        let Some(object) = cluster.get(&pod.path) else { return };
+        let Some(object) = cluster.get(&pod.path) else {
+            return;
+        };
         let ready = if self.ready { "True" } else { "False" };
         let condition_of =
             |type_: &str, status: &str| conditioned(condition(&object, type_), type_, status, "", "", time);

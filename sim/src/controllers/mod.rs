@@ -220,7 +220,14 @@ fn condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
 }
 
 /// A condition; its time moves only when its status does.
-fn conditioned(before: Option<&Value>, type_: &str, status: &str, reason: &str, message: &str, now: &str) -> Value {
+fn conditioned(
+    before: Option<&Value>,
+    type_: &str,
+    status: &str,
+    reason: &str,
+    message: &str,
+    now: &str,
+) -> Value {
     let since = before
         .filter(|before| before["status"] == status)
         .and_then(|before| before["lastTransitionTime"].as_str())
@@ -235,7 +242,9 @@ fn conditioned(before: Option<&Value>, type_: &str, status: &str, reason: &str, 
 }
 
 fn phase(pod: &Value) -> &str {
-    pod.pointer("/status/phase").and_then(Value::as_str).unwrap_or("Pending")
+    pod.pointer("/status/phase")
+        .and_then(Value::as_str)
+        .unwrap_or("Pending")
 }
 
 fn is_over(pod: &Value) -> bool {
@@ -243,7 +252,10 @@ fn is_over(pod: &Value) -> bool {
 }
 
 fn number(object: &Value, pointer: &str) -> i64 {
-    object.pointer(pointer).and_then(Value::as_i64).unwrap_or_default()
+    object
+        .pointer(pointer)
+        .and_then(Value::as_i64)
+        .unwrap_or_default()
 }
 
 /// A pod out of a template, owned by `owner`.

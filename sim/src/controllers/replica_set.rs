@@ -79,8 +79,14 @@ fn reconcile(cluster: &Cluster, set: &Found, mut pods: Vec<&Found>) -> Option<In
         let said = before
             .and_then(|before| before["message"].as_str())
             .unwrap_or(message);
-        status["conditions"] =
-            json!([conditioned(before, "ReplicaFailure", "True", "FailedCreate", said, &now)]);
+        status["conditions"] = json!([conditioned(
+            before,
+            "ReplicaFailure",
+            "True",
+            "FailedCreate",
+            said,
+            &now
+        )]);
     }
     write_status(cluster, set, status);
     refusal.map(|_| Instant::now() + RETRY)

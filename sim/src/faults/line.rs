@@ -191,7 +191,12 @@ impl Line {
     /// Writes that were carried out and changed nothing.
     pub fn idle(&self) -> Vec<Record> {
         let state = self.0.state.lock();
-        state.records.iter().filter(|record| record.idle).cloned().collect()
+        state
+            .records
+            .iter()
+            .filter(|record| record.idle)
+            .cloned()
+            .collect()
     }
 
     /// Counts a write and draws its lot.

@@ -91,7 +91,15 @@ impl Plan {
     /// A few things, by lot, among a workload's `writes`.
     pub fn random(seed: u64, writes: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed ^ 0x5eed);
-        let kinds = ["replicasets", "pods", "agentpools", "services", "configmaps", "jobs", "deployments"];
+        let kinds = [
+            "replicasets",
+            "pods",
+            "agentpools",
+            "services",
+            "configmaps",
+            "jobs",
+            "deployments",
+        ];
         let count = random.random_range(1..=3);
         let faults = (0..count)
             .map(|_| {

@@ -94,7 +94,9 @@ impl Wire {
             Ok(Answer::Whole { code, body }) => whole(code, &body),
             Ok(Answer::Watch(plan)) => {
                 let lines = watching::stream(self.line.0.cluster.clone(), plan);
-                let plural = Path::parse(&request.path).map(|path| path.plural).unwrap_or_default();
+                let plural = Path::parse(&request.path)
+                    .map(|path| path.plural)
+                    .unwrap_or_default();
                 let late = self.line.0.plan.late(&plural);
                 let frames = carry(lines, self.line.clone(), self.life, late);
                 Ok(Response::builder()
@@ -114,7 +116,13 @@ impl Wire {
             && Path::parse(&request.path).is_ok_and(|path| path.name.is_none() && !path.plural.is_empty());
         let young = self.line.0.cluster.age().saturating_sub(self.born) < STALE;
         // The first start finds an API server that is as new.
-        if let Some(versions) = self.line.0.plan.stale().filter(|_| is_list && young && self.life > 1) {
+        if let Some(versions) = self
+            .line
+            .0
+            .plan
+            .stale()
+            .filter(|_| is_list && young && self.life > 1)
+        {
             let now = self.line.0.cluster.with(|state| state.store.revision());
             let then = now.saturating_sub(versions).max(crate::store::OLDEST);
             request.query = Query::parse(&format!("{}&continue=v1.{then}..", request.raw_query));

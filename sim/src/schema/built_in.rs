@@ -46,8 +46,11 @@ pub(super) fn field(parent: &'static str, name: &str) -> Type<'static> {
         ("Meta", "labels" | "annotations") => map(),
         ("Meta", "ownerReferences") => keyed("OwnerReference", &["uid"]),
         ("Meta", "finalizers") => set(),
-        ("PodTemplate" | "Pod" | "Service" | "Data" | "ServiceAccount" | "Workload" | "Record" | "Budget"
-        | "Binding" | "Slice" | "Namespace" | "Object", "metadata") => plain("Meta"),
+        (
+            "PodTemplate" | "Pod" | "Service" | "Data" | "ServiceAccount" | "Workload" | "Record" | "Budget"
+            | "Binding" | "Slice" | "Namespace" | "Object",
+            "metadata",
+        ) => plain("Meta"),
         ("Data", "data" | "binaryData" | "stringData") | ("Record", "data") => map(),
         ("Binding", "roleRef") | ("Slice", "endpoints" | "ports") => atomic(),
         ("ServiceAccount", "secrets") => keyed("", &["name"]),
@@ -70,9 +73,7 @@ pub(super) fn field(parent: &'static str, name: &str) -> Type<'static> {
         ("BudgetSpec", "selector") => atomic(),
 
         ("Pod" | "PodTemplate", "spec") => plain("PodSpec"),
-        ("PodSpec", "containers" | "initContainers" | "ephemeralContainers") => {
-            keyed("Container", &["name"])
-        }
+        ("PodSpec", "containers" | "initContainers" | "ephemeralContainers") => keyed("Container", &["name"]),
         ("PodSpec", "volumes") => keyed("Volume", &["name"]),
         ("PodSpec", "nodeSelector") => atomic(),
         ("PodSpec", "hostAliases") => keyed("", &["ip"]),

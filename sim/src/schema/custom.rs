@@ -71,7 +71,11 @@ impl Custom {
             return causes;
         }
         let is_same_spec = old.is_some_and(|old| old.get("spec") == object.get("spec"));
-        let rules = if is_same_spec { &self.status_rules } else { &self.rules };
+        let rules = if is_same_spec {
+            &self.status_rules
+        } else {
+            &self.rules
+        };
         let checked = VALIDATOR.with(|validator| validator.validate_compiled(rules, object, old));
         let broken = checked.err().map(|errors| errors.into_vec()).unwrap_or_default();
         broken
@@ -135,7 +139,13 @@ impl Custom {
                 causes.push(Cause::required(join(path, name), ""));
             }
         }
-        count(path, map.len(), schema, ("minProperties", "maxProperties"), causes);
+        count(
+            path,
+            map.len(),
+            schema,
+            ("minProperties", "maxProperties"),
+            causes,
+        );
         for (name, value) in map {
             if let Some(field) = member(schema, name) {
                 self.visit(&join(path, name), value, field, causes);
@@ -199,7 +209,9 @@ impl Custom {
 
 /// A schema without anything but its status.
 fn only_status(schema: &Value) -> Value {
-    let status = schema.get("properties").and_then(|properties| properties.get("status"));
+    let status = schema
+        .get("properties")
+        .and_then(|properties| properties.get("status"));
     match status {
         Some(status) => json!({"type": "object", "properties": {"status": status}}),
         None => json!({"type": "object"}),
@@ -300,7 +312,11 @@ fn bounds(path: &str, value: &Value, schema: &Value, causes: &mut Vec<Cause>) {
         _ => true,
     };
     if !in_format {
-        causes.push(Cause::invalid(path, value, &format!("{path} in body must be of type int32")));
+        causes.push(Cause::invalid(
+            path,
+            value,
+            &format!("{path} in body must be of type int32"),
+        ));
     }
 }
 

@@ -161,7 +161,11 @@ fn pod(spec: &mut Value) {
     default(spec, "dnsPolicy", json!("ClusterFirst"));
     default(spec, "schedulerName", json!("default-scheduler"));
     default(spec, "securityContext", json!({}));
-    if let Some(account) = spec.get("serviceAccountName").filter(|name| name.is_string()).cloned() {
+    if let Some(account) = spec
+        .get("serviceAccountName")
+        .filter(|name| name.is_string())
+        .cloned()
+    {
         default(spec, "serviceAccount", account);
     }
     for list in ["containers", "initContainers"] {

@@ -30,24 +30,30 @@ pub fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<Cause> {
                 causes.push(Cause::invalid("revision", &object["revision"], NOT_NEGATIVE));
             }
         }
-        ("rbac.authorization.k8s.io", "RoleBinding") => {
-            if old.is_some_and(|old| old["roleRef"] != object["roleRef"]) {
-                causes.push(Cause::invalid(
-                    "roleRef",
-                    &object["roleRef"],
-                    "cannot change roleRef",
-                ));
-            }
+        ("rbac.authorization.k8s.io", "RoleBinding")
+            if old.is_some_and(|old| old["roleRef"] != object["roleRef"]) =>
+        {
+            causes.push(Cause::invalid(
+                "roleRef",
+                &object["roleRef"],
+                "cannot change roleRef",
+            ));
         }
         ("coordination.k8s.io", "Lease") => {
-            if object["spec"]["leaseDurationSeconds"].as_i64().is_some_and(|seconds| seconds <= 0) {
+            if object["spec"]["leaseDurationSeconds"]
+                .as_i64()
+                .is_some_and(|seconds| seconds <= 0)
+            {
                 causes.push(Cause::invalid(
                     "spec.leaseDurationSeconds",
                     &object["spec"]["leaseDurationSeconds"],
                     "must be greater than 0",
                 ));
             }
-            if object["spec"]["leaseTransitions"].as_i64().is_some_and(|count| count < 0) {
+            if object["spec"]["leaseTransitions"]
+                .as_i64()
+                .is_some_and(|count| count < 0)
+            {
                 causes.push(Cause::invalid(
                     "spec.leaseTransitions",
                     &object["spec"]["leaseTransitions"],
@@ -64,9 +70,18 @@ const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 
 fn data(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
     for field in ["data", "binaryData"] {
-        for key in object[field].as_object().into_iter().flatten().map(|(key, _)| key) {
+        for key in object[field]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key)
+        {
             let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if key.is_empty() || key.len() > 253 || !key.chars().all(fits) || matches!(key.as_str(), "." | "..") {
+            if key.is_empty()
+                || key.len() > 253
+                || !key.chars().all(fits)
+                || matches!(key.as_str(), "." | "..")
+            {
                 causes.push(Cause::invalid(
                     format!("{field}[{key}]"),
                     &json!(key),
@@ -112,9 +127,7 @@ fn service(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
         if ports.len() > 1 && port["name"].as_str().unwrap_or_default().is_empty() {
             causes.push(Cause::required(format!("spec.ports[{index}].name"), ""));
         }
-        let is_same = |other: &Value| {
-            other["port"] == port["port"] && other["protocol"] == port["protocol"]
-        };
+        let is_same = |other: &Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
         if ports.iter().take(index).any(is_same) {
             causes.push(Cause::duplicate(
                 format!("spec.ports[{index}]"),
@@ -130,22 +143,26 @@ fn service(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
         && old["spec"]["type"] == spec["type"]
         && old["spec"]["clusterIP"] != spec["clusterIP"]
     {
-        causes.push(Cause::invalid("spec.clusterIPs[0]", &json!([spec["clusterIP"]]), "may not change once set"));
+        causes.push(Cause::invalid(
+            "spec.clusterIPs[0]",
+            &json!([spec["clusterIP"]]),
+            "may not change once set",
+        ));
     }
 }
 
 fn containers(path: &str, spec: &Value, causes: &mut Vec<Cause>) {
-    let list = spec["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let list = spec["containers"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     if list.is_empty() {
         causes.push(Cause::required(format!("{path}.containers"), ""));
     }
     for (index, container) in list.iter().enumerate() {
         for field in ["name", "image"] {
             if container[field].as_str().unwrap_or_default().is_empty() {
-                causes.push(Cause::required(
-                    format!("{path}.containers[{index}].{field}"),
-                    "",
-                ));
+                causes.push(Cause::required(format!("{path}.containers[{index}].{field}"), ""));
             }
         }
         if list
@@ -207,9 +224,18 @@ fn template(spec: &Value, policies: &[&str], causes: &mut Vec<Cause>) {
 fn job(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
     let spec = &object["spec"];
     template(spec, &["OnFailure", "Never"], causes);
-    for field in ["parallelism", "completions", "backoffLimit", "activeDeadlineSeconds"] {
+    for field in [
+        "parallelism",
+        "completions",
+        "backoffLimit",
+        "activeDeadlineSeconds",
+    ] {
         if spec[field].as_i64().is_some_and(|number| number < 0) {
-            causes.push(Cause::invalid(format!("spec.{field}"), &spec[field], NOT_NEGATIVE));
+            causes.push(Cause::invalid(
+                format!("spec.{field}"),
+                &spec[field],
+                NOT_NEGATIVE,
+            ));
         }
     }
     if spec["completionMode"] == "Indexed" && spec["completions"].is_null() {
@@ -220,7 +246,12 @@ fn job(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
     }
     let Some(old) = old else { return };
     let before = &old["spec"];
-    let fixed = ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex"];
+    let fixed = [
+        "selector",
+        "completionMode",
+        "podFailurePolicy",
+        "backoffLimitPerIndex",
+    ];
     for field in fixed {
         if before[field] != spec[field] {
             causes.push(Cause::invalid(format!("spec.{field}"), &spec[field], IMMUTABLE));
@@ -233,7 +264,11 @@ fn job(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
     }
     let elastic = spec["completionMode"] == "Indexed" && spec["completions"] == spec["parallelism"];
     if before["completions"] != spec["completions"] && !elastic {
-        causes.push(Cause::invalid("spec.completions", &spec["completions"], IMMUTABLE));
+        causes.push(Cause::invalid(
+            "spec.completions",
+            &spec["completions"],
+            IMMUTABLE,
+        ));
     }
 }
 
@@ -241,7 +276,12 @@ fn pod_change(object: &Value, old: &Value, causes: &mut Vec<Cause>) {
     let reduced = |object: &Value| {
         let mut spec = object["spec"].clone();
         if let Some(fields) = spec.as_object_mut() {
-            for field in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "nodeName"] {
+            for field in [
+                "activeDeadlineSeconds",
+                "tolerations",
+                "terminationGracePeriodSeconds",
+                "nodeName",
+            ] {
                 fields.remove(field);
             }
         }

@@ -55,7 +55,10 @@ pub fn check(kind: &Kind, object: &Value) -> Vec<Cause> {
     let metadata = &object["metadata"];
     let name = metadata["name"].as_str().unwrap_or_default();
     if name.is_empty() {
-        causes.push(Cause::required("metadata.name", "name or generateName is required"));
+        causes.push(Cause::required(
+            "metadata.name",
+            "name or generateName is required",
+        ));
     } else if !is_valid(kind, name) {
         causes.push(Cause::invalid("metadata.name", &metadata["name"], SUBDOMAIN));
     }
@@ -84,7 +87,12 @@ pub fn check(kind: &Kind, object: &Value) -> Vec<Cause> {
             ));
         }
     }
-    for (index, finalizer) in metadata["finalizers"].as_array().into_iter().flatten().enumerate() {
+    for (index, finalizer) in metadata["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
         let text = finalizer.as_str().unwrap_or_default();
         let is_known = matches!(text, "orphan" | "foregroundDeletion" | "kubernetes");
         if !is_qualified(text) || (!text.contains('/') && !is_known) {

@@ -117,9 +117,7 @@ impl<'a> Type<'a> {
         let form = match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {
             Some("set") => Form::Set,
             Some("map") => {
-                let keys = schema
-                    .get("x-kubernetes-list-map-keys")
-                    .and_then(Value::as_array);
+                let keys = schema.get("x-kubernetes-list-map-keys").and_then(Value::as_array);
                 Form::Keyed(Keys::Schema(keys.map(Vec::as_slice).unwrap_or_default()))
             }
             Some(_) => Form::Atomic,

@@ -18,7 +18,12 @@ const STRIDE: u64 = 3;
 /// What is tried until the bug is found: no fault, a crash here and there, refusals, late and old news.
 fn plans(writes: u64) -> Vec<Plan> {
     let crashes = (0..writes).filter(|at| at % STRIDE == 0).flat_map(|at| {
-        [Fault::CrashAfter(at), Fault::CrashBefore(at + 1), Fault::Lost(at + 2)].map(|fault| Plan::one(SEED, fault))
+        [
+            Fault::CrashAfter(at),
+            Fault::CrashBefore(at + 1),
+            Fault::Lost(at + 2),
+        ]
+        .map(|fault| Plan::one(SEED, fault))
     });
     let refusals = (0..writes).filter(|at| at % (2 * STRIDE) == 0).map(|at| {
         let fault = Fault::Refused {
@@ -35,7 +40,12 @@ fn plans(writes: u64) -> Vec<Plan> {
         };
         Plan::one(SEED, fault)
     });
-    [Plan::none(SEED)].into_iter().chain(crashes).chain(refusals).chain(late).collect()
+    [Plan::none(SEED)]
+        .into_iter()
+        .chain(crashes)
+        .chain(refusals)
+        .chain(late)
+        .collect()
 }
 
 fn found(workload: &Workload, expected: &Outcome, plan: &Plan) -> Option<String> {
@@ -46,14 +56,22 @@ fn found(workload: &Workload, expected: &Outcome, plan: &Plan) -> Option<String>
     if plan.faults.is_empty() && !outcome.idle.is_empty() {
         return Some(format!("{} writes changed nothing", outcome.idle.len()));
     }
-    compare(workload, expected, &outcome).err().map(|violation| violation.to_string())
+    compare(workload, expected, &outcome)
+        .err()
+        .map(|violation| violation.to_string())
 }
 
 fn hunt(bug: Bug, expected: &[(Workload, Outcome)]) -> Option<String> {
-    let most = expected.iter().map(|(_, outcome)| plans(outcome.writes).len()).max().unwrap_or_default();
+    let most = expected
+        .iter()
+        .map(|(_, outcome)| plans(outcome.writes).len())
+        .max()
+        .unwrap_or_default();
     for turn in 0..most {
         for (workload, outcome) in expected {
-            let Some(plan) = plans(outcome.writes).into_iter().nth(turn) else { continue };
+            let Some(plan) = plans(outcome.writes).into_iter().nth(turn) else {
+                continue;
+            };
             seed(Some(bug));
             let violation = found(workload, outcome, &plan);
             seed(None);

@@ -57,7 +57,14 @@ fn plans(writes: u64) -> Vec<Plan> {
         seed: SEED,
         faults: vec![Fault::CrashAfter(at), Fault::Stale(at % 29 + 1)],
     });
-    let kinds = ["agentpools", "replicasets", "controllerrevisions", "pods", "services", "configmaps"];
+    let kinds = [
+        "agentpools",
+        "replicasets",
+        "controllerrevisions",
+        "pods",
+        "services",
+        "configmaps",
+    ];
     let late = kinds.iter().flat_map(|plural| {
         [300, 3_000, 10_000].map(|by| {
             let plural = (*plural).to_owned();
@@ -104,7 +111,11 @@ fn no_plan_changes_the_end() {
     let all: Vec<_> = workloads
         .iter()
         .zip(&expected)
-        .flat_map(|(workload, expected)| plans(expected.writes).into_iter().map(move |plan| (workload, expected, plan)))
+        .flat_map(|(workload, expected)| {
+            plans(expected.writes)
+                .into_iter()
+                .map(move |plan| (workload, expected, plan))
+        })
         .collect();
     assert!(all.len() >= PLANS, "{} plans", all.len());
     let total = all.len();
@@ -114,12 +125,24 @@ fn no_plan_changes_the_end() {
         .filter(|(index, _)| is_full() || index.is_multiple_of(SAMPLE))
         .map(|(_, work)| work)
         .collect();
-    let failures: Vec<String> = in_parallel(&work, |(workload, expected, plan)| check(workload, expected, plan))
-        .into_iter()
-        .flatten()
-        .collect();
-    println!("{} workloads, {} of {total} plans, {} violations", workloads.len(), work.len(), failures.len());
-    assert!(failures.is_empty(), "{} violations:\n{}", failures.len(), failures.join("\n"));
+    let failures: Vec<String> = in_parallel(&work, |(workload, expected, plan)| {
+        check(workload, expected, plan)
+    })
+    .into_iter()
+    .flatten()
+    .collect();
+    println!(
+        "{} workloads, {} of {total} plans, {} violations",
+        workloads.len(),
+        work.len(),
+        failures.len()
+    );
+    assert!(
+        failures.is_empty(),
+        "{} violations:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 #[test]

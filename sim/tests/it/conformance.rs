@@ -18,7 +18,11 @@ fn simulated(seed: u64) -> Client {
 }
 
 fn count() -> u64 {
-    if std::env::var_os("FLOTILLA_FULL").is_some() { 10_000 } else { 300 }
+    if std::env::var_os("FLOTILLA_FULL").is_some() {
+        10_000
+    } else {
+        300
+    }
 }
 
 async fn compare(there: &Client, seeds: std::ops::Range<u64>) -> Vec<String> {
@@ -36,7 +40,12 @@ async fn compare(there: &Client, seeds: std::ops::Range<u64>) -> Vec<String> {
 #[tokio::test]
 async fn two_simulated_servers_agree() {
     let divergences = compare(&simulated(2), 0..count()).await;
-    assert!(divergences.is_empty(), "{} diverge: {}", divergences.len(), divergences.join("\n"));
+    assert!(
+        divergences.is_empty(),
+        "{} diverge: {}",
+        divergences.len(),
+        divergences.join("\n")
+    );
 }
 
 #[tokio::test]
@@ -46,7 +55,9 @@ async fn the_real_server_agrees() {
         return;
     };
     let file = Kubeconfig::read_from(&path).unwrap();
-    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .unwrap();
     config.default_retry = false;
     let client = Client::try_from(config).unwrap();
     let cluster_wide = |group: &str, version: &str, kind: &str| {
@@ -61,13 +72,18 @@ async fn the_real_server_agrees() {
         serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
     );
     // An earlier run may have left it.
-    let _ = namespaces.create(&PostParams::default(), &namespace.unwrap()).await;
+    let _ = namespaces
+        .create(&PostParams::default(), &namespace.unwrap())
+        .await;
     for definition in stand_ins() {
         let definition: DynamicObject = serde_json::from_value(definition).unwrap();
         let _ = definitions.create(&PostParams::default(), &definition).await;
     }
     let is_served = async || {
-        let list = format!("/apis/{}/v1alpha1/namespaces/{NAMESPACE}/agentpools", flotilla_sim::conformance::GROUP);
+        let list = format!(
+            "/apis/{}/v1alpha1/namespaces/{NAMESPACE}/agentpools",
+            flotilla_sim::conformance::GROUP
+        );
         let request = http::Request::get(list).body(Vec::new()).unwrap();
         client.request_text(request).await.is_ok()
     };
@@ -82,7 +98,11 @@ async fn the_real_server_agrees() {
         let share = count() / 8;
         async move { compare(&client, lane * share..(lane + 1) * share).await }
     });
-    let divergences: Vec<String> = futures::future::join_all(lanes).await.into_iter().flatten().collect();
+    let divergences: Vec<String> = futures::future::join_all(lanes)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
     for definition in stand_ins() {
         let name = definition["metadata"]["name"].as_str().unwrap().to_owned();
         let _ = definitions.delete(&name, &DeleteParams::default()).await;

@@ -43,7 +43,10 @@ async fn a_deployment_rolls_without_ever_having_too_few() {
     sleep(Duration::from_secs(10)).await;
     assert_eq!(cluster.get(DEPLOYMENT).unwrap()["status"]["availableReplicas"], 2);
     cluster
-        .patch(DEPLOYMENT, json!({"spec": {"template": deployment("i:2")["spec"]["template"]}}))
+        .patch(
+            DEPLOYMENT,
+            json!({"spec": {"template": deployment("i:2")["spec"]["template"]}}),
+        )
         .unwrap();
     for _ in 0..300 {
         sleep(Duration::from_millis(100)).await;
@@ -51,12 +54,17 @@ async fn a_deployment_rolls_without_ever_having_too_few() {
         let ready = |pod: &&Value| {
             let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
             let mut ready = conditions.filter(|condition| condition["type"] == "Ready");
-            ready.any(|condition| condition["status"] == "True") && pod["metadata"]["deletionTimestamp"].is_null()
+            ready.any(|condition| condition["status"] == "True")
+                && pod["metadata"]["deletionTimestamp"].is_null()
         };
         assert!(pods.iter().filter(ready).count() >= 2);
     }
     let status = cluster.get(DEPLOYMENT).unwrap()["status"].clone();
-    assert_eq!((&status["updatedReplicas"], &status["replicas"]), (&json!(2), &json!(2)), "{status:#}");
+    assert_eq!(
+        (&status["updatedReplicas"], &status["replicas"]),
+        (&json!(2), &json!(2)),
+        "{status:#}"
+    );
     assert!(cluster.list(PODS).iter().all(|pod| image(pod) == "i:2"));
 }
 
@@ -76,9 +84,16 @@ async fn a_deployment_that_does_not_move_says_so() {
         .into_iter()
         .flatten()
         .find(|condition| condition["type"] == "Progressing");
-    assert_eq!(progressing.unwrap()["reason"], "ProgressDeadlineExceeded", "{conditions:#}");
+    assert_eq!(
+        progressing.unwrap()["reason"],
+        "ProgressDeadlineExceeded",
+        "{conditions:#}"
+    );
     cluster
-        .patch(DEPLOYMENT, json!({"spec": {"template": deployment("i:1")["spec"]["template"]}}))
+        .patch(
+            DEPLOYMENT,
+            json!({"spec": {"template": deployment("i:1")["spec"]["template"]}}),
+        )
         .unwrap();
     sleep(Duration::from_secs(20)).await;
     assert_eq!(cluster.get(DEPLOYMENT).unwrap()["status"]["availableReplicas"], 2);
@@ -128,7 +143,12 @@ async fn an_indexed_job_runs_each_index_once() {
     assert_eq!(cluster.get(JOB).unwrap()["status"]["completedIndexes"], "0-2");
     assert_eq!(cluster.counts(PODS), (3, 0));
     let message = "/status/containerStatuses/0/state/terminated/message";
-    assert!(cluster.list(PODS).iter().all(|pod| pod.pointer(message) == Some(&json!("done"))));
+    assert!(
+        cluster
+            .list(PODS)
+            .iter()
+            .all(|pod| pod.pointer(message) == Some(&json!("done")))
+    );
     cluster.delete(JOB).unwrap();
     sleep(Duration::from_secs(2)).await;
     assert_eq!(cluster.list(PODS), Vec::<Value>::new());
@@ -158,10 +178,16 @@ async fn a_hopeless_exit_code_fails_the_job_and_another_is_tried_again() {
 async fn a_suspended_job_has_no_pods_until_it_is_resumed() {
     let (cluster, _controllers) = cluster(|_| exits(0));
     cluster
-        .create("/apis/batch/v1/namespaces/shop/jobs", &job(json!({"suspend": true})))
+        .create(
+            "/apis/batch/v1/namespaces/shop/jobs",
+            &job(json!({"suspend": true})),
+        )
         .unwrap();
     sleep(Duration::from_secs(10)).await;
-    assert_eq!((cluster.counts(PODS).0, ended(&cluster)), (0, vec!["Suspended".to_owned()]));
+    assert_eq!(
+        (cluster.counts(PODS).0, ended(&cluster)),
+        (0, vec!["Suspended".to_owned()])
+    );
     cluster.patch(JOB, json!({"spec": {"suspend": false}})).unwrap();
     sleep(Duration::from_secs(30)).await;
     assert_eq!(ended(&cluster), ["SuccessCriteriaMet", "Complete"]);
@@ -175,7 +201,10 @@ async fn a_namespace_goes_with_all_that_is_in_it() {
         .unwrap();
     sleep(Duration::from_secs(5)).await;
     cluster.delete("/api/v1/namespaces/shop").unwrap();
-    let refused = cluster.create("/api/v1/namespaces/shop/configmaps", &json!({"metadata": {"name": "late"}}));
+    let refused = cluster.create(
+        "/api/v1/namespaces/shop/configmaps",
+        &json!({"metadata": {"name": "late"}}),
+    );
     assert_eq!(refused.unwrap_err().code, 403);
     sleep(Duration::from_secs(60)).await;
     assert_eq!(cluster.paths("shop"), Vec::<String>::new());
@@ -202,7 +231,10 @@ async fn orphans_are_let_go_and_foreground_waits() {
             .request(http::Method::DELETE, &path, json!({"propagationPolicy": policy}))
             .unwrap();
     }
-    assert!(cluster.get(&format!("{sets}/front")).is_some(), "it waits for its pods");
+    assert!(
+        cluster.get(&format!("{sets}/front")).is_some(),
+        "it waits for its pods"
+    );
     sleep(Duration::from_secs(30)).await;
     assert_eq!(cluster.list(sets), Vec::<Value>::new());
     let left = cluster.list(PODS);

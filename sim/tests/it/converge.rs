@@ -8,13 +8,19 @@ use crate::workloads;
 #[test]
 fn every_workload_converges_and_falls_silent() {
     for workload in workloads::all() {
-        let outcome = simulate(&workload, &Plan::none(1)).unwrap_or_else(|why| panic!("{}: {why}", workload.name));
+        let outcome =
+            simulate(&workload, &Plan::none(1)).unwrap_or_else(|why| panic!("{}: {why}", workload.name));
         println!(
             "{}: {} writes, {:?}, {:?}",
             workload.name, outcome.writes, outcome.took, outcome.counts
         );
         assert!(outcome.writes > 0);
-        assert!(outcome.idle.is_empty(), "{}: writes that changed nothing: {:#?}", workload.name, outcome.idle);
+        assert!(
+            outcome.idle.is_empty(),
+            "{}: writes that changed nothing: {:#?}",
+            workload.name,
+            outcome.idle
+        );
     }
 }
 

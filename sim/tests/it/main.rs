@@ -1,11 +1,11 @@
 //! The real operator on the simulated cluster.
 
+#[cfg(feature = "seeded-bugs")]
+mod bugs;
 mod campaign;
 mod conformance;
 mod controllers;
 mod converge;
-#[cfg(feature = "seeded-bugs")]
-mod bugs;
 mod operator;
 mod scenarios;
 mod server;

@@ -16,7 +16,13 @@ fn canary_background_analysis() {
         s.says("Ready").await;
         assert_eq!(
             s.events(),
-            ["FirstRevision", "ReleaseStarted", "StepPassed", "StepPassed", "ReleaseCompleted"]
+            [
+                "FirstRevision",
+                "ReleaseStarted",
+                "StepPassed",
+                "StepPassed",
+                "ReleaseCompleted"
+            ]
         );
         s.traffic(0.0);
     });
@@ -25,15 +31,21 @@ fn canary_background_analysis() {
 #[test]
 fn canary_inconclusive_analysis_waits_for_a_person() {
     let steps = json!([{"weight": 50, "minDurationSeconds": 10, "decideWithinSeconds": 120}]);
-    scenario(merged(canary(2, &[]), of_canary(json!({"steps": steps}))), async |s: &mut Scene| {
-        s.traffic(0.5);
-        s.image("2");
-        s.says("Undecided").await;
-        assert!(s.condition("Stalled").starts_with("False"), "waiting for a person is no failure");
-        s.does("Promote").await;
-        s.says("Ready").await;
-        s.traffic(0.0);
-    });
+    scenario(
+        merged(canary(2, &[]), of_canary(json!({"steps": steps}))),
+        async |s: &mut Scene| {
+            s.traffic(0.5);
+            s.image("2");
+            s.says("Undecided").await;
+            assert!(
+                s.condition("Stalled").starts_with("False"),
+                "waiting for a person is no failure"
+            );
+            s.does("Promote").await;
+            s.says("Ready").await;
+            s.traffic(0.0);
+        },
+    );
 }
 
 #[test]
@@ -60,7 +72,11 @@ fn fail_inline_analysis() {
         s.says("AnalysisFailed").await;
         s.until("1=4@100").await;
         assert_eq!(s.condition("Stalled"), "True AnalysisFailed");
-        assert!(s.sentence().contains("RolloutAction of type Retry"), "{}", s.sentence());
+        assert!(
+            s.sentence().contains("RolloutAction of type Retry"),
+            "{}",
+            s.sentence()
+        );
         s.traffic(0.0);
     });
 }
@@ -132,7 +148,10 @@ fn another_way_of_judging_begins_the_evidence_anew() {
         s.judged_at(25).await;
         s.pass(60).await;
         s.set(json!({"rollout": {"analysis": {"errors": {"tolerateWorsePercent": 50}}}}));
-        s.wait_for("EvidenceReset", |s| s.events().contains(&"EvidenceReset".to_owned())).await;
+        s.wait_for("EvidenceReset", |s| {
+            s.events().contains(&"EvidenceReset".to_owned())
+        })
+        .await;
         s.traffic(100.0);
         s.says("Ready").await;
         s.traffic(0.0);
@@ -158,17 +177,20 @@ fn blue_green_post_promotion_fail() {
 #[test]
 fn post_promotion_regression_inside_the_bake() {
     let change = json!({"bakeSeconds": 900, "scaleDownDelaySeconds": 900, "stableScale": "Keep"});
-    scenario(merged(canary(4, &[25]), of_canary(change)), async |s: &mut Scene| {
-        s.traffic(100.0);
-        s.image("2");
-        s.says("Baking").await;
-        assert_eq!(s.condition("Baking"), "True Baking");
-        s.pass(60).await;
-        s.fails("2", 0.5);
-        s.says("AnalysisFailed").await;
-        s.until("1=4@100").await;
-        s.traffic(0.0);
-    });
+    scenario(
+        merged(canary(4, &[25]), of_canary(change)),
+        async |s: &mut Scene| {
+            s.traffic(100.0);
+            s.image("2");
+            s.says("Baking").await;
+            assert_eq!(s.condition("Baking"), "True Baking");
+            s.pass(60).await;
+            s.fails("2", 0.5);
+            s.says("AnalysisFailed").await;
+            s.until("1=4@100").await;
+            s.traffic(0.0);
+        },
+    );
 }
 
 #[test]

@@ -6,41 +6,55 @@ use super::{Scene, blue_green, merged, scenario};
 
 #[test]
 fn blue_green_update() {
-    scenario(blue_green(3, json!({"approval": "Automatic"})), async |s: &mut Scene| {
-        s.image("2");
-        s.until("1=3@100 2=3@0").await;
-        s.until("2=3@100").await;
-        s.says("Ready").await;
-        assert_eq!(
-            s.events(),
-            ["FirstRevision", "ReleaseStarted", "StepPassed", "ReleaseCompleted"]
-        );
-    });
+    scenario(
+        blue_green(3, json!({"approval": "Automatic"})),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.until("1=3@100 2=3@0").await;
+            s.until("2=3@100").await;
+            s.says("Ready").await;
+            assert_eq!(
+                s.events(),
+                [
+                    "FirstRevision",
+                    "ReleaseStarted",
+                    "StepPassed",
+                    "ReleaseCompleted"
+                ]
+            );
+        },
+    );
 }
 
 #[test]
 fn preview_replica_count() {
-    scenario(blue_green(2, json!({"previewReplicas": 1})), async |s: &mut Scene| {
-        s.image("2");
-        s.says("ApprovalNeeded").await;
-        // A pause longer than the deadline is no failure.
-        s.stays("1=2@100 2=1@0", 1200).await;
-        assert_eq!(s.condition("Stalled"), "False Progressing");
-        s.does("Promote").await;
-        s.until("2=2@100").await;
-        s.says("Ready").await;
-    });
+    scenario(
+        blue_green(2, json!({"previewReplicas": 1})),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.says("ApprovalNeeded").await;
+            // A pause longer than the deadline is no failure.
+            s.stays("1=2@100 2=1@0", 1200).await;
+            assert_eq!(s.condition("Stalled"), "False Progressing");
+            s.does("Promote").await;
+            s.until("2=2@100").await;
+            s.says("Ready").await;
+        },
+    );
 }
 
 #[test]
 fn preview_replica_count_promote_full() {
-    scenario(blue_green(2, json!({"previewReplicas": 1})), async |s: &mut Scene| {
-        s.image("2");
-        s.says("ApprovalNeeded").await;
-        s.does("PromoteFull").await;
-        s.until("2=2@100").await;
-        s.says("Ready").await;
-    });
+    scenario(
+        blue_green(2, json!({"previewReplicas": 1})),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.says("ApprovalNeeded").await;
+            s.does("PromoteFull").await;
+            s.until("2=2@100").await;
+            s.says("Ready").await;
+        },
+    );
 }
 
 #[test]
@@ -94,17 +108,20 @@ fn blue_green_kitchen_sink() {
 
 #[test]
 fn blue_green_to_canary() {
-    scenario(blue_green(2, json!({"approval": "Automatic"})), async |s: &mut Scene| {
-        s.image("2");
-        s.until("2=2@100").await;
-        s.says("Ready").await;
-        let steps = json!([{"weight": 50}]);
-        s.set(json!({"rollout": {"type": "Canary", "blueGreen": null, "canary": {"steps": steps, "candidateMinReplicas": 1}}}));
-        s.says("Ready").await;
-        s.image("3");
-        s.judged_at(50).await;
-        assert_eq!(s.arms(), "2=2@50 3=1@50");
-    });
+    scenario(
+        blue_green(2, json!({"approval": "Automatic"})),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.until("2=2@100").await;
+            s.says("Ready").await;
+            let steps = json!([{"weight": 50}]);
+            s.set(json!({"rollout": {"type": "Canary", "blueGreen": null, "canary": {"steps": steps, "candidateMinReplicas": 1}}}));
+            s.says("Ready").await;
+            s.image("3");
+            s.judged_at(50).await;
+            assert_eq!(s.arms(), "2=2@50 3=1@50");
+        },
+    );
 }
 
 #[test]
@@ -123,13 +140,16 @@ fn a_preview_becomes_a_canary() {
 
 #[test]
 fn blue_green_scale_down_delay() {
-    scenario(blue_green(2, json!({"approval": "Automatic", "scaleDownDelaySeconds": 60})), async |s: &mut Scene| {
-        s.image("2");
-        s.until("1=2@0 2=2@100").await;
-        s.stays("1=2@0 2=2@100", 55).await;
-        s.until("2=2@100").await;
-        s.says("Ready").await;
-    });
+    scenario(
+        blue_green(2, json!({"approval": "Automatic", "scaleDownDelaySeconds": 60})),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.until("1=2@0 2=2@100").await;
+            s.stays("1=2@0 2=2@100", 55).await;
+            s.until("2=2@100").await;
+            s.says("Ready").await;
+        },
+    );
 }
 
 #[test]
@@ -148,7 +168,10 @@ fn blue_green_rollback_inside_the_delay_needs_no_new_pods() {
 
 #[test]
 fn blue_green_exceed_progress_deadline_abort() {
-    let spec = merged(blue_green(2, json!({})), json!({"rollout": {"progressDeadlineSeconds": 30}}));
+    let spec = merged(
+        blue_green(2, json!({})),
+        json!({"rollout": {"progressDeadlineSeconds": 30}}),
+    );
     scenario(spec, async |s: &mut Scene| {
         s.never_ready("2");
         s.image("2");
@@ -161,12 +184,15 @@ fn blue_green_exceed_progress_deadline_abort() {
 
 #[test]
 fn blue_green_scale_down_on_abort() {
-    scenario(blue_green(2, json!({"scaleDownDelaySeconds": 600})), async |s: &mut Scene| {
-        s.image("2");
-        s.says("ApprovalNeeded").await;
-        s.does("Abort").await;
-        s.until("1=2@100").await;
-    });
+    scenario(
+        blue_green(2, json!({"scaleDownDelaySeconds": 600})),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.says("ApprovalNeeded").await;
+            s.does("Abort").await;
+            s.until("1=2@100").await;
+        },
+    );
 }
 
 #[test]

@@ -7,7 +7,10 @@ use super::{Scene, canary, merged, of_canary, rolling, scenario, unready_scenari
 #[test]
 fn canary_set_canary_scale() {
     let steps = json!([{"weight": 25, "replicas": 3}, {"weight": 50}]);
-    let spec = merged(canary(4, &[]), of_canary(json!({"steps": steps, "stableScale": "Keep"})));
+    let spec = merged(
+        canary(4, &[]),
+        of_canary(json!({"steps": steps, "stableScale": "Keep"})),
+    );
     scenario(spec, async |s: &mut Scene| {
         assert_eq!(s.arms(), "1=4@100");
         s.image("2");
@@ -31,7 +34,10 @@ fn rollout_scaling_when_paused() {
         s.set(json!({"rollout": {"paused": true}}));
         s.says("Paused").await;
         s.scale(8);
-        s.wait_for("the capacity", |s| s.condition("Available").starts_with("True") && s.arms().ends_with("2=2@25")).await;
+        s.wait_for("the capacity", |s| {
+            s.condition("Available").starts_with("True") && s.arms().ends_with("2=2@25")
+        })
+        .await;
         s.set(json!({"rollout": {"paused": false}}));
         s.until("1=6@75 2=2@25").await;
         s.scale(4);
@@ -41,7 +47,10 @@ fn rollout_scaling_when_paused() {
 
 #[test]
 fn rollout_with_max_surge_scaling_during_update() {
-    let spec = merged(rolling(4), json!({"rollout": {"rollingUpdate": {"maxSurgePercent": 100}}}));
+    let spec = merged(
+        rolling(4),
+        json!({"rollout": {"rollingUpdate": {"maxSurgePercent": 100}}}),
+    );
     scenario(spec, async |s: &mut Scene| {
         s.never_ready("2");
         s.image("2");
@@ -55,7 +64,10 @@ fn rollout_with_max_surge_scaling_during_update() {
 
 #[test]
 fn rollout_scaling_during_update() {
-    let spec = merged(rolling(4), json!({"rollout": {"rollingUpdate": {"maxSurgePercent": 50}}}));
+    let spec = merged(
+        rolling(4),
+        json!({"rollout": {"rollingUpdate": {"maxSurgePercent": 50}}}),
+    );
     scenario(spec, async |s: &mut Scene| {
         s.never_ready("2");
         s.image("2");
@@ -64,7 +76,8 @@ fn rollout_scaling_during_update() {
         s.scale(8);
         s.until("1=8@100 2=0/4@0").await;
         s.scale(4);
-        s.wait_for("stable's size", |s| s.arms().starts_with("1=4@100 ")).await;
+        s.wait_for("stable's size", |s| s.arms().starts_with("1=4@100 "))
+            .await;
     });
 }
 
@@ -85,10 +98,14 @@ fn reduce_weight_and_honor_max_unavailable() {
 
 #[test]
 fn canary_progress_deadline_exceeded() {
-    let spec = merged(canary(3, &[33]), json!({"rollout": {"progressDeadlineSeconds": 10}}));
+    let spec = merged(
+        canary(3, &[33]),
+        json!({"rollout": {"progressDeadlineSeconds": 10}}),
+    );
     unready_scenario(spec, async |s: &mut Scene| {
         s.slow_start("1", 20);
-        s.wait_for("Stalled", |s| s.condition("Stalled").starts_with("True")).await;
+        s.wait_for("Stalled", |s| s.condition("Stalled").starts_with("True"))
+            .await;
         s.says("Ready").await;
         assert_eq!(s.condition("Stalled"), "False Progressing");
         // A first revision has nothing to go back to; a candidate has.
@@ -122,7 +139,10 @@ fn canary_scale_down_delay_with_progress_deadline() {
 
 #[test]
 fn canary_scale_down_delay() {
-    let spec = merged(canary(2, &[50]), of_canary(json!({"scaleDownDelaySeconds": 60, "stableScale": "Keep"})));
+    let spec = merged(
+        canary(2, &[50]),
+        of_canary(json!({"scaleDownDelaySeconds": 60, "stableScale": "Keep"})),
+    );
     scenario(spec, async |s: &mut Scene| {
         s.image("2");
         s.judged_at(50).await;
@@ -208,7 +228,10 @@ fn canary_with_spec_pause() {
         s.says("Paused").await;
         let (conditions, writes) = (s.status()["conditions"].clone(), s.writes());
         s.pass(1200).await;
-        assert_eq!((s.status()["conditions"].clone(), s.writes()), (conditions, writes));
+        assert_eq!(
+            (s.status()["conditions"].clone(), s.writes()),
+            (conditions, writes)
+        );
         assert_eq!(s.arms(), "1=4@100");
         assert_eq!(s.condition("Stalled"), "False Progressing");
     });
@@ -216,7 +239,10 @@ fn canary_with_spec_pause() {
 
 #[test]
 fn candidate_min_replicas_and_keep() {
-    let spec = merged(canary(8, &[1, 50]), of_canary(json!({"candidateMinReplicas": 3, "stableScale": "Keep"})));
+    let spec = merged(
+        canary(8, &[1, 50]),
+        of_canary(json!({"candidateMinReplicas": 3, "stableScale": "Keep"})),
+    );
     scenario(spec, async |s: &mut Scene| {
         s.image("2");
         s.judged_at(1).await;
@@ -236,6 +262,9 @@ fn steps_that_cannot_be_are_refused() {
         };
         assert!(s.refused(steps(&[25, 10])).contains("rising weights"));
         assert!(s.refused(steps(&[100])).contains("weight"));
-        assert!(s.refused(json!({"rollout": {"blueGreen": {}}})).contains("type: BlueGreen"));
+        assert!(
+            s.refused(json!({"rollout": {"blueGreen": {}}}))
+                .contains("type: BlueGreen")
+        );
     });
 }

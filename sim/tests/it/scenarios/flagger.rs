@@ -52,7 +52,12 @@ fn fail_revert_trigger_fail_retry_promote() {
         s.image("2");
         s.says("AnalysisFailed").await;
         // Back to what serves starts nothing.
-        let started = |s: &Scene| s.events().iter().filter(|event| *event == "ReleaseStarted").count();
+        let started = |s: &Scene| {
+            s.events()
+                .iter()
+                .filter(|event| *event == "ReleaseStarted")
+                .count()
+        };
         s.image("1");
         s.says("Ready").await;
         s.stays("1=2@100", 60).await;
@@ -62,7 +67,8 @@ fn fail_revert_trigger_fail_retry_promote() {
         s.says("AnalysisFailed").await;
         assert_eq!(started(s), 1);
         s.does("Retry").await;
-        s.wait_for("the second failure", |s| s.status()["candidate"].is_object()).await;
+        s.wait_for("the second failure", |s| s.status()["candidate"].is_object())
+            .await;
         s.says("AnalysisFailed").await;
         s.fails("2", 0.0);
         s.does("Retry").await;
@@ -91,10 +97,17 @@ fn a_config_change_triggers_a_run_and_a_rollback_restores_the_bytes() {
     super::unready_scenario(spec, async |s: &mut Scene| {
         s.says("WaitingForReference").await;
         let maps = "/api/v1/namespaces/shop/configmaps";
-        s.cluster.create(maps, &json!({"metadata": {"name": "prompts"}, "data": {"p": "be kind"}})).unwrap();
+        s.cluster
+            .create(
+                maps,
+                &json!({"metadata": {"name": "prompts"}, "data": {"p": "be kind"}}),
+            )
+            .unwrap();
         s.says("Ready").await;
         let first = s.status()["stable"]["revision"].clone();
-        s.cluster.patch(&format!("{maps}/prompts"), json!({"data": {"p": "be brief"}})).unwrap();
+        s.cluster
+            .patch(&format!("{maps}/prompts"), json!({"data": {"p": "be brief"}}))
+            .unwrap();
         s.judged_at(50).await;
         s.does("PromoteFull").await;
         s.says("Ready").await;
@@ -102,10 +115,15 @@ fn a_config_change_triggers_a_run_and_a_rollback_restores_the_bytes() {
         s.set(json!({"rollout": {"pinnedRevision": first}}));
         s.says("Ready").await;
         assert_eq!(s.status()["stable"]["revision"], first);
-        let set = s.cluster.get(&format!("/apis/apps/v1/namespaces/shop/replicasets/{}", first.as_str().unwrap()));
+        let set = s.cluster.get(&format!(
+            "/apis/apps/v1/namespaces/shop/replicasets/{}",
+            first.as_str().unwrap()
+        ));
         let set = set.unwrap().to_string();
         let snapshots = s.cluster.list(maps);
-        let kind = snapshots.iter().find(|map| map["data"]["p"] == "be kind" || map["data"].to_string().contains("be kind"));
+        let kind = snapshots
+            .iter()
+            .find(|map| map["data"]["p"] == "be kind" || map["data"].to_string().contains("be kind"));
         let name = kind.unwrap()["metadata"]["name"].as_str().unwrap();
         assert!(set.contains(name), "the pods mount {name}");
     });
@@ -114,7 +132,12 @@ fn a_config_change_triggers_a_run_and_a_rollback_restores_the_bytes() {
 #[test]
 fn scaling_by_somebody_else_is_followed() {
     scenario(canary(2, &[50]), async |s: &mut Scene| {
-        s.cluster.patch(&format!("{}/scale", super::POOL), json!({"spec": {"replicas": 4}})).unwrap();
+        s.cluster
+            .patch(
+                &format!("{}/scale", super::POOL),
+                json!({"spec": {"replicas": 4}}),
+            )
+            .unwrap();
         s.until("1=4@100").await;
         s.says("Ready").await;
         assert_eq!(s.status()["replicas"], 4);

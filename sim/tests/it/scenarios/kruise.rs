@@ -54,7 +54,8 @@ fn continuous_v3() {
         s.judged_at(60).await;
         s.image("3");
         // It starts at the first step, from stable.
-        s.wait_for("the first step", |s| s.arms() == "1=4@80 3=1@20").await;
+        s.wait_for("the first step", |s| s.arms() == "1=4@80 3=1@20")
+            .await;
         s.judged_at(20).await;
         s.does("PromoteFull").await;
         s.until("3=5@100").await;
@@ -153,7 +154,9 @@ fn step_jumps() {
             s.does("SkipStep").await;
         }
         s.judged_at(60).await;
-        let (result, message) = s.command_for("SkipStep", json!({"revision": s.revision("2"), "step": 0})).await;
+        let (result, message) = s
+            .command_for("SkipStep", json!({"revision": s.revision("2"), "step": 0}))
+            .await;
         assert_eq!(result, "Rejected");
         assert!(message.contains("at step 2, not 0"), "{message}");
     });

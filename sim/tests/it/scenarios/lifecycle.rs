@@ -52,7 +52,10 @@ fn rollout_restart() {
     scenario(rolling(4), async |s: &mut Scene| {
         s.pass(5).await;
         s.does("Restart").await;
-        s.wait_for("new pods", |s| s.status()["restart"]["replaced"] == "4/4" || s.arms() == "1=4/5@100").await;
+        s.wait_for("new pods", |s| {
+            s.status()["restart"]["replaced"] == "4/4" || s.arms() == "1=4/5@100"
+        })
+        .await;
         s.says("Ready").await;
         assert_eq!(s.arms(), "1=4@100");
     });
@@ -117,8 +120,12 @@ fn bad_to_bad() {
         s.image("2");
         s.says("CrashLoop").await;
         s.image("3");
-        s.wait_for("both rejected", |s| s.status()["rejected"].as_array().is_some_and(|all| all.len() == 2))
-            .await;
+        s.wait_for("both rejected", |s| {
+            s.status()["rejected"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2)
+        })
+        .await;
         s.until("1=4@100").await;
     });
 }
@@ -130,7 +137,10 @@ fn bad_stable_good_candidate_completes() {
             s.crashes("1");
             s.says("CrashLoop").await;
             s.image("2");
-            s.wait_for("the good one", |s| s.arms() == "2=2@100" || s.arms().contains("2=1@50")).await;
+            s.wait_for("the good one", |s| {
+                s.arms() == "2=2@100" || s.arms().contains("2=1@50")
+            })
+            .await;
             if s.arms() != "2=2@100" {
                 s.judged_at(50).await;
                 s.does("SkipStep").await;
@@ -161,12 +171,15 @@ fn conditions_can_be_waited_for() {
         assert_eq!(s.condition("Ready"), "True Ready");
         s.set(json!({"rollout": {"paused": true}}));
         s.image("2");
-        s.wait_for("Paused", |s| s.condition("Ready") == "False Paused" && s.condition("Reconciling") == "True Paused")
-            .await;
+        s.wait_for("Paused", |s| {
+            s.condition("Ready") == "False Paused" && s.condition("Reconciling") == "True Paused"
+        })
+        .await;
         s.set(json!({"rollout": {"paused": false}}));
         s.judged_at(50).await;
         s.does("PromoteFull").await;
-        s.wait_for("Completed", |s| s.condition("Ready") == "True Ready").await;
+        s.wait_for("Completed", |s| s.condition("Ready") == "True Ready")
+            .await;
     });
 }
 
@@ -176,7 +189,8 @@ fn pause_duration_greater_than_progress_deadline() {
         let spec = merged(spec, json!({"rollout": {"progressDeadlineSeconds": 10}}));
         scenario(spec, async |s: &mut Scene| {
             s.image("2");
-            s.wait_for("the step", |s| s.status()["rollout"]["step"].is_object()).await;
+            s.wait_for("the step", |s| s.status()["rollout"]["step"].is_object())
+                .await;
             s.pass(120).await;
             assert!(s.condition("Stalled").starts_with("False"));
             s.does("PromoteFull").await;
@@ -206,7 +220,9 @@ fn deletion_takes_everything() {
             s.delete();
             s.wait_for("nothing", |s| {
                 let paths = s.cluster.paths("shop");
-                !paths.iter().any(|path| path.contains("support") && !path.contains("/events/"))
+                !paths
+                    .iter()
+                    .any(|path| path.contains("support") && !path.contains("/events/"))
             })
             .await;
         });

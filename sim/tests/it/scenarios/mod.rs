@@ -237,7 +237,8 @@ impl Scene {
 
     /// What becomes of an image's pods from now on.
     pub fn fate(&self, tag: &str, fate: Fate) {
-        self.script.with(|script| script.fates.insert(tag.to_owned(), fate));
+        self.script
+            .with(|script| script.fates.insert(tag.to_owned(), fate));
     }
 
     /// Pods of this image never become ready.
@@ -269,12 +270,14 @@ impl Scene {
 
     /// The share of an image's requests that fail from now on.
     pub fn fails(&self, tag: &str, share: f64) {
-        self.script.with(|script| script.failing.insert(tag.to_owned(), share));
+        self.script
+            .with(|script| script.failing.insert(tag.to_owned(), share));
     }
 
     /// An image's median latency from now on.
     pub fn answers_in(&self, tag: &str, milliseconds: f64) {
-        self.script.with(|script| script.slow.insert(tag.to_owned(), milliseconds));
+        self.script
+            .with(|script| script.slow.insert(tag.to_owned(), milliseconds));
     }
 
     /// Kills the operator and starts it again.
@@ -380,7 +383,10 @@ impl Scene {
             .filter_map(|set| {
                 let shares = status["traffic"].as_array().into_iter().flatten();
                 let mut own = shares.filter(|share| share["revision"] == set["metadata"]["name"]);
-                let weight = own.next().and_then(|share| share["weight"].as_i64()).unwrap_or_default();
+                let weight = own
+                    .next()
+                    .and_then(|share| share["weight"].as_i64())
+                    .unwrap_or_default();
                 let wanted = set["spec"]["replicas"].as_i64().unwrap_or_default();
                 let available = set["status"]["availableReplicas"].as_i64().unwrap_or_default();
                 let existing = set["status"]["replicas"].as_i64().unwrap_or_default();
@@ -497,7 +503,11 @@ impl Scene {
                 seen = (self.line.writes(), Instant::now());
             }
             assert!(!self.process.is_finished(), "the operator ended");
-            assert!(Instant::now() < deadline, "it never falls silent: {:#}", self.status());
+            assert!(
+                Instant::now() < deadline,
+                "it never falls silent: {:#}",
+                self.status()
+            );
         }
         self.process.abort();
         let broken = violations(&self.cluster, &self.world.gateways.timeline());

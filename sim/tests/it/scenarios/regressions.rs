@@ -64,7 +64,10 @@ fn nothing_but_a_retry_retries() {
         s.scale(6);
         s.until("1=6@100").await;
         s.cluster
-            .patch(super::POOL, json!({"metadata": {"annotations": {"noise": "1"}, "labels": {"noise": "1"}}}))
+            .patch(
+                super::POOL,
+                json!({"metadata": {"annotations": {"noise": "1"}, "labels": {"noise": "1"}}}),
+            )
             .unwrap();
         s.set(json!({"rollout": {"settleSeconds": 1}}));
         s.stays("1=6@100", 3600).await;
@@ -85,7 +88,11 @@ fn a_retry_starts_with_new_evidence() {
         s.fails("2", 0.0);
         s.does("Retry").await;
         s.judged_at(25).await;
-        let events = |s: &Scene| s.status()["rollout"]["metrics"][0]["candidate"]["events"].as_i64().unwrap_or_default();
+        let events = |s: &Scene| {
+            s.status()["rollout"]["metrics"][0]["candidate"]["events"]
+                .as_i64()
+                .unwrap_or_default()
+        };
         assert_eq!(events(s), 0);
         s.says("Ready").await;
         s.traffic(0.0);
@@ -103,8 +110,12 @@ fn supersede_at_every_state() {
         ("returning", |s| s.condition("Ready") == "False Returning"),
     ];
     for (state, is_there) in states {
-        let change = of_canary(json!({"bakeSeconds": 60, "scaleDownDelaySeconds": 30, "stableScale": "Keep"}));
-        let spec = merged(merged(canary(4, &[25]), change), json!({"rollout": {"settleSeconds": 2}}));
+        let change =
+            of_canary(json!({"bakeSeconds": 60, "scaleDownDelaySeconds": 30, "stableScale": "Keep"}));
+        let spec = merged(
+            merged(canary(4, &[25]), change),
+            json!({"rollout": {"settleSeconds": 2}}),
+        );
         scenario(spec, async |s: &mut Scene| {
             s.image("2");
             if matches!(state, "baking" | "returning") {
@@ -116,9 +127,11 @@ fn supersede_at_every_state() {
                     s.does("Abort").await;
                 }
             }
-            s.wait_for(state, |s| is_there(s) || s.condition("Ready") == "False Aborted").await;
+            s.wait_for(state, |s| is_there(s) || s.condition("Ready") == "False Aborted")
+                .await;
             s.image("3");
-            s.wait_for("the third at its first step", |s| s.arms() == "1=4@75 3=1@25").await;
+            s.wait_for("the third at its first step", |s| s.arms() == "1=4@75 3=1@25")
+                .await;
             s.judged_at(25).await;
             s.does("SkipStep").await;
             s.until("3=4@100").await;
@@ -184,7 +197,9 @@ fn a_hold_for_approval_survives_every_noise() {
         s.image("2");
         s.says("ApprovalNeeded").await;
         s.restart_operator().await;
-        s.cluster.patch(super::POOL, json!({"metadata": {"annotations": {"noise": "1"}}})).unwrap();
+        s.cluster
+            .patch(super::POOL, json!({"metadata": {"annotations": {"noise": "1"}}}))
+            .unwrap();
         s.stays("1=2@100 2=2@0", 1800).await;
         s.says("ApprovalNeeded").await;
     });
@@ -199,7 +214,9 @@ fn a_lost_status_forgets_no_rejection() {
         s.does("Abort").await;
         s.until("1=4@100").await;
         s.restart_operator().await;
-        s.cluster.patch(&format!("{}/status", super::POOL), json!({"status": null})).unwrap();
+        s.cluster
+            .patch(&format!("{}/status", super::POOL), json!({"status": null}))
+            .unwrap();
         s.says("Aborted").await;
         s.stays("1=4@100", 120).await;
     });

@@ -27,7 +27,10 @@ fn inside_the_window() {
 
 #[test]
 fn outside_of_the_window() {
-    let spec = merged(canary(2, &[50]), json!({"rollout": {"rollbackWindowRevisions": 1}}));
+    let spec = merged(
+        canary(2, &[50]),
+        json!({"rollout": {"rollbackWindowRevisions": 1}}),
+    );
     scenario(spec, async |s: &mut Scene| {
         release(s, "2").await;
         release(s, "3").await;
@@ -40,7 +43,10 @@ fn outside_of_the_window() {
 
 #[test]
 fn a_window_of_nothing_judges_every_one() {
-    let spec = merged(canary(2, &[50]), json!({"rollout": {"rollbackWindowRevisions": 0}}));
+    let spec = merged(
+        canary(2, &[50]),
+        json!({"rollout": {"rollbackWindowRevisions": 0}}),
+    );
     scenario(spec, async |s: &mut Scene| {
         release(s, "2").await;
         release(s, "1").await;

@@ -53,7 +53,10 @@ fn update_in_the_middle_without_replicas() {
         s.image("2");
         s.pass(30).await;
         s.scale(2);
-        s.wait_for("a step or the end", |s| s.status()["rollout"]["step"].is_object() || s.arms() == "2=2@100").await;
+        s.wait_for("a step or the end", |s| {
+            s.status()["rollout"]["step"].is_object() || s.arms() == "2=2@100"
+        })
+        .await;
         if s.arms() != "2=2@100" {
             s.judged_at(50).await;
             s.does("PromoteFull").await;
@@ -65,13 +68,16 @@ fn update_in_the_middle_without_replicas() {
 
 #[test]
 fn abort_update_keeps_no_candidate_pods() {
-    scenario(merged(canary(5, &[20]), of_canary(json!({"stableScale": "Keep"}))), async |s: &mut Scene| {
-        s.image("2");
-        s.judged_at(20).await;
-        assert_eq!(s.arms(), "1=5@80 2=1@20");
-        s.does("Abort").await;
-        s.until("1=5@100").await;
-    });
+    scenario(
+        merged(canary(5, &[20]), of_canary(json!({"stableScale": "Keep"}))),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.judged_at(20).await;
+            assert_eq!(s.arms(), "1=5@80 2=1@20");
+            s.does("Abort").await;
+            s.until("1=5@100").await;
+        },
+    );
 }
 
 #[test]
@@ -105,11 +111,15 @@ fn stable_downscale_after_canary_abort() {
 
 #[test]
 fn the_weight_follows_the_available_share() {
-    let spec = merged(rolling(4), json!({"rollout": {"rollingUpdate": {"maxSurgePercent": 25}}}));
+    let spec = merged(
+        rolling(4),
+        json!({"rollout": {"rollingUpdate": {"maxSurgePercent": 25}}}),
+    );
     scenario(spec, async |s: &mut Scene| {
         s.image("2");
         for arms in ["1=4@75 2=1@25", "1=3@75 2=1@25"] {
-            s.wait_for(arms, |s| s.arms() == arms || s.arms().contains("2=2")).await;
+            s.wait_for(arms, |s| s.arms() == arms || s.arms().contains("2=2"))
+                .await;
         }
         s.until("2=4@100").await;
         s.says("Ready").await;
@@ -118,18 +128,25 @@ fn the_weight_follows_the_available_share() {
 
 #[test]
 fn lost_candidate_pods_give_their_weight_back() {
-    scenario(merged(canary(4, &[50]), of_canary(json!({"stableScale": "Keep"}))), async |s: &mut Scene| {
-        s.image("2");
-        s.judged_at(50).await;
-        assert_eq!(s.arms(), "1=4@50 2=2@50");
-        s.never_ready("2");
-        let pods = s.cluster.list("/api/v1/namespaces/shop/pods");
-        let revision = s.revision("2");
-        let lost = pods.iter().find(|pod| pod["metadata"]["labels"]["flotilla.dev/revision"] == revision.as_str());
-        let name = lost.unwrap()["metadata"]["name"].as_str().unwrap();
-        s.cluster.delete(&format!("/api/v1/namespaces/shop/pods/{name}")).unwrap();
-        s.until("1=4@75 2=1/2@25").await;
-        s.does("Abort").await;
-        s.until("1=4@100").await;
-    });
+    scenario(
+        merged(canary(4, &[50]), of_canary(json!({"stableScale": "Keep"}))),
+        async |s: &mut Scene| {
+            s.image("2");
+            s.judged_at(50).await;
+            assert_eq!(s.arms(), "1=4@50 2=2@50");
+            s.never_ready("2");
+            let pods = s.cluster.list("/api/v1/namespaces/shop/pods");
+            let revision = s.revision("2");
+            let lost = pods
+                .iter()
+                .find(|pod| pod["metadata"]["labels"]["flotilla.dev/revision"] == revision.as_str());
+            let name = lost.unwrap()["metadata"]["name"].as_str().unwrap();
+            s.cluster
+                .delete(&format!("/api/v1/namespaces/shop/pods/{name}"))
+                .unwrap();
+            s.until("1=4@75 2=1/2@25").await;
+            s.does("Abort").await;
+            s.until("1=4@100").await;
+        },
+    );
 }

@@ -1,11 +1,19 @@
 //! Canaries and blue-green releases.
 
-
 use super::*;
 
 pub(super) fn all() -> Vec<Workload> {
     vec![
-        canary(), failing(), aborted(), approved(), superseded(), promoted(), shrinking(), swapped(), undone(), baked(),
+        canary(),
+        failing(),
+        aborted(),
+        approved(),
+        superseded(),
+        promoted(),
+        shrinking(),
+        swapped(),
+        undone(),
+        baked(),
     ]
 }
 
@@ -52,7 +60,11 @@ fn canary() -> Workload {
 fn failing() -> Workload {
     let steps = vec![
         first(canary_of(json!({}))),
-        step("a release that fails requests", image("agent:failing"), says(POOL, "AnalysisFailed")),
+        step(
+            "a release that fails requests",
+            image("agent:failing"),
+            says(POOL, "AnalysisFailed"),
+        ),
         step("its correction", image("agent:2"), says(POOL, "Ready")),
     ];
     judged("failing canary", steps)
@@ -63,18 +75,29 @@ fn aborted() -> Workload {
     let steps = vec![
         first(canary_of(json!({}))),
         step("a release", image("agent:2"), judged_at(20)),
-        step("it is stopped", command("stop-it", "Abort"), both(answered("stop-it", "Applied"), says(POOL, "Aborted"))),
+        step(
+            "it is stopped",
+            command("stop-it", "Abort"),
+            both(answered("stop-it", "Applied"), says(POOL, "Aborted")),
+        ),
     ];
     judged("aborted canary", steps)
 }
 
 /// A step that a person lets pass, once.
 fn approved() -> Workload {
-    let rung = json!({"weight": 25, "minDurationSeconds": 0, "decideWithinSeconds": 600, "approval": "Manual"});
+    let rung =
+        json!({"weight": 25, "minDurationSeconds": 0, "decideWithinSeconds": 600, "approval": "Manual"});
     let steps = vec![
-        first(canary_of(json!({"steps": [rung], "bakeSeconds": 0, "scaleDownDelaySeconds": 0}))),
+        first(canary_of(
+            json!({"steps": [rung], "bakeSeconds": 0, "scaleDownDelaySeconds": 0}),
+        )),
         step("a release", image("agent:2"), says(POOL, "ApprovalNeeded")),
-        step("it may", command("yes", "Promote"), both(answered("yes", "Applied"), says(POOL, "Ready"))),
+        step(
+            "it may",
+            command("yes", "Promote"),
+            both(answered("yes", "Applied"), says(POOL, "Ready")),
+        ),
     ];
     judged("approved canary", steps)
 }
@@ -94,7 +117,11 @@ fn promoted() -> Workload {
     let steps = vec![
         first(canary_of(json!({}))),
         step("a release", image("agent:2"), judged_at(20)),
-        step("all of it", command("all", "PromoteFull"), both(answered("all", "Applied"), says(POOL, "Ready"))),
+        step(
+            "all of it",
+            command("all", "PromoteFull"),
+            both(answered("all", "Applied"), says(POOL, "Ready")),
+        ),
     ];
     judged("promoted canary", steps)
 }
@@ -112,11 +139,16 @@ fn shrinking() -> Workload {
 
 /// All traffic at once, by command.
 fn swapped() -> Workload {
-    let settings = json!({"approval": "Manual", "previewReplicas": 1, "bakeSeconds": 0, "scaleDownDelaySeconds": 15});
+    let settings =
+        json!({"approval": "Manual", "previewReplicas": 1, "bakeSeconds": 0, "scaleDownDelaySeconds": 15});
     let steps = vec![
         first(green_of(settings)),
         step("a preview", image("agent:2"), says(POOL, "ApprovalNeeded")),
-        step("the swap", command("swap", "Promote"), both(answered("swap", "Applied"), says(POOL, "Baking"))),
+        step(
+            "the swap",
+            command("swap", "Promote"),
+            both(answered("swap", "Applied"), says(POOL, "Baking")),
+        ),
         step("the end", |_| {}, says(POOL, "Ready")),
     ];
     workload("blue-green", steps)
@@ -128,9 +160,21 @@ fn undone() -> Workload {
     let steps = vec![
         first(green_of(settings)),
         step("a preview", image("agent:2"), says(POOL, "ApprovalNeeded")),
-        step("it is stopped", command("no", "Abort"), both(answered("no", "Applied"), says(POOL, "Aborted"))),
-        step("it is tried again", command("again", "Retry"), both(answered("again", "Applied"), says(POOL, "ApprovalNeeded"))),
-        step("the swap", command("yes", "Promote"), both(answered("yes", "Applied"), says(POOL, "Ready"))),
+        step(
+            "it is stopped",
+            command("no", "Abort"),
+            both(answered("no", "Applied"), says(POOL, "Aborted")),
+        ),
+        step(
+            "it is tried again",
+            command("again", "Retry"),
+            both(answered("again", "Applied"), says(POOL, "ApprovalNeeded")),
+        ),
+        step(
+            "the swap",
+            command("yes", "Promote"),
+            both(answered("yes", "Applied"), says(POOL, "Ready")),
+        ),
     ];
     workload("undone blue-green", steps)
 }
@@ -140,10 +184,22 @@ fn baked() -> Workload {
     let settings = json!({"bakeSeconds": 600, "scaleDownDelaySeconds": 600});
     let steps = vec![
         first(green_of(settings)),
-        step("traffic for a while", |_| {}, |cluster| {
-            if cluster.age().as_secs() >= 90 { Ok(()) } else { Err("too early".to_owned()) }
-        }),
-        step("a swap that fails", image("agent:failing"), says(POOL, "AnalysisFailed")),
+        step(
+            "traffic for a while",
+            |_| {},
+            |cluster| {
+                if cluster.age().as_secs() >= 90 {
+                    Ok(())
+                } else {
+                    Err("too early".to_owned())
+                }
+            },
+        ),
+        step(
+            "a swap that fails",
+            image("agent:failing"),
+            says(POOL, "AnalysisFailed"),
+        ),
     ];
     judged("failing blue-green", steps)
 }

@@ -95,12 +95,19 @@ fn fate(cluster: &Cluster, pod: &Value) -> Fate {
 /// What a worker leaves behind that did all it had to.
 fn result_of(cluster: &Cluster, pod: &Value) -> String {
     let label = &pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"];
-    let index = label.as_str().and_then(|index| index.parse().ok()).unwrap_or_default();
-    let owner = pod["metadata"]["ownerReferences"][0]["name"].as_str().unwrap_or_default();
+    let index = label
+        .as_str()
+        .and_then(|index| index.parse().ok())
+        .unwrap_or_default();
+    let owner = pod["metadata"]["ownerReferences"][0]["name"]
+        .as_str()
+        .unwrap_or_default();
     let job = cluster
         .get(&format!("/apis/batch/v1/namespaces/shop/jobs/{owner}"))
         .unwrap_or_default();
-    let workload = job["metadata"]["annotations"]["flotilla.dev/workload"].as_str().unwrap_or_default();
+    let workload = job["metadata"]["annotations"]["flotilla.dev/workload"]
+        .as_str()
+        .unwrap_or_default();
     let hex = workload.trim_start_matches("sha256:").get(..16).unwrap_or("0");
     let result = WorkerResult {
         index,
@@ -163,10 +170,7 @@ fn gone(prefix: &'static str) -> impl Fn(&Cluster) -> Result<(), String> + Send 
     }
 }
 
-fn create(
-    collection: &'static str,
-    object: Value,
-) -> impl Fn(&Cluster) + Send + Sync + use<> {
+fn create(collection: &'static str, object: Value) -> impl Fn(&Cluster) + Send + Sync + use<> {
     move |cluster| {
         cluster
             .create(collection, &object)
@@ -196,7 +200,10 @@ fn shows(pointer: &'static str, value: Value) -> impl Fn(&Cluster) -> Result<(),
         let pool = cluster.get(POOL).ok_or("it is not there")?;
         match pool["status"].pointer(pointer) {
             Some(found) if *found == value => Ok(()),
-            found => Err(format!("{pointer} is {found:?}, not {value}: {:#}", pool["status"])),
+            found => Err(format!(
+                "{pointer} is {found:?}, not {value}: {:#}",
+                pool["status"]
+            )),
         }
     }
 }
@@ -210,7 +217,10 @@ fn judged_at(weight: i32) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sy
 }
 
 /// A command got this answer.
-fn answered(name: &'static str, result: &'static str) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
+fn answered(
+    name: &'static str,
+    result: &'static str,
+) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
     move |cluster| {
         let action = cluster.get(&format!("{ACTIONS}/{name}")).unwrap_or_default();
         if action["status"]["result"] == result {

@@ -1,11 +1,18 @@
 //! What is not a release: sources, gateways, load tests, providers, and the end of things.
 
-
 use super::*;
 
 pub(super) fn all() -> Vec<Workload> {
     vec![
-        prompts(), gateway(), load_test(), provider(), stop(), deletion(), again(), lost_status(), restart(),
+        prompts(),
+        gateway(),
+        load_test(),
+        provider(),
+        stop(),
+        deletion(),
+        again(),
+        lost_status(),
+        restart(),
     ]
 }
 
@@ -17,23 +24,39 @@ fn prompts() -> Workload {
         move |cluster: &Cluster| {
             let sets = cluster.list("/apis/apps/v1/namespaces/shop/replicasets");
             let of_pool = sets.iter().filter(|set| {
-                set["metadata"]["name"].as_str().is_some_and(|name| name.starts_with("support-"))
+                set["metadata"]["name"]
+                    .as_str()
+                    .is_some_and(|name| name.starts_with("support-"))
             });
             let found = of_pool.count();
-            if found == count { Ok(()) } else { Err(format!("{found} revisions")) }
+            if found == count {
+                Ok(())
+            } else {
+                Err(format!("{found} revisions"))
+            }
         }
     };
     let two = sets(2);
     let steps = vec![
-        step("no prompt yet", create(POOLS, pool(spec)), says(POOL, "WaitingForReference")),
+        step(
+            "no prompt yet",
+            create(POOLS, pool(spec)),
+            says(POOL, "WaitingForReference"),
+        ),
         step(
             "the prompt",
-            create(CONFIG_MAPS, json!({"metadata": {"name": "prompts"}, "data": {"p": "be kind"}})),
+            create(
+                CONFIG_MAPS,
+                json!({"metadata": {"name": "prompts"}, "data": {"p": "be kind"}}),
+            ),
             says(POOL, "Ready"),
         ),
         step(
             "another prompt",
-            patch("/api/v1/namespaces/shop/configmaps/prompts", json!({"data": {"p": "be brief"}})),
+            patch(
+                "/api/v1/namespaces/shop/configmaps/prompts",
+                json!({"data": {"p": "be brief"}}),
+            ),
             move |cluster| {
                 two(cluster)?;
                 says(POOL, "Ready")(cluster)
@@ -45,7 +68,8 @@ fn prompts() -> Workload {
 
 /// A namespace's gateway from the first pool to the last.
 fn gateway() -> Workload {
-    let other = json!({"metadata": {"name": "other"}, "spec": {"replicas": 1, "agent": {"image": "agent:1"}}});
+    let other =
+        json!({"metadata": {"name": "other"}, "spec": {"replicas": 1, "agent": {"image": "agent:1"}}});
     let steps = vec![
         step("a pool", create(POOLS, pool(json!({}))), says(POOL, "Ready")),
         step("another", create(POOLS, other), |cluster| {
@@ -113,7 +137,10 @@ fn provider() -> Workload {
         ),
         step(
             "its key",
-            create(SECRETS, json!({"metadata": {"name": "keys"}, "data": {"main": "aGk="}})),
+            create(
+                SECRETS,
+                json!({"metadata": {"name": "keys"}, "data": {"main": "aGk="}}),
+            ),
             says(&provider, "Ready"),
         ),
         step("the pool", |_| {}, says(POOL, "Ready")),
@@ -125,9 +152,17 @@ fn provider() -> Workload {
 fn stop() -> Workload {
     let steps = vec![
         step("a pool", create(POOLS, pool(json!({}))), says(POOL, "Ready")),
-        step("it is stopped", spec(json!({"stopped": true})), says(POOL, "Stopped")),
+        step(
+            "it is stopped",
+            spec(json!({"stopped": true})),
+            says(POOL, "Stopped"),
+        ),
         step("a release meanwhile", image("agent:2"), says(POOL, "Stopped")),
-        step("it runs again", spec(json!({"stopped": false})), says(POOL, "Ready")),
+        step(
+            "it runs again",
+            spec(json!({"stopped": false})),
+            says(POOL, "Ready"),
+        ),
     ];
     workload("stop", steps)
 }
@@ -135,12 +170,24 @@ fn stop() -> Workload {
 /// A pool that goes in the middle of a release.
 fn deletion() -> Workload {
     let steps = vec![
-        step("a pool", create(POOLS, pool(json!({"replicas": 4}))), says(POOL, "Ready")),
-        step("a command", command("support-again", "Restart"), both(answered("support-again", "Applied"), says(POOL, "Ready"))),
+        step(
+            "a pool",
+            create(POOLS, pool(json!({"replicas": 4}))),
+            says(POOL, "Ready"),
+        ),
+        step(
+            "a command",
+            command("support-again", "Restart"),
+            both(answered("support-again", "Applied"), says(POOL, "Ready")),
+        ),
         step("a release", image("agent:2"), |cluster| {
             let pool = cluster.get(POOL).unwrap_or_default();
             let weight = pool["status"]["candidate"]["weight"].as_i64().unwrap_or_default();
-            if weight > 0 { Ok(()) } else { Err("no weight yet".to_owned()) }
+            if weight > 0 {
+                Ok(())
+            } else {
+                Err("no weight yet".to_owned())
+            }
         }),
         step("it goes", |cluster| drop(cluster.delete(POOL)), gone("support")),
     ];
@@ -167,13 +214,19 @@ fn again() -> Workload {
 fn lost_status() -> Workload {
     let lose = |cluster: &Cluster| {
         let path = format!("{POOL}/status");
-        cluster.patch(&path, json!({"status": null})).unwrap_or_else(|failure| panic!("{}", failure.message));
+        cluster
+            .patch(&path, json!({"status": null}))
+            .unwrap_or_else(|failure| panic!("{}", failure.message));
     };
     let steps = vec![
         step("a pool", create(POOLS, pool(json!({}))), says(POOL, "Ready")),
         step("a bad release", image("agent:bad"), says(POOL, "CrashLoop")),
         step("its status is lost", lose, says(POOL, "CrashLoop")),
-        step("a good release", image("agent:2"), shows("/traffic/1/weight", json!(0))),
+        step(
+            "a good release",
+            image("agent:2"),
+            shows("/traffic/1/weight", json!(0)),
+        ),
         step("its status is lost again", lose, says(POOL, "Ready")),
     ];
     workload("lost status", steps)
@@ -182,7 +235,9 @@ fn lost_status() -> Workload {
 /// Pods are replaced by command.
 fn restart() -> Workload {
     let is_new = |cluster: &Cluster| {
-        let made = cluster.get(&format!("{ACTIONS}/again")).unwrap_or_default()["metadata"]["creationTimestamp"].clone();
+        let made =
+            cluster.get(&format!("{ACTIONS}/again")).unwrap_or_default()["metadata"]["creationTimestamp"]
+                .clone();
         let pods = cluster.list("/api/v1/namespaces/shop/pods");
         let old = pods.iter().filter(|pod| {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
@@ -195,11 +250,27 @@ fn restart() -> Workload {
         }
     };
     let steps = vec![
-        step("a pool", create(POOLS, pool(json!({"replicas": 3}))), says(POOL, "Ready")),
-        step("a while later", |_| {}, |cluster| {
-            if cluster.age().as_secs() >= 20 { Ok(()) } else { Err("too early".to_owned()) }
-        }),
-        step("a restart", command("again", "Restart"), both(answered("again", "Applied"), is_new)),
+        step(
+            "a pool",
+            create(POOLS, pool(json!({"replicas": 3}))),
+            says(POOL, "Ready"),
+        ),
+        step(
+            "a while later",
+            |_| {},
+            |cluster| {
+                if cluster.age().as_secs() >= 20 {
+                    Ok(())
+                } else {
+                    Err("too early".to_owned())
+                }
+            },
+        ),
+        step(
+            "a restart",
+            command("again", "Restart"),
+            both(answered("again", "Applied"), is_new),
+        ),
     ];
     workload("restart", steps)
 }
