@@ -543,7 +543,13 @@ impl Replay<'_> {
                 .sum()
         };
         let now = requests("candidate") + requests("stable");
-        let place = (change.key.clone(), whose.to_string());
+        // Another way of judging begins anew.
+        let judged: Vec<&Value> = metrics
+            .into_iter()
+            .flatten()
+            .map(|(_, metric)| &metric["definition"])
+            .collect();
+        let place = (change.key.clone(), format!("{whose} {judged:?}"));
         let before = self.counted.insert(place, now).unwrap_or_default();
         if now < before {
             self.broken(
