@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -21,8 +22,10 @@ use crate::{invariants, outcome};
 
 /// The namespace of every workload.
 pub const NAMESPACE: &str = "shop";
-/// How often a run looks whether a step is reached.
-const LOOK: Duration = Duration::from_millis(100);
+/// How soon after a change a run looks whether a step is reached.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often it looks when nothing changes.
+const QUIET_LOOK: Duration = Duration::from_secs(1);
 /// From a crash to the next start.
 const RESTART: Duration = Duration::from_secs(1);
 /// The longest a run waits for rest.
@@ -132,11 +135,12 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
     let mut process = Process {
         handle: start(&world, line.connect()),
     };
+    let mut changes = cluster.changes();
     for step in &workload.steps {
         (step.act)(&cluster);
         let deadline = Instant::now() + step.limit;
         loop {
-            sleep(LOOK).await;
+            look(&mut changes, &line).await;
             process.keep_alive(&world, &line, start).await?;
             match (step.reached)(&cluster) {
                 Ok(()) => break,
@@ -154,7 +158,7 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
     let limit = Instant::now() + REST_LIMIT;
     let (mut seen, mut since) = (line.writes(), Instant::now());
     while since.elapsed() < REST {
-        sleep(LOOK).await;
+        look(&mut changes, &line).await;
         process.keep_alive(&world, &line, start).await?;
         if line.writes() != seen {
             (seen, since) = (line.writes(), Instant::now());
@@ -170,7 +174,7 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
     let before = line.len();
     let quiet_until = Instant::now() + SILENCE;
     while Instant::now() < quiet_until {
-        sleep(LOOK).await;
+        look(&mut changes, &line).await;
         process.keep_alive(&world, &line, start).await?;
     }
     let noise = written(&line, before);
@@ -217,6 +221,21 @@ pub fn compare(workload: &Workload, expected: &Outcome, found: &Outcome) -> Resu
         )));
     }
     Ok(())
+}
+
+/// Waits for something to look at: a change a moment ago, a crash, or some time.
+async fn look(changes: &mut watch::Receiver<u64>, line: &Line) {
+    tokio::select! {
+        biased;
+        () = line.crash() => {}
+        changed = changes.changed() => {
+            if changed.is_ok() {
+                sleep(LOOK).await;
+                changes.borrow_and_update();
+            }
+        }
+        () = sleep(QUIET_LOOK) => {}
+    }
 }
 
 fn written(line: &Line, skip: usize) -> Vec<Record> {

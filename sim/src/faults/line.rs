@@ -105,6 +105,11 @@ impl Line {
         self.0.state.lock().crashed
     }
 
+    /// Comes back when the plan kills the present life, from now on.
+    pub async fn crash(&self) {
+        self.0.crash.notified().await;
+    }
+
     /// Kills the present life, whatever the plan says.
     pub fn kill(&self) {
         self.0.state.lock().crashed = true;

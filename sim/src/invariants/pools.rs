@@ -1,7 +1,5 @@
 //! What a pool's status says: weights, generations, ports, conditions.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 
 use super::{Replay, condition, is_current, label, weights};

@@ -31,7 +31,7 @@ use flotilla_sim::invariants::violations;
 use flotilla_sim::run::World;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::operator::{panics, start};
 use specs::{blue_green, canary, merged, of_canary, rolling};
@@ -39,7 +39,8 @@ use specs::{blue_green, canary, merged, of_canary, rolling};
 const POOLS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools";
 const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
 const ACTIONS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/rolloutactions";
-const LOOK: Duration = Duration::from_millis(100);
+/// How often a story looks when nothing changes.
+const LOOK: Duration = Duration::from_secs(5);
 /// Longer than any wait of a story that is not about waiting.
 const LIMIT: Duration = Duration::from_secs(7200);
 /// So long nothing may be written at the end.
@@ -271,16 +272,13 @@ impl Scene {
 
     /// The answer to a command, and the sentence.
     pub async fn answer(&self, name: &str) -> (String, String) {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let action = self.cluster.get(&format!("{ACTIONS}/{name}")).unwrap_or_default();
-            if let Some(result) = action["status"]["result"].as_str() {
-                let message = action["status"]["message"].as_str().unwrap_or_default();
-                return (result.to_owned(), message.to_owned());
-            }
-            assert!(Instant::now() < deadline, "{name} is not answered: {action:#}");
-            sleep(LOOK).await;
-        }
+        let path = format!("{ACTIONS}/{name}");
+        let status = |scene: &Self| scene.cluster.get(&path).unwrap_or_default()["status"].clone();
+        self.wait_for(name, |scene| status(scene)["result"].is_string())
+            .await;
+        let status = status(self);
+        let word = |field: &str| status[field].as_str().unwrap_or_default().to_owned();
+        (word("result"), word("message"))
     }
 
     /// Gives a command that must be carried out.
@@ -396,6 +394,7 @@ impl Scene {
     /// Waits for something; what is said when it does not come.
     pub async fn wait_for(&self, what: &str, is_there: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + LIMIT;
+        let mut changes = self.cluster.changes();
         while !is_there(self) {
             assert!(!self.process.is_finished(), "the operator ended");
             assert!(
@@ -405,7 +404,8 @@ impl Scene {
                 self.condition("Ready"),
                 self.status()
             );
-            sleep(LOOK).await;
+            // Every change is looked at, and what comes by itself in time.
+            let _ = timeout(LOOK, changes.changed()).await;
         }
     }
 
@@ -417,9 +417,10 @@ impl Scene {
     /// These revisions stay for so many seconds.
     pub async fn stays(&self, arms: &str, seconds: u64) {
         let end = Instant::now() + Duration::from_secs(seconds);
+        let mut changes = self.cluster.changes();
         while Instant::now() < end {
             assert_eq!(self.arms(), arms, "it does not stay: {:#}", self.status());
-            sleep(LOOK).await;
+            let _ = timeout_at(end, changes.changed()).await;
         }
     }
 
@@ -447,7 +448,7 @@ impl Scene {
         let mut seen = (self.line.writes(), Instant::now());
         let deadline = Instant::now() + LIMIT;
         while seen.1.elapsed() < SILENCE {
-            sleep(LOOK).await;
+            sleep(Duration::from_secs(1)).await;
             if self.line.writes() != seen.0 {
                 seen = (self.line.writes(), Instant::now());
             }
