@@ -1,6 +1,7 @@
 //! Sends a sequence to one server.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use http::Request;
 use http_body_util::BodyExt as _;
@@ -9,6 +10,10 @@ use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::sequence::Asked;
+
+/// How often and how long a sequence waits for the garbage collector.
+const SETTLE_LOOKS: u32 = 400;
+const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What one server answered.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +64,36 @@ impl Side {
     async fn ask(&mut self, asked: &Asked) -> Result<Answered, String> {
         let seen = self.seen.get(&asked.name).cloned().unwrap_or_default();
         let body = filled(&asked.body, &seen);
+        let answered = self.send(asked, &body).await?;
+        self.learn(asked, &answered.body);
+        if asked.method == "DELETE" && answered.code < 300 && body["propagationPolicy"] != "Background" {
+            self.settle(asked).await?;
+        }
+        Ok(answered)
+    }
+
+    /// Waits until the garbage collector has done with an object whose deletion it finishes.
+    async fn settle(&self, asked: &Asked) -> Result<(), String> {
+        let again = Asked {
+            method: "GET",
+            query: String::new(),
+            body: Value::Null,
+            ..asked.clone()
+        };
+        for _ in 0..SETTLE_LOOKS {
+            let found = self.send(&again, &Value::Null).await?;
+            let finalizers = found.body["metadata"]["finalizers"].as_array();
+            let is_collectors =
+                |finalizer: &Value| *finalizer == "orphan" || *finalizer == "foregroundDeletion";
+            if !finalizers.into_iter().flatten().any(is_collectors) {
+                return Ok(());
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
+        Err(format!("the garbage collector does not finish {}", asked.path))
+    }
+
+    async fn send(&self, asked: &Asked, body: &Value) -> Result<Answered, String> {
         let uri = if asked.query.is_empty() {
             asked.path.clone()
         } else {
@@ -91,7 +126,6 @@ impl Side {
             .to_bytes();
         let body: Value = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| json!({"text": String::from_utf8_lossy(&bytes)}));
-        self.learn(asked, &body);
         Ok(Answered { code, body })
     }
 

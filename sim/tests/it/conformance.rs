@@ -2,19 +2,25 @@
 //! it two simulated ones with different seeds are compared, which holds the generator and the comparison to account.
 //! `FLOTILLA_FULL=1` sends 10,000 sequences instead of 300.
 
+use std::sync::Arc;
+
 use flotilla_sim::Cluster;
 use flotilla_sim::conformance::{diverge, exchange, registry, sequence, stand_ins};
+use flotilla_sim::controllers::{Controllers, Fate};
 use kube::api::{DeleteParams, DynamicObject, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, Config};
+use serde_json::Value;
 
 const NAMESPACE: &str = "flotilla-conformance";
 
-fn simulated(seed: u64) -> Client {
+/// A server with its garbage collector.
+fn simulated(seed: u64) -> (Client, Controllers) {
     let cluster = Cluster::with_registry(registry(), seed);
     cluster.namespace(NAMESPACE);
-    Client::new(cluster.service(), NAMESPACE)
+    let controllers = Controllers::start(&cluster, Arc::new(|_: &Cluster, _: &Value| Fate::Unready));
+    (Client::new(cluster.service(), NAMESPACE), controllers)
 }
 
 fn count() -> u64 {
@@ -26,7 +32,7 @@ fn count() -> u64 {
 }
 
 async fn compare(there: &Client, seeds: std::ops::Range<u64>) -> Vec<String> {
-    let here = simulated(1);
+    let (here, _controllers) = simulated(1);
     let mut divergences = Vec::new();
     for seed in seeds {
         let asked = sequence(seed, NAMESPACE);
@@ -39,7 +45,8 @@ async fn compare(there: &Client, seeds: std::ops::Range<u64>) -> Vec<String> {
 
 #[tokio::test]
 async fn two_simulated_servers_agree() {
-    let divergences = compare(&simulated(2), 0..count()).await;
+    let (there, _controllers) = simulated(2);
+    let divergences = compare(&there, 0..count()).await;
     assert!(
         divergences.is_empty(),
         "{} diverge: {}",
