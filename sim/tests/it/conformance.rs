@@ -43,7 +43,7 @@ async fn compare(there: &Client, seeds: std::ops::Range<u64>) -> Vec<String> {
     divergences
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_simulated_servers_agree() {
     let (there, _controllers) = simulated(2);
     let divergences = compare(&there, 0..count()).await;

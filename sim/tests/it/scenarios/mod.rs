@@ -9,8 +9,10 @@
 //! The table of rows and tests is in `sim/README.md`.
 
 mod analysis;
+mod autoscalers;
 mod blue_green;
 mod canary;
+mod commands;
 mod flagger;
 mod kruise;
 mod lifecycle;
