@@ -126,6 +126,38 @@ impl Cluster {
             .unwrap_or_default()
     }
 
+    /// The objects of a collection's path, as they are in the store: nothing is copied.
+    pub fn objects(&self, path: &str) -> Vec<Arc<Value>> {
+        let Ok(parsed) = Path::parse(path) else {
+            return Vec::new();
+        };
+        self.with(|state| {
+            let id = state
+                .registry
+                .by_plural(&parsed.group, &parsed.version, &parsed.plural);
+            let found = id
+                .into_iter()
+                .flat_map(|id| state.store.of_kind(id, parsed.namespace.as_deref()));
+            found.map(|(_, object)| Arc::clone(object)).collect()
+        })
+    }
+
+    /// The object at a path, as it is in the store: nothing is copied.
+    pub fn object(&self, path: &str) -> Option<Arc<Value>> {
+        let parsed = Path::parse(path).ok()?;
+        self.with(|state| {
+            let kind = state
+                .registry
+                .by_plural(&parsed.group, &parsed.version, &parsed.plural)?;
+            let key = Key {
+                kind,
+                namespace: parsed.namespace.unwrap_or_default(),
+                name: parsed.name?,
+            };
+            state.store.get(&key).cloned()
+        })
+    }
+
     /// Creates an object in a collection's path, as `kubectl` would.
     ///
     /// # Errors

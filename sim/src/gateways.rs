@@ -157,7 +157,7 @@ impl Gateways {
         if self.muted.load(Ordering::Relaxed) {
             return Err("no answer".to_owned());
         }
-        let pods = self.cluster.list("/api/v1/pods");
+        let pods = self.cluster.objects("/api/v1/pods");
         let address = address.to_string();
         let pod = pods
             .iter()
@@ -214,9 +214,9 @@ impl Gateways {
         Ok(stats)
     }
 
-    fn objects(&self, namespace: &str, group: &str, plural: &str) -> Vec<Value> {
+    fn objects(&self, namespace: &str, group: &str, plural: &str) -> Vec<Arc<Value>> {
         self.cluster
-            .list(&format!("/{group}/namespaces/{namespace}/{plural}"))
+            .objects(&format!("/{group}/namespaces/{namespace}/{plural}"))
     }
 
     /// Applies what has been there long enough; the weights, if they are new.
@@ -293,7 +293,7 @@ impl Gateways {
 
     fn image(&self, namespace: &str, revision: &str) -> String {
         let path = format!("/apis/apps/v1/namespaces/{namespace}/replicasets/{revision}");
-        let set = self.cluster.get(&path).unwrap_or_default();
+        let set = self.cluster.object(&path).unwrap_or_default();
         let image = set.pointer("/spec/template/spec/containers/0/image");
         image.and_then(Value::as_str).unwrap_or_default().to_owned()
     }
@@ -340,7 +340,7 @@ impl Gateways {
             None => Credential::NotNeeded,
             Some(name) => {
                 let path = format!("/api/v1/namespaces/{namespace}/secrets/{name}");
-                let found = self.cluster.get(&path).unwrap_or_default();
+                let found = self.cluster.object(&path).unwrap_or_default();
                 let key = secret["key"].as_str().unwrap_or_default();
                 if found["data"][key].is_string() {
                     Credential::Present

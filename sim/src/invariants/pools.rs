@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Replay, condition, is_current, label, weights};
+use super::{Replay, condition, is_current, weights};
 use crate::store::Change;
 
 const PASSED: &str = "flotilla.dev/passed-weight";

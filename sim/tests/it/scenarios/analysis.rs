@@ -160,11 +160,14 @@ fn another_way_of_judging_begins_the_evidence_anew() {
 
 #[test]
 fn blue_green_post_promotion_fail() {
-    let change = json!({"approval": "Automatic", "bakeSeconds": 600, "scaleDownDelaySeconds": 600});
+    let change = json!({"bakeSeconds": 600, "scaleDownDelaySeconds": 600});
     scenario(blue_green(2, change), async |s: &mut Scene| {
         s.traffic(100.0);
-        s.pass(120).await;
         s.image("2");
+        s.says("ApprovalNeeded").await;
+        // What the old one shows meanwhile is what the new one is compared with.
+        s.pass(120).await;
+        s.does("Promote").await;
         s.until("1=2@0 2=2@100").await;
         s.says("Baking").await;
         s.fails("2", 0.5);

@@ -93,10 +93,10 @@ fn blue_green_kitchen_sink() {
     let change = json!({"previewReplicas": 1, "bakeSeconds": 600, "scaleDownDelaySeconds": 600});
     scenario(blue_green(2, change), async |s: &mut Scene| {
         s.traffic(100.0);
-        s.pass(120).await;
         s.image("2");
         s.says("ApprovalNeeded").await;
         assert_eq!(s.arms(), "1=2@100 2=1@0");
+        s.pass(120).await;
         s.does("Promote").await;
         s.until("1=2@0 2=2@100").await;
         s.fails("2", 0.5);

@@ -44,7 +44,7 @@ const ACTIONS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/rolloutaction
 /// How often a story looks when nothing changes.
 const LOOK: Duration = Duration::from_secs(5);
 /// Longer than any wait of a story that is not about waiting.
-const LIMIT: Duration = Duration::from_secs(7200);
+const LIMIT: Duration = Duration::from_secs(1800);
 /// So long nothing may be written at the end.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -292,8 +292,8 @@ impl Scene {
     // === what is seen ===
 
     /// The pool.
-    pub fn pool(&self) -> Value {
-        self.cluster.get(POOL).unwrap_or_default()
+    pub fn pool(&self) -> Arc<Value> {
+        self.cluster.object(POOL).unwrap_or_default()
     }
 
     /// Its status.
@@ -303,10 +303,10 @@ impl Scene {
 
     /// The status of a condition, `reason` with it: `True Ready`.
     pub fn condition(&self, type_: &str) -> String {
-        let status = self.status();
-        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
-        let found = conditions.iter().find(|condition| condition["type"] == type_);
-        let found = found.cloned().unwrap_or_default();
+        let pool = self.pool();
+        let mut conditions = pool["status"]["conditions"].as_array().into_iter().flatten();
+        let found = conditions.find(|condition| condition["type"] == type_);
+        let found = found.unwrap_or(&Value::Null);
         let word = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
         format!("{} {}", word("status"), word("reason"))
     }
@@ -324,8 +324,9 @@ impl Scene {
 
     /// The pool's revisions, as in the module's doc.
     pub fn arms(&self) -> String {
-        let status = self.status();
-        let sets = self.cluster.list("/apis/apps/v1/namespaces/shop/replicasets");
+        let pool = self.pool();
+        let status = &pool["status"];
+        let sets = self.cluster.objects("/apis/apps/v1/namespaces/shop/replicasets");
         let mut arms: Vec<String> = sets
             .iter()
             .filter(|set| set["metadata"]["labels"]["flotilla.dev/revision"].is_string())
@@ -357,7 +358,7 @@ impl Scene {
 
     /// The name of an image's revision.
     pub fn revision(&self, of: &str) -> String {
-        let sets = self.cluster.list("/apis/apps/v1/namespaces/shop/replicasets");
+        let sets = self.cluster.objects("/apis/apps/v1/namespaces/shop/replicasets");
         let found = sets.iter().find(|set| {
             let image = set["spec"]["template"]["spec"]["containers"][0]["image"].as_str();
             image == Some(&format!("agent:{of}"))

@@ -179,16 +179,17 @@ fn undone() -> Workload {
     workload("undone blue-green", steps)
 }
 
-/// What fails after the swap is led back.
+/// What fails after the swap is led back: while the preview waits for a person, the old revision shows what is usual.
 fn baked() -> Workload {
-    let settings = json!({"bakeSeconds": 600, "scaleDownDelaySeconds": 600});
+    let settings = json!({"approval": "Manual", "bakeSeconds": 600, "scaleDownDelaySeconds": 600});
     let steps = vec![
         first(green_of(settings)),
+        step("a preview", image("agent:failing"), says(POOL, "ApprovalNeeded")),
         step(
-            "traffic for a while",
+            "some traffic",
             |_| {},
             |cluster| {
-                if cluster.age().as_secs() >= 90 {
+                if cluster.age().as_secs() >= 120 {
                     Ok(())
                 } else {
                     Err("too early".to_owned())
@@ -197,8 +198,8 @@ fn baked() -> Workload {
         ),
         step(
             "a swap that fails",
-            image("agent:failing"),
-            says(POOL, "AnalysisFailed"),
+            command("yes", "Promote"),
+            both(answered("yes", "Applied"), says(POOL, "AnalysisFailed")),
         ),
     ];
     judged("failing blue-green", steps)

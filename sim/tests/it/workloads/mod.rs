@@ -145,7 +145,7 @@ fn condition(object: &Value, type_: &str) -> Value {
 fn says(path: &str, word: &'static str) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync + use<> {
     let path = path.to_owned();
     move |cluster| {
-        let object = cluster.get(&path).ok_or("it is not there")?;
+        let object = cluster.object(&path).ok_or("it is not there")?;
         let is_current = object["status"]["observedGeneration"] == object["metadata"]["generation"];
         if is_current && condition(&object, "Ready")["reason"] == word {
             Ok(())
@@ -197,7 +197,7 @@ fn both(
 /// The pool's status shows this at a JSON pointer.
 fn shows(pointer: &'static str, value: Value) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
     move |cluster| {
-        let pool = cluster.get(POOL).ok_or("it is not there")?;
+        let pool = cluster.object(POOL).ok_or("it is not there")?;
         match pool["status"].pointer(pointer) {
             Some(found) if *found == value => Ok(()),
             found => Err(format!(
@@ -222,7 +222,7 @@ fn answered(
     result: &'static str,
 ) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
     move |cluster| {
-        let action = cluster.get(&format!("{ACTIONS}/{name}")).unwrap_or_default();
+        let action = cluster.object(&format!("{ACTIONS}/{name}")).unwrap_or_default();
         if action["status"]["result"] == result {
             Ok(())
         } else {
@@ -234,7 +234,8 @@ fn answered(
 /// Gives a command about the candidate as it is now, or about the revision that was rejected.
 fn command(name: &'static str, type_: &'static str) -> impl Fn(&Cluster) + Send + Sync {
     move |cluster| {
-        let status = cluster.get(POOL).unwrap_or_default()["status"].clone();
+        let pool = cluster.object(POOL).unwrap_or_default();
+        let status = &pool["status"];
         let mut spec = json!({"poolRef": {"name": "support"}, "type": type_});
         match type_ {
             "Restart" => {}

@@ -22,7 +22,7 @@ fn prompts() -> Workload {
     let spec = json!({"agent": {"image": "agent:1", "prompt": reference}});
     let sets = |count: usize| {
         move |cluster: &Cluster| {
-            let sets = cluster.list("/apis/apps/v1/namespaces/shop/replicasets");
+            let sets = cluster.objects("/apis/apps/v1/namespaces/shop/replicasets");
             let of_pool = sets.iter().filter(|set| {
                 set["metadata"]["name"]
                     .as_str()
@@ -104,7 +104,7 @@ fn load_test() -> Workload {
             "a test",
             create(TESTS, json!({"metadata": {"name": "steady"}, "spec": spec})),
             |cluster| {
-                let test = cluster.get(&format!("{TESTS}/steady")).unwrap_or_default();
+                let test = cluster.object(&format!("{TESTS}/steady")).unwrap_or_default();
                 if test["status"]["verdict"] == "Passed" {
                     gone("/jobs/")(cluster)
                 } else {
@@ -181,7 +181,7 @@ fn deletion() -> Workload {
             both(answered("support-again", "Applied"), says(POOL, "Ready")),
         ),
         step("a release", image("agent:2"), |cluster| {
-            let pool = cluster.get(POOL).unwrap_or_default();
+            let pool = cluster.object(POOL).unwrap_or_default();
             let weight = pool["status"]["candidate"]["weight"].as_i64().unwrap_or_default();
             if weight > 0 {
                 Ok(())
@@ -236,9 +236,9 @@ fn lost_status() -> Workload {
 fn restart() -> Workload {
     let is_new = |cluster: &Cluster| {
         let made =
-            cluster.get(&format!("{ACTIONS}/again")).unwrap_or_default()["metadata"]["creationTimestamp"]
+            cluster.object(&format!("{ACTIONS}/again")).unwrap_or_default()["metadata"]["creationTimestamp"]
                 .clone();
-        let pods = cluster.list("/api/v1/namespaces/shop/pods");
+        let pods = cluster.objects("/api/v1/namespaces/shop/pods");
         let old = pods.iter().filter(|pod| {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             let time = pod["metadata"]["creationTimestamp"].as_str();

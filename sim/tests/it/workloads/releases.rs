@@ -58,7 +58,7 @@ fn action() -> Workload {
 /// The same command each time: about the first attempt.
 fn retry(name: &'static str) -> impl Fn(&Cluster) + Send + Sync {
     move |cluster| {
-        let pool = cluster.get(POOL).unwrap_or_default();
+        let pool = cluster.object(POOL).unwrap_or_default();
         let revision = pool["status"]["rejected"][0]["revision"].clone();
         let spec = json!({
             "poolRef": {"name": "support"}, "type": "Retry", "expect": {"revision": revision, "attempt": 1},
@@ -68,7 +68,7 @@ fn retry(name: &'static str) -> impl Fn(&Cluster) + Send + Sync {
 }
 
 fn is_moving(cluster: &Cluster) -> Result<(), String> {
-    let pool = cluster.get(POOL).unwrap_or_default();
+    let pool = cluster.object(POOL).unwrap_or_default();
     let weight = pool["status"]["candidate"]["weight"].as_i64().unwrap_or_default();
     if weight > 0 {
         Ok(())
@@ -166,7 +166,7 @@ fn back() -> Workload {
 /// Back to a revision of the history by its name.
 fn pinned() -> Workload {
     let pin = |cluster: &Cluster| {
-        let sets = cluster.list("/apis/apps/v1/namespaces/shop/replicasets");
+        let sets = cluster.objects("/apis/apps/v1/namespaces/shop/replicasets");
         let first = sets
             .iter()
             .find(|set| set["spec"]["template"]["spec"]["containers"][0]["image"] == "agent:1");
