@@ -118,6 +118,10 @@ fn shrink(cluster: &Cluster, old: &[&Found], new: Option<&Found>, wanted: i64, u
     let floor = wanted - unavailable;
     let new_broken = new.map_or(0, |new| replicas(new) - available(new));
     let mut spare = (total - floor - new_broken).max(0);
+    // What was taken a moment ago is still in the old sets' status.
+    if spare == 0 {
+        return;
+    }
     let mut sizes: Vec<(i64, i64)> = old.iter().map(|set| (replicas(set), available(set))).collect();
     for (size, available) in &mut sizes {
         let broken = (*size - *available).clamp(0, spare);
@@ -257,7 +261,8 @@ fn tell(
         .unwrap_or(now);
     let deadline = Duration::from_secs(number(object, "/spec/progressDeadlineSeconds").unsigned_abs());
     let late_at = last_move.checked_add(deadline).unwrap_or(Timestamp::MAX);
-    let is_late = !is_complete && now >= late_at;
+    let was_late = before.is_some_and(|before| before["reason"] == "ProgressDeadlineExceeded") && !moved;
+    let is_late = !is_complete && (was_late || now >= late_at);
     let (state, reason, message) = match (is_complete, is_late) {
         (true, _) => (
             "True",
