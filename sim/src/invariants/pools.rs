@@ -134,7 +134,11 @@ impl Replay<'_> {
             .filter_map(|step| step["weight"].as_i64())
             .collect();
         let ladder = if own.is_empty() { vec![1, 10, 25, 50] } else { own };
-        let most = ladder.into_iter().find(|step| *step > passed).unwrap_or(100);
+        // Steps may be edited: it goes on at the first one that is not below the weight in force.
+        let most = ladder
+            .into_iter()
+            .find(|step| *step > passed && *step >= was)
+            .unwrap_or(100);
         if weight > most {
             let how = format!("{revision} rises to {weight} and has passed {passed} only");
             self.broken("ladder", change, how);

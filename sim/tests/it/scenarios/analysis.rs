@@ -117,7 +117,7 @@ fn both_arms_bad_holds() {
         s.fails("1", 0.6);
         s.fails("2", 0.6);
         s.says("StableDegraded").await;
-        s.pass(600).await;
+        s.pass(200).await;
         assert_eq!(s.arms(), "1=3@75 2=1@25");
         assert!(s.condition("Stalled").starts_with("False"));
         s.fails("1", 0.0);
@@ -199,7 +199,8 @@ fn post_promotion_regression_inside_the_bake() {
 #[test]
 fn evidence_survives_the_operator() {
     scenario(canary(4, &[25]), async |s: &mut Scene| {
-        s.traffic(5.0);
+        // Too little to decide within two minutes.
+        s.traffic(1.0);
         s.image("2");
         s.judged_at(25).await;
         s.pass(120).await;

@@ -30,7 +30,7 @@ fn rollout_scaling_when_paused() {
     scenario(canary(4, &[25]), async |s: &mut Scene| {
         s.image("2");
         s.judged_at(25).await;
-        assert_eq!(s.arms(), "1=3@75 2=1@25");
+        s.until("1=3@75 2=1@25").await;
         s.set(json!({"rollout": {"paused": true}}));
         s.says("Paused").await;
         s.scale(8);
@@ -198,9 +198,9 @@ fn canary_dynamic_stable_scale() {
         s.until("1=1@25 2=3@75").await;
         s.slow_start("1", 30);
         s.does("Abort").await;
-        // Nothing moves before stable's pods are there.
-        s.until("1=1/4@25 2=3@75").await;
-        s.stays("1=1/4@25 2=3@75", 20).await;
+        // Stable grows within the surge, and nothing moves before its pods are there.
+        s.until("1=1/2@25 2=3@75").await;
+        s.stays("1=1/2@25 2=3@75", 20).await;
         s.until("1=4@100").await;
     });
 }

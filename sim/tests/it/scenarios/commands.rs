@@ -38,6 +38,7 @@ fn a_command_meant_for_another_attempt_is_refused() {
         let (result, message) = s.command_for("Abort", late).await;
         assert_eq!(result, "Rejected");
         assert!(message.contains("at attempt 2, not 1"), "{message}");
+        s.until("1=3@75 2=1@25").await;
         s.stays("1=3@75 2=1@25", 30).await;
     });
 }
