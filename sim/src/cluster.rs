@@ -14,7 +14,6 @@ use jiff::Timestamp;
 use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
@@ -22,6 +21,7 @@ use crate::api::failure::Failure;
 use crate::api::request::{Path, Query, Request, View};
 use crate::api::{Answer, serve, watch as watching};
 use crate::kinds::{KindId, Registry};
+use crate::pulse::{Changes, Pulse};
 use crate::state::{Admission, State};
 use crate::store::Key;
 
@@ -45,7 +45,7 @@ pub struct Cluster(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    changed: watch::Sender<u64>,
+    changed: Arc<Pulse>,
     start: Timestamp,
     origin: Instant,
 }
@@ -61,7 +61,7 @@ impl Cluster {
     pub fn with_registry(registry: Registry, seed: u64) -> Self {
         let cluster = Self(Arc::new(Inner {
             state: Mutex::new(State::new(registry, seed)),
-            changed: watch::Sender::new(0),
+            changed: Arc::default(),
             start: Timestamp::from_second(START).unwrap_or(Timestamp::UNIX_EPOCH),
             origin: Instant::now(),
         }));
@@ -101,14 +101,14 @@ impl Cluster {
         let after = state.store.revision();
         drop(state);
         if after != before {
-            self.0.changed.send_replace(after);
+            self.0.changed.beat(after);
         }
         looked
     }
 
     /// Tells of every change.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changed.subscribe()
+    pub fn changes(&self) -> Changes {
+        Changes::new(&self.0.changed)
     }
 
     /// Reads the object at a path, such as `/api/v1/namespaces/shop/pods/a`.

@@ -17,6 +17,7 @@
 //! | [`schema`] | shapes, defaults and checks of built-in and custom kinds |
 //! | [`store`], [`state`], [`kinds`] | objects and their history; the lot; what is served |
 //! | [`controllers`], [`gateways`] | what else runs in a cluster |
+//! | [`pulse`] | who waits for changes |
 //! | [`faults`] | what goes wrong between a client and the server |
 //! | [`run`], [`outcome`] | a workload under a plan, and what must hold afterwards |
 //! | [`invariants`] | what must hold at every event |
@@ -43,6 +44,7 @@ pub mod gateways;
 pub mod invariants;
 pub mod kinds;
 pub mod outcome;
+pub mod pulse;
 pub mod run;
 pub mod schema;
 pub mod state;

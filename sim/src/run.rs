@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -18,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::controllers::{Controllers, Fates};
 use crate::faults::{Line, Plan, Record, Wire};
 use crate::gateways::{Gateways, Traffic};
+use crate::pulse::Changes;
 use crate::{invariants, outcome};
 
 /// The namespace of every workload.
@@ -224,15 +224,13 @@ pub fn compare(workload: &Workload, expected: &Outcome, found: &Outcome) -> Resu
 }
 
 /// Waits for something to look at: a change a moment ago, a crash, or some time.
-async fn look(changes: &mut watch::Receiver<u64>, line: &Line) {
+async fn look(changes: &mut Changes, line: &Line) {
     tokio::select! {
         biased;
         () = line.crash() => {}
-        changed = changes.changed() => {
-            if changed.is_ok() {
-                sleep(LOOK).await;
-                changes.borrow_and_update();
-            }
+        () = changes.changed() => {
+            sleep(LOOK).await;
+            changes.mark_seen();
         }
         () = sleep(QUIET_LOOK) => {}
     }

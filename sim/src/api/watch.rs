@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::Stream;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::failure::Failure;
@@ -15,6 +14,7 @@ use super::selector::Selector;
 use super::{Call, metadata_only};
 use crate::cluster::Cluster;
 use crate::kinds::KindId;
+use crate::pulse::Changes;
 use crate::state::State;
 
 /// How long a watch lasts that says nothing about it.
@@ -70,7 +70,7 @@ pub fn plan(request: &Request, path: &Path, call: &Call<'_>) -> Result<Plan, Fai
 
 struct Watcher {
     cluster: Cluster,
-    changed: watch::Receiver<u64>,
+    changed: Changes,
     plan: Plan,
     since: u64,
     begun: bool,
@@ -119,7 +119,7 @@ impl Watcher {
             if self.over {
                 return None;
             }
-            self.changed.borrow_and_update();
+            self.changed.mark_seen();
             let cluster = self.cluster.clone();
             cluster.with(|state| self.collect(state));
             if !self.waiting.is_empty() {
@@ -141,9 +141,8 @@ impl Watcher {
             } else {
                 self.end
             };
-            if let Ok(Err(_)) = timeout_at(wake, self.changed.changed()).await {
-                return None;
-            }
+            // Whether it was a change or the time is seen in the next round.
+            let _ = timeout_at(wake, self.changed.changed()).await;
         }
     }
 

@@ -81,7 +81,7 @@ async fn run(cluster: Cluster, controllers: Vec<Box<dyn Controller>>) {
         })
         .collect();
     loop {
-        changes.borrow_and_update();
+        changes.mark_seen();
         for one in &mut running {
             let newest = newest_change(&cluster, one.controller.kinds());
             if newest > one.seen || one.due.is_some_and(|due| due <= Instant::now()) {
@@ -93,12 +93,7 @@ async fn run(cluster: Cluster, controllers: Vec<Box<dyn Controller>>) {
         let next = next.unwrap_or_else(|| Instant::now() + LONG);
         tokio::select! {
             biased;
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                sleep(PACE).await;
-            }
+            () = changes.changed() => sleep(PACE).await,
             () = sleep_until(next) => {}
         }
     }

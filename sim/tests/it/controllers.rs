@@ -161,7 +161,23 @@ async fn a_hopeless_exit_code_fails_the_job_and_another_is_tried_again() {
         .create("/apis/batch/v1/namespaces/shop/jobs", &job(json!({})))
         .unwrap();
     sleep(Duration::from_secs(60)).await;
-    assert_eq!(ended(&hopeless), ["FailureTarget", "Failed"]);
+    let pods: Vec<Value> = hopeless
+        .list(PODS)
+        .iter()
+        .map(|pod| {
+            json!([
+                pod["metadata"]["deletionTimestamp"],
+                pod["metadata"]["finalizers"],
+                pod["status"]["phase"]
+            ])
+        })
+        .collect();
+    assert_eq!(
+        ended(&hopeless),
+        ["FailureTarget", "Failed"],
+        "{:#} {pods:?}",
+        hopeless.get(JOB).unwrap()["status"]
+    );
     let (ignored, _more) = cluster(|_| exits(75));
     ignored
         .create(

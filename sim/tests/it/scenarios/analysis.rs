@@ -109,22 +109,26 @@ fn what_is_only_observed_decides_nothing() {
 
 #[test]
 fn both_arms_bad_holds() {
-    scenario(canary(4, &[25]), async |s: &mut Scene| {
-        s.traffic(100.0);
-        s.pass(120).await;
-        s.image("2");
-        s.judged_at(25).await;
-        s.fails("1", 0.6);
-        s.fails("2", 0.6);
-        s.says("StableDegraded").await;
-        s.pass(200).await;
-        assert_eq!(s.arms(), "1=3@75 2=1@25");
-        assert!(s.condition("Stalled").starts_with("False"));
-        s.fails("1", 0.0);
-        s.fails("2", 0.0);
-        s.says("Ready").await;
-        s.traffic(0.0);
-    });
+    let steps = json!([{"weight": 25, "ruleOutTimesWorse": 10, "minDurationSeconds": 10}]);
+    scenario(
+        merged(canary(4, &[]), of_canary(json!({"steps": steps}))),
+        async |s: &mut Scene| {
+            s.traffic(100.0);
+            s.pass(120).await;
+            s.image("2");
+            s.judged_at(25).await;
+            s.fails("1", 0.6);
+            s.fails("2", 0.6);
+            s.says("StableDegraded").await;
+            s.pass(200).await;
+            assert_eq!(s.arms(), "1=3@75 2=1@25");
+            assert!(s.condition("Stalled").starts_with("False"));
+            s.fails("1", 0.0);
+            s.fails("2", 0.0);
+            s.says("Ready").await;
+            s.traffic(0.0);
+        },
+    );
 }
 
 #[test]

@@ -186,6 +186,7 @@ fn two_promotes_in_one_second_advance_one_step() {
         assert_eq!(s.answer(&first).await.0, "Applied");
         assert_eq!(s.answer(&second).await.0, "Rejected");
         s.judged_at(50).await;
+        s.until("1=2@50 2=2@50").await;
         s.stays("1=2@50 2=2@50", 30).await;
     });
 }
