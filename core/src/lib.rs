@@ -12,6 +12,7 @@ pub mod queue;
 pub mod quota;
 pub mod revision;
 pub mod rollout;
+pub mod seeded;
 pub mod session;
 pub mod stats;
 pub mod usage;

@@ -135,7 +135,7 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
         upgrade_parallelism: usize::try_from(args.upgrade_parallelism).unwrap_or(usize::MAX),
         metric_sources: args.metric_sources.into_iter().collect(),
     };
-    register(&mut manager, &settings);
+    register(&mut manager, &settings, Network::default());
 
     let stop_server = CancellationToken::new();
     let server = tokio::spawn(server::serve(listener, metrics, readiness, stop_server.clone()));
@@ -147,10 +147,28 @@ pub async fn run(args: RunArgs, stop: CancellationToken) -> Result<(), ExitError
     Ok(result?)
 }
 
+/// What the operator asks besides the API server.
+#[derive(Clone)]
+pub struct Network {
+    /// `/stats` of gateways.
+    pub gateways: Arc<dyn scrape::Fetch>,
+    /// Live progress of load generators.
+    pub workers: Arc<dyn loadtest::progress::Ask>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            gateways: Arc::new(scrape::HttpFetch::default()),
+            workers: Arc::new(loadtest::progress::HttpAsk::default()),
+        }
+    }
+}
+
 /// Makes every cache and controller of the operator; also how a simulated cluster gets the real thing.
-pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
+pub fn register(manager: &mut Manager, settings: &Settings, network: Network) -> Caches {
     let caches = Caches::new(manager);
-    let scraper = scrape::register(manager, &caches.pods, Arc::new(scrape::HttpFetch::default()));
+    let scraper = scrape::register(manager, &caches.pods, network.gateways);
     let health = GatewayHealth::default();
     let gateways = gateway::Settings {
         image: settings.gateway_image.clone(),
@@ -173,7 +191,7 @@ pub fn register(manager: &mut Manager, settings: &Settings) -> Caches {
     let load_generators = loadtest::Settings {
         image: settings.loadgen_image.clone(),
     };
-    loadtest::register(manager, &caches, load_generators);
+    loadtest::register(manager, &caches, load_generators, network.workers);
     caches
 }
 

@@ -349,14 +349,16 @@ impl Scraper {
                 });
             }
             tokio::select! {
-                () = sleep_until(next) => {}
-                () = self.0.changed.notified() => {}
+                // In a fixed order, so that equal runs are equal.
+                biased;
                 Some(answered) = asking.join_next() => {
                     if let Ok((key, uid, answer)) = answered {
                         let learnt = self.0.state.lock().settle(&key, &uid, answer);
                         self.tell(learnt);
                     }
                 }
+                () = self.0.changed.notified() => {}
+                () = sleep_until(next) => {}
             }
         }
     }

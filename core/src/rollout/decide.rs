@@ -11,6 +11,7 @@ use super::{
     Arm, Change, Decision, Gateways, Ladder, Member, Progress, Reason, Situation, Standing, State, Subject,
     Target, Trouble, Waiting,
 };
+use crate::seeded::{self, Bug};
 
 /// What to do now. A pure function; called again at every change and at every deadline. Carrying out any part of the
 /// answer, in the order changes → scale → traffic, and asking again leads to the same end.
@@ -25,6 +26,9 @@ pub fn decide(situation: &Situation) -> Decision {
         match Round::new(situation, &members).run() {
             Verdict::Done(mut decision) => {
                 Round::new(situation, &members).list_draining(&mut decision);
+                if seeded::has(Bug::PromoteBackwards) {
+                    changes.reverse();
+                }
                 decision.changes = changes;
                 // Of a revision that is no candidate any more nothing is remembered.
                 decision.passed =
@@ -190,6 +194,7 @@ impl<'a> Round<'a> {
             .iter()
             .filter(|member| member.revision != stable.revision);
         let carrying = leaving.max_by_key(|member| member.weight.unwrap_or_default());
+        let carrying = carrying.filter(|_| !seeded::has(Bug::SupersedeDirectly));
         if let Some(leaving) = carrying.filter(|member| member.weight.unwrap_or_default() > 0) {
             return self.back(stable, leaving).into();
         }
@@ -218,10 +223,12 @@ impl<'a> Round<'a> {
             Target::Unknown => None,
         };
         let next = target.filter(|target| *target != stable.revision);
-        let rejected = next.and_then(|next| {
-            let member = self.members.iter().find(|member| member.revision == next)?;
-            (member.standing == Standing::Rejected).then(|| member.rejected.clone().unwrap_or_default())
-        });
+        let rejected = next
+            .filter(|_| !seeded::has(Bug::RejectedAgain))
+            .and_then(|next| {
+                let member = self.members.iter().find(|member| member.revision == next)?;
+                (member.standing == Standing::Rejected).then(|| member.rejected.clone().unwrap_or_default())
+            });
         let is_blocked = stopped || paused || rejected.is_some() || settles.is_some();
         if let Some(next) = next.filter(|_| !is_blocked) {
             return Verdict::change(next, Standing::Candidate, None);
@@ -449,7 +456,10 @@ impl<'a> Round<'a> {
             hold: false,
             urgent: true,
         };
-        let step = shift.step();
+        let mut step = shift.step();
+        if seeded::has(Bug::DropWeightAtOnce) {
+            step.weight = 100;
+        }
         decision.scale.extend([
             (stable.revision.clone(), step.incoming),
             (leaving.revision.clone(), step.outgoing),
@@ -543,7 +553,7 @@ impl<'a> Round<'a> {
     }
 
     fn is_confirmed(&self) -> bool {
-        self.situation.gateways == Gateways::Confirmed
+        self.situation.gateways == Gateways::Confirmed || seeded::has(Bug::ScaleBeforeConfirmation)
     }
 
     fn unreachable(&self) -> Option<Waiting> {

@@ -18,6 +18,8 @@
 //! Weights are whole percents, so for more than 100 replicas the pods that a weight stands for are known to within one
 //! percent; the number of available pods bounds them from above.
 
+use crate::seeded::{self, Bug};
+
 /// The pods of one revision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arm {
@@ -140,7 +142,10 @@ impl Shift {
             outgoing,
             ..
         } = self;
-        let carried = incoming.available.min(carried(self.weight, *replicas));
+        let carried = match seeded::has(Bug::ScaleDownFirst) {
+            true => incoming.available,
+            false => incoming.available.min(carried(self.weight, *replicas)),
+        };
         // Nothing goes to a revision whose weight is zero, so leading back needs none of its pods.
         let floor = if self.urgent && self.weight >= 100 {
             0
@@ -186,7 +191,10 @@ impl Shift {
         if self.hold {
             return weight;
         }
-        let ready = incoming.available.min(incoming.seen);
+        let ready = match seeded::has(Bug::WeightBeforeBatch) {
+            true => incoming.wanted,
+            false => incoming.available.min(incoming.seen),
+        };
         // What the outgoing pods cannot carry.
         let forced = 100 - share(outgoing.available, replicas);
         if self.urgent {

@@ -12,6 +12,7 @@
 //! `expect` guards against a late command: one that was meant for another release is refused, never reinterpreted.
 
 use flotilla_core::rollout::{Reason, Standing};
+use flotilla_core::seeded::{self, Bug};
 use flotilla_crds::RolloutAction;
 use flotilla_crds::rollout_action::ActionType;
 use jiff::Timestamp;
@@ -58,7 +59,10 @@ pub fn decide(
         Ok((revision, mut patch, message)) => {
             if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
                 let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
-                if let Some(annotations) = annotations.as_object_mut() {
+                if let Some(annotations) = annotations
+                    .as_object_mut()
+                    .filter(|_| !seeded::has(Bug::NoCommandMark))
+                {
                     annotations.insert(LAST_ACTION.into(), json!(uid_of(action)));
                 }
             }

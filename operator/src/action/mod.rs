@@ -18,6 +18,7 @@ pub mod command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_core::seeded::{self, Bug};
 use flotilla_crds::rollout_action::ActionResult;
 use flotilla_crds::{AgentPool, RolloutAction, RolloutActionStatus, names};
 use jiff::{SignedDuration, Timestamp};
@@ -178,6 +179,11 @@ impl Reconciler for ActionReconciler {
                 let Some(known) = records.iter().find(|known| known.record.revision == revision) else {
                     return Ok(Next::after(SOON));
                 };
+                if seeded::has(Bug::AnswerBeforePatch) {
+                    let message = message.clone();
+                    self.answer(&action, visit, ActionResult::Applied, message, now)
+                        .await?;
+                }
                 visit
                     .execute(vec![Action::patch_exactly(&*known.object, patch)])
                     .await?;
@@ -251,7 +257,7 @@ fn order(action: &RolloutAction) -> (Option<Timestamp>, String) {
 /// The patch that makes the pool an owner, so that commands go with it; none when it is one.
 fn adoption(action: &RolloutAction, pool: &AgentPool) -> Option<Action> {
     let owners = action.owner_references();
-    if owners.iter().any(|owner| owner.uid == uid_of(pool)) {
+    if owners.iter().any(|owner| owner.uid == uid_of(pool)) || seeded::has(Bug::NoAdoption) {
         return None;
     }
     let ours = OwnerReference {

@@ -46,7 +46,7 @@ use crate::runtime::{
 use crate::waiting::Trouble;
 use build::config_map;
 use observe::{JobView, PodView};
-use progress::Board;
+use progress::{Ask, Board};
 use state::{Observed, Step};
 use status::{Mood, Say};
 
@@ -69,8 +69,13 @@ pub struct LoadTestReconciler {
     refusals: Mutex<HashMap<Key, (Timestamp, Option<Trouble>)>>,
 }
 
-/// Makes the controller and the leader's task that follows live progress.
-pub fn register(manager: &mut Manager, caches: &Caches, settings: Settings) -> Trigger {
+/// Makes the controller and the leader's task that follows live progress, as `workers` tell it.
+pub fn register(
+    manager: &mut Manager,
+    caches: &Caches,
+    settings: Settings,
+    workers: Arc<dyn Ask>,
+) -> Trigger {
     let board = Board::default();
     let unfinished = |caches: &Caches| {
         let tests = caches.load_tests.clone();
@@ -120,7 +125,7 @@ pub fn register(manager: &mut Manager, caches: &Caches, settings: Settings) -> T
         );
     let news = trigger.clone();
     manager.leader_task("load test progress", move |_| {
-        progress::poll(board.clone(), news.clone())
+        progress::poll(board.clone(), news.clone(), Arc::clone(&workers))
     });
     trigger
 }

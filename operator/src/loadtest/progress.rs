@@ -3,14 +3,15 @@
 //! It is advisory. The verdict comes from what workers leave behind; a worker that cannot be reached, behind a network
 //! policy say, costs the figures in `status.progress` and nothing else.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_core::load::wire::Progress;
 use flotilla_crds::names;
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -32,7 +33,7 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// Whom to ask, and what they said. Cheap to clone; every clone shows the same.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<HashMap<Key, Entry>>>);
+pub struct Board(Arc<Mutex<BTreeMap<Key, Entry>>>);
 
 #[derive(Clone, Debug, Default)]
 struct Entry {
@@ -87,20 +88,54 @@ impl Board {
     }
 }
 
+/// Asks worker 0. Replaced in the simulator.
+pub trait Ask: Send + Sync + 'static {
+    /// What the worker with this address says, or a sentence why it says nothing.
+    fn ask(&self, address: &str) -> BoxFuture<'static, Result<Progress, String>>;
+}
+
+/// Asks over HTTP, on the coordinator's port.
+pub struct HttpAsk(Client<HttpConnector, Empty<Bytes>>);
+
+impl Default for HttpAsk {
+    fn default() -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(10))
+            .build_http();
+        Self(client)
+    }
+}
+
+impl Ask for HttpAsk {
+    fn ask(&self, address: &str) -> BoxFuture<'static, Result<Progress, String>> {
+        let (client, uri) = (self.0.clone(), progress_uri(address));
+        async move {
+            let uri = uri.parse().map_err(|error| format!("{error}"))?;
+            let answer = client.get(uri).await.map_err(|error| format!("{error}"))?;
+            if !answer.status().is_success() {
+                return Err(format!("status {}", answer.status()));
+            }
+            let body = Limited::new(answer.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| format!("{error}"))?;
+            serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("{error}"))
+        }
+        .boxed()
+    }
+}
+
 /// Asks for ever; the visits that news lead to are asked for with `trigger`.
-pub async fn poll(board: Board, trigger: Trigger) {
-    let client = Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(Duration::from_secs(10))
-        .build_http::<Empty<Bytes>>();
+pub async fn poll(board: Board, trigger: Trigger, workers: Arc<dyn Ask>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         futures::stream::iter(board.addresses())
             .for_each_concurrent(CONCURRENCY, |(test, address)| {
-                let (client, board, trigger) = (&client, &board, &trigger);
+                let (workers, board, trigger) = (&workers, &board, &trigger);
                 async move {
-                    match tokio::time::timeout(TIMEOUT, ask(client, &address)).await {
+                    match tokio::time::timeout(TIMEOUT, workers.ask(&address)).await {
                         Ok(Ok(progress)) => {
                             if board.take(&test, &address, progress) {
                                 trigger.now(test);
@@ -113,21 +148,6 @@ pub async fn poll(board: Board, trigger: Trigger) {
             })
             .await;
     }
-}
-
-async fn ask(client: &Client<HttpConnector, Empty<Bytes>>, address: &str) -> Result<Progress, String> {
-    let uri = progress_uri(address)
-        .parse()
-        .map_err(|error| format!("{error}"))?;
-    let answer = client.get(uri).await.map_err(|error| format!("{error}"))?;
-    if !answer.status().is_success() {
-        return Err(format!("status {}", answer.status()));
-    }
-    let body = Limited::new(answer.into_body(), MAX_ANSWER)
-        .collect()
-        .await
-        .map_err(|error| format!("{error}"))?;
-    serde_json::from_slice(&body.to_bytes()).map_err(|error| format!("{error}"))
 }
 
 fn progress_uri(address: &str) -> String {

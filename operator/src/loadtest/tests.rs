@@ -1,6 +1,7 @@
 //! The whole controller on an API server in memory, under virtual time: lives of LoadTests, also of those whose operator
 //! is killed between any two writes. The test plays the Job controller and kubelet.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::load::result::{Series, StageCounts};
@@ -28,6 +29,7 @@ fn operator(cluster: &FakeCluster) -> Running {
         Settings {
             image: "loadgen:1".into(),
         },
+        Arc::new(super::progress::HttpAsk::default()),
     );
     Running::start(manager)
 }

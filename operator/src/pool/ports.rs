@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use flotilla_core::revision::spread;
+use flotilla_core::seeded::{self, Bug};
 use flotilla_crds::AgentPool;
 use flotilla_crds::names::{POOL_PORT_MAX, POOL_PORT_MIN};
 use jiff::Timestamp;
@@ -37,6 +38,9 @@ impl Ports {
         recovered: Option<i32>,
         pools: impl Iterator<Item = &'a AgentPool> + Clone,
     ) -> Option<i32> {
+        if seeded::has(Bug::PortReused) {
+            return Some(POOL_PORT_MIN);
+        }
         let mut all = self.given.lock();
         let given = all.entry(pool.namespace().unwrap_or_default()).or_default();
         let port_of = |pool: &AgentPool| {

@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use flotilla_core::rollout::{Decision, Standing};
+use flotilla_core::seeded::{self, Bug};
 use kube::ResourceExt as _;
 
 use super::build::{service, snapshot};
@@ -51,6 +52,9 @@ pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) 
             Reverse((known.record.order, known.object.creation_timestamp())),
         )
     });
+    if seeded::has(Bug::PruneNewest) {
+        history.reverse();
+    }
     let limit = usize::try_from(spec.revision_history_limit).unwrap_or_default();
     let surplus: Vec<&Revision> = history.into_iter().skip(limit).collect();
     let is_surplus = |revision: &str| surplus.iter().any(|known| known.record.revision == revision);

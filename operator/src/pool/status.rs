@@ -5,6 +5,7 @@
 //! be a write.
 
 use flotilla_core::rollout::{Decision, Member, Reason, Standing, State};
+use flotilla_core::seeded::{self, Bug};
 use flotilla_crds::agent_pool::{
     CandidateStatus, CountStatus, LastAction, MetricStatus, RejectedRevision, RestartStatus, RolloutStatus,
     StableStatus, StepStatus, TrafficShare, WaitingFor,
@@ -145,9 +146,9 @@ pub(super) fn traffic(
         .map(weighted)
         .eq(decision.traffic.iter().cloned());
     let generation = match old.traffic_generation {
-        Some(generation) if is_same => generation,
+        Some(generation) if is_same || seeded::has(Bug::GenerationStays) => generation,
         Some(generation) => generation.saturating_add(1),
-        None if observed.revisions.is_empty() => 1,
+        None if observed.revisions.is_empty() || seeded::has(Bug::GenerationRestarts) => 1,
         None => now.as_second().max(1),
     };
     let since = |revision: &String, weight: i32| {

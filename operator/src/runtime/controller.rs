@@ -10,6 +10,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_core::seeded::{self, Bug};
 use futures::FutureExt as _;
 use kube::Resource;
 use parking_lot::Mutex;
@@ -331,7 +332,7 @@ impl<R: Reconciler> Driver<R> {
         if failed.notable {
             visit.note(Note::warning(failed.category, failed.message.clone()));
         }
-        if failed.blame == Blame::User {
+        if failed.blame == Blame::User || seeded::has(Bug::NoRetry) {
             self.failures.lock().remove(key);
             self.metrics.finished(ReconcileResult::TerminalError);
             warn!(

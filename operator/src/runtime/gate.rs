@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_core::seeded::{self, Bug};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::ApiResource;
 use parking_lot::{Mutex, RwLock};
@@ -109,6 +110,9 @@ impl Gate {
         client: &kube::Client,
         visitor: (&'static str, &Key),
     ) -> Result<(), Error> {
+        if seeded::has(Bug::NoGate) {
+            return Ok(());
+        }
         let id = (visitor.0, visitor.1.clone());
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use flotilla_core::seeded::{self, Bug};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -212,7 +213,7 @@ fn difference(observed: &Value, desired: &Value, lazy: &[&str]) -> Difference {
     // No status at all is an empty one.
     let whole = |value: &Value| if value.is_null() { json!({}) } else { bare(value) };
     let (mut before, mut after) = (whole(observed), whole(desired));
-    if before == after {
+    if before == after && !seeded::has(Bug::NoisyStatus) {
         return Difference::None;
     }
     for pointer in lazy {

@@ -1,0 +1,87 @@
+//! Watches on a bad line: late, doubled, broken, ended by 410, silent in a black hole.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use http_body::Frame;
+use serde_json::json;
+use tokio::time::{Instant, sleep_until};
+use tower::BoxError;
+
+use super::line::{EventDoom, Line};
+use crate::api::failure::Failure;
+
+type Lines = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+
+struct Carrier {
+    lines: Lines,
+    line: Line,
+    life: u64,
+    late: Duration,
+    again: Option<Bytes>,
+    over: bool,
+}
+
+/// The frames of a watch as they arrive.
+pub(super) fn carry(
+    lines: impl Stream<Item = Bytes> + Send + 'static,
+    line: Line,
+    life: u64,
+    late: Duration,
+) -> impl Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static {
+    let carrier = Carrier {
+        lines: Box::pin(lines),
+        line,
+        life,
+        late,
+        again: None,
+        over: false,
+    };
+    futures::stream::unfold(carrier, |mut carrier| async move {
+        let frame = carrier.next().await?;
+        Some((frame, carrier))
+    })
+}
+
+impl Carrier {
+    async fn next(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
+        if let Some(line) = self.again.take() {
+            return Some(Ok(Frame::data(line)));
+        }
+        if self.over {
+            return None;
+        }
+        let line = self.lines.next().await?;
+        if !self.late.is_zero() {
+            sleep_until(Instant::now() + self.late).await;
+        }
+        while let Some(end) = self.line.0.plan.hole(self.line.0.cluster.age()) {
+            let left = end.saturating_sub(self.line.0.cluster.age());
+            sleep_until(Instant::now() + left).await;
+        }
+        if !self.line.is_alive(self.life) {
+            return std::future::pending().await;
+        }
+        match self.line.event() {
+            EventDoom::None => {}
+            EventDoom::Twice => self.again = Some(line.clone()),
+            EventDoom::Broken => {
+                self.over = true;
+                let broken = std::io::Error::new(
+                    std::io::ErrorKind::ConnectionReset,
+                    "the connection broke, as planned",
+                );
+                return Some(Err(Box::new(broken)));
+            }
+            EventDoom::Gone => {
+                self.over = true;
+                let failure = Failure::expired("too old resource version: as planned");
+                let line = json!({"type": "ERROR", "object": failure.body()}).to_string() + "\n";
+                return Some(Ok(Frame::data(line.into())));
+            }
+        }
+        Some(Ok(Frame::data(line)))
+    }
+}

@@ -1,0 +1,268 @@
+//! One run: a workload, a plan, a process under test that is killed and started again, and what is checked.
+//!
+//! The process is whatever `start` makes of a [`Wire`]: in the tests here the whole operator. A run ends when every step
+//! of the workload was reached and the cluster has come to rest; it fails when a step takes too long, when the process
+//! ends by itself, when it still writes after everything is done, or when one of the [`invariants`] was broken on the way.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::Cluster;
+use crate::controllers::{Controllers, Fates};
+use crate::faults::{Line, Plan, Record, Wire};
+use crate::gateways::{Gateways, Traffic};
+use crate::pulse::Changes;
+use crate::{invariants, outcome};
+
+/// The namespace of every workload.
+pub const NAMESPACE: &str = "shop";
+/// How soon after a change a run looks whether a step is reached.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often it looks when nothing changes.
+const QUIET_LOOK: Duration = Duration::from_secs(1);
+/// From a crash to the next start.
+const RESTART: Duration = Duration::from_secs(1);
+/// The longest a run waits for rest.
+const REST_LIMIT: Duration = Duration::from_secs(300);
+/// So long nothing is written before a run counts as at rest.
+const REST: Duration = Duration::from_secs(20);
+/// So long nothing may be written afterwards.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Whether a step is reached; a sentence says what is missing.
+pub type Reached = Arc<dyn Fn(&Cluster) -> Result<(), String> + Send + Sync>;
+/// What the user does.
+pub type Act = Arc<dyn Fn(&Cluster) + Send + Sync>;
+
+/// Something the user does, and what must come of it.
+#[derive(Clone)]
+pub struct Step {
+    /// In words.
+    pub name: &'static str,
+    /// Done first.
+    pub act: Act,
+    /// Must come.
+    pub reached: Reached,
+    /// Within this time.
+    pub limit: Duration,
+}
+
+/// What a run is about.
+#[derive(Clone)]
+pub struct Workload {
+    /// In words.
+    pub name: &'static str,
+    /// What becomes of pods.
+    pub fates: Fates,
+    /// What users ask.
+    pub traffic: Arc<dyn Traffic>,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// Ends of JSON pointers that may differ between two good runs.
+    pub may_differ: &'static [&'static str],
+}
+
+impl fmt::Debug for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Workload({}, {} steps)", self.name, self.steps.len())
+    }
+}
+
+/// What a run left.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Objects by path, without what is drawn by lot.
+    pub end: BTreeMap<String, Value>,
+    /// Objects made and gone by kind.
+    pub counts: BTreeMap<String, (u64, u64)>,
+    /// Writes of the process.
+    pub writes: u64,
+    /// Those of them that changed nothing.
+    pub idle: Vec<Record>,
+    /// Lives of the process.
+    pub lives: u64,
+    /// Virtual time until rest.
+    pub took: Duration,
+    /// Everything that was asked and answered.
+    pub transcript: String,
+}
+
+/// Why a run is not good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a process is started in.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The cluster, for its clock.
+    pub cluster: Cluster,
+    /// The gateways.
+    pub gateways: Gateways,
+}
+
+/// Starts a process on a wire; it runs until it is aborted.
+pub type Start<'a> = &'a dyn Fn(&World, Wire) -> JoinHandle<()>;
+
+/// How long gateways take to apply a change.
+const GATEWAY_LAG: Duration = Duration::from_millis(50);
+
+/// Runs a workload under a plan. Needs tokio's time to be paused.
+///
+/// # Errors
+/// The first [`Violation`], with the step and the state it was found in.
+pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<Outcome, Violation> {
+    let cluster = Cluster::new(plan.seed);
+    cluster.namespace(NAMESPACE);
+    let _controllers = Controllers::start(&cluster, Arc::clone(&workload.fates));
+    let line = Line::new(&cluster, plan.clone());
+    let gateways = Gateways::new(&cluster, Arc::clone(&workload.traffic), GATEWAY_LAG, plan.seed);
+    let world = World {
+        cluster: cluster.clone(),
+        gateways,
+    };
+    let mut process = Process {
+        handle: start(&world, line.connect()),
+    };
+    let mut changes = cluster.changes();
+    for step in &workload.steps {
+        (step.act)(&cluster);
+        let deadline = Instant::now() + step.limit;
+        loop {
+            look(&mut changes, &line).await;
+            process.keep_alive(&world, &line, start).await?;
+            match (step.reached)(&cluster) {
+                Ok(()) => break,
+                Err(missing) if Instant::now() >= deadline => {
+                    let limit = step.limit;
+                    return Err(Violation(format!(
+                        "{:?} was not reached within {limit:?}: {missing}",
+                        step.name
+                    )));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+    let limit = Instant::now() + REST_LIMIT;
+    let (mut seen, mut since) = (line.writes(), Instant::now());
+    while since.elapsed() < REST {
+        look(&mut changes, &line).await;
+        process.keep_alive(&world, &line, start).await?;
+        if line.writes() != seen {
+            (seen, since) = (line.writes(), Instant::now());
+        }
+        if Instant::now() >= limit {
+            return Err(Violation(format!(
+                "it never came to rest; the last write was {:?}",
+                written(&line, 0).last()
+            )));
+        }
+    }
+    let took = cluster.age().saturating_sub(REST);
+    let before = line.len();
+    let quiet_until = Instant::now() + SILENCE;
+    while Instant::now() < quiet_until {
+        look(&mut changes, &line).await;
+        process.keep_alive(&world, &line, start).await?;
+    }
+    let noise = written(&line, before);
+    if let Some(first) = noise.first() {
+        return Err(Violation(format!(
+            "{} writes in the minute of silence, the first: {} {}",
+            noise.len(),
+            first.request,
+            first.code
+        )));
+    }
+    if let Some(step) = workload.steps.last() {
+        (step.reached)(&cluster)
+            .map_err(|missing| Violation(format!("{:?} did not last: {missing}", step.name)))?;
+    }
+    let broken = invariants::violations(&cluster, &world.gateways.timeline());
+    if !broken.is_empty() {
+        return Err(Violation(broken.join("; ")));
+    }
+    Ok(Outcome {
+        end: outcome::end_state(&cluster, NAMESPACE),
+        counts: outcome::counts(&cluster),
+        writes: line.writes(),
+        idle: line.idle(),
+        lives: line.lives(),
+        took,
+        transcript: line.transcript(),
+    })
+}
+
+/// Compares a run under a plan with the run without faults.
+///
+/// # Errors
+/// What differs.
+pub fn compare(workload: &Workload, expected: &Outcome, found: &Outcome) -> Result<(), Violation> {
+    let differences = outcome::differences(&expected.end, &found.end, workload.may_differ);
+    if !differences.is_empty() {
+        return Err(Violation(format!("another end: {}", differences.join("; "))));
+    }
+    if expected.counts != found.counts {
+        return Err(Violation(format!(
+            "objects made and gone: {:?} became {:?}",
+            expected.counts, found.counts
+        )));
+    }
+    Ok(())
+}
+
+/// Waits for something to look at: a change a moment ago, a crash, or some time.
+async fn look(changes: &mut Changes, line: &Line) {
+    tokio::select! {
+        biased;
+        () = line.crash() => {}
+        () = changes.changed() => {
+            sleep(LOOK).await;
+            changes.mark_seen();
+        }
+        () = sleep(QUIET_LOOK) => {}
+    }
+}
+
+fn written(line: &Line, skip: usize) -> Vec<Record> {
+    let mut records = line.records(skip);
+    records.retain(|record| record.counted);
+    records
+}
+
+/// The process under test.
+struct Process {
+    handle: JoinHandle<()>,
+}
+
+impl Process {
+    /// Starts it again after a planned crash.
+    async fn keep_alive(&mut self, world: &World, line: &Line, start: Start<'_>) -> Result<(), Violation> {
+        if line.crashed() {
+            self.handle.abort();
+            sleep(RESTART).await;
+            self.handle = start(world, line.connect());
+        } else if self.handle.is_finished() {
+            return Err(Violation("the process ended by itself (a panic?)".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}

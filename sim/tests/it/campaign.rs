@@ -1,0 +1,163 @@
+//! Every workload under every crash at every write, under late and old news, and under plans by lot.
+//!
+//! `FLOTILLA_FULL=1` runs all plans, otherwise a sample; `FLOTILLA_PLAN="rolling: 1 crash-before:7"` runs one of them again
+//! and prints its transcript.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use flotilla_sim::faults::{Fault, Plan};
+use flotilla_sim::run::{Outcome, Workload, compare};
+
+use crate::operator::simulate;
+use crate::workloads;
+
+/// The seed of the crash plans.
+pub const SEED: u64 = 1;
+/// Plans by lot for each workload, in full.
+const RANDOM: u64 = 60;
+/// Of a sampled campaign every so-manieth plan is run.
+const SAMPLE: usize = 25;
+/// Workloads there must be.
+const WORKLOADS: usize = 18;
+/// Plans there must be in full.
+const PLANS: usize = 5_000;
+
+pub fn is_full() -> bool {
+    std::env::var_os("FLOTILLA_FULL").is_some()
+}
+
+/// Does `work` for each item, on all processors; the answers in the items' order.
+pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let (next, answers) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(index) else { break };
+                    let answer = work(item);
+                    answers.lock().unwrap().push((index, answer));
+                }
+            });
+        }
+    });
+    let mut answers = answers.into_inner().unwrap();
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+fn plans(writes: u64) -> Vec<Plan> {
+    let crashes = (0..writes + 2).flat_map(|at| {
+        [Fault::CrashBefore(at), Fault::CrashAfter(at), Fault::Lost(at)].map(|fault| Plan::one(SEED, fault))
+    });
+    // An old list is seen by a process that starts again.
+    let stale = (0..writes).step_by(5).map(|at| Plan {
+        seed: SEED,
+        faults: vec![Fault::CrashAfter(at), Fault::Stale(at % 29 + 1)],
+    });
+    let kinds = [
+        "agentpools",
+        "replicasets",
+        "controllerrevisions",
+        "pods",
+        "services",
+        "configmaps",
+    ];
+    let late = kinds.iter().flat_map(|plural| {
+        [300, 3_000, 10_000].map(|by| {
+            let plural = (*plural).to_owned();
+            Plan::one(SEED, Fault::Late { plural, by })
+        })
+    });
+    // A fifth of all writes fails and news are ten seconds old (argo-rollouts #4073, #3080, #3316).
+    let storm = [409, 500].map(|code| Plan {
+        seed: SEED,
+        faults: vec![
+            Fault::Flaky { percent: 20, code },
+            Fault::Late {
+                plural: "replicasets".to_owned(),
+                by: 10_000,
+            },
+        ],
+    });
+    crashes
+        .chain(stale)
+        .chain(late)
+        .chain(storm)
+        .chain((0..RANDOM).map(|seed| Plan::random(1000 + seed, writes)))
+        .collect()
+}
+
+fn check(workload: &Workload, expected: &Outcome, plan: &Plan) -> Option<String> {
+    let told = |violation| {
+        format!(
+            "{violation}\n  again: FLOTILLA_PLAN={:?} cargo test -p flotilla-sim --test it one_plan -- --nocapture",
+            format!("{}: {plan}", workload.name)
+        )
+    };
+    let checked = simulate(workload, plan).and_then(|found| compare(workload, expected, &found));
+    checked.err().map(told)
+}
+
+#[test]
+fn no_plan_changes_the_end() {
+    let workloads = workloads::all();
+    assert!(workloads.len() >= WORKLOADS);
+    let expected = in_parallel(&workloads, |workload| {
+        simulate(workload, &Plan::none(SEED)).unwrap_or_else(|why| panic!("{}: {why}", workload.name))
+    });
+    let all: Vec<_> = workloads
+        .iter()
+        .zip(&expected)
+        .flat_map(|(workload, expected)| {
+            plans(expected.writes)
+                .into_iter()
+                .map(move |plan| (workload, expected, plan))
+        })
+        .collect();
+    assert!(all.len() >= PLANS, "{} plans", all.len());
+    let total = all.len();
+    let work: Vec<_> = all
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| is_full() || index.is_multiple_of(SAMPLE))
+        .map(|(_, work)| work)
+        .collect();
+    let failures: Vec<String> = in_parallel(&work, |(workload, expected, plan)| {
+        check(workload, expected, plan)
+    })
+    .into_iter()
+    .flatten()
+    .collect();
+    println!(
+        "{} workloads, {} of {total} plans, {} violations",
+        workloads.len(),
+        work.len(),
+        failures.len()
+    );
+    assert!(
+        failures.is_empty(),
+        "{} violations:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
+}
+
+#[test]
+fn one_plan() {
+    let Ok(text) = std::env::var("FLOTILLA_PLAN") else {
+        return;
+    };
+    let (name, plan) = text.split_once(": ").expect("FLOTILLA_PLAN is `workload: plan`");
+    let plan = Plan::parse(plan).unwrap();
+    let workload = workloads::all()
+        .into_iter()
+        .find(|workload| workload.name == name)
+        .expect("a workload of that name");
+    let expected = simulate(&workload, &Plan::none(SEED)).unwrap();
+    let found = simulate(&workload, &plan).unwrap_or_else(|why| panic!("{why}"));
+    println!("{}", found.transcript);
+    compare(&workload, &expected, &found).unwrap_or_else(|why| panic!("{why}"));
+}

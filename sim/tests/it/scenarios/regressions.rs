@@ -1,0 +1,237 @@
+//! Issues of the peers that must not be ours (rollouts.md 11 B).
+
+use std::time::Duration;
+
+use flotilla_sim::controllers::Fate;
+use serde_json::json;
+
+use super::{Scene, blue_green, canary, merged, of_canary, rolling, scenario, unready_scenario};
+
+/// argo-rollouts #4898.
+#[test]
+fn abort_with_shrinking_stable_and_a_delay_does_not_deadlock() {
+    let spec = merged(canary(4, &[75]), of_canary(json!({"scaleDownDelaySeconds": 60})));
+    scenario(spec, async |s: &mut Scene| {
+        s.image("2");
+        s.judged_at(75).await;
+        s.until("1=1@25 2=3@75").await;
+        s.slow_start("1", 40);
+        s.does("Abort").await;
+        s.until("1=4@100").await;
+        s.says("Aborted").await;
+    });
+}
+
+/// argo-rollouts #4973.
+#[test]
+fn an_aborted_canary_stays_at_zero_on_scale_up() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.image("2");
+        s.judged_at(25).await;
+        s.does("Abort").await;
+        s.until("1=4@100").await;
+        s.scale(8);
+        s.until("1=8@100").await;
+        s.stays("1=8@100", 120).await;
+    });
+}
+
+/// argo-rollouts #2982, #1292.
+#[test]
+fn abort_of_a_finished_release_changes_nothing() {
+    scenario(canary(2, &[50]), async |s: &mut Scene| {
+        s.image("2");
+        s.judged_at(50).await;
+        let revision = s.revision("2");
+        s.does("PromoteFull").await;
+        s.says("Ready").await;
+        let (result, _) = s.command_for("Abort", json!({"revision": revision})).await;
+        assert_eq!(result, "Rejected");
+        s.stays("2=2@100", 60).await;
+        assert_eq!(s.condition("Ready"), "True Ready");
+    });
+}
+
+/// argo-rollouts #2929.
+#[test]
+fn nothing_but_a_retry_retries() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.image("2");
+        s.judged_at(25).await;
+        s.does("Abort").await;
+        s.until("1=4@100").await;
+        s.restart_operator().await;
+        s.scale(6);
+        s.until("1=6@100").await;
+        s.cluster
+            .patch(
+                super::POOL,
+                json!({"metadata": {"annotations": {"noise": "1"}, "labels": {"noise": "1"}}}),
+            )
+            .unwrap();
+        s.set(json!({"rollout": {"settleSeconds": 1}}));
+        s.stays("1=6@100", 3600).await;
+        s.says("Aborted").await;
+        s.does("Retry").await;
+        s.judged_at(25).await;
+    });
+}
+
+/// argo-rollouts #2897.
+#[test]
+fn a_retry_starts_with_new_evidence() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.traffic(100.0);
+        s.fails("2", 0.5);
+        s.image("2");
+        s.says("AnalysisFailed").await;
+        s.fails("2", 0.0);
+        s.does("Retry").await;
+        s.judged_at(25).await;
+        let events = |s: &Scene| {
+            s.status()["rollout"]["metrics"][0]["candidate"]["events"]
+                .as_i64()
+                .unwrap_or_default()
+        };
+        assert_eq!(events(s), 0);
+        s.says("Ready").await;
+        s.traffic(0.0);
+    });
+}
+
+/// argo-rollouts #3331, #1372, #3082.
+#[test]
+fn supersede_at_every_state() {
+    let states: [(&str, fn(&Scene) -> bool); 5] = [
+        ("settling", |s| s.condition("Ready") == "False Settling"),
+        ("releasing", |s| s.arms().contains("2=0/1")),
+        ("judging", |s| s.status()["rollout"]["step"]["weight"] == 25),
+        ("baking", |s| s.condition("Ready") == "True Baking"),
+        ("returning", |s| s.condition("Ready") == "False Returning"),
+    ];
+    for (state, is_there) in states {
+        let change =
+            of_canary(json!({"bakeSeconds": 60, "scaleDownDelaySeconds": 30, "stableScale": "Keep"}));
+        let spec = merged(
+            merged(canary(4, &[25]), change),
+            json!({"rollout": {"settleSeconds": 2}}),
+        );
+        scenario(spec, async |s: &mut Scene| {
+            s.image("2");
+            if matches!(state, "baking" | "returning") {
+                s.judged_at(25).await;
+                if state == "baking" {
+                    s.does("SkipStep").await;
+                } else {
+                    // With stable's new pods still to come, the way back takes a while.
+                    s.does("Abort").await;
+                }
+            }
+            s.wait_for(state, |s| is_there(s) || s.condition("Ready") == "False Aborted")
+                .await;
+            s.image("3");
+            s.wait_for("the third at its first step", |s| s.arms() == "1=4@75 3=1@25")
+                .await;
+            s.judged_at(25).await;
+            s.does("SkipStep").await;
+            s.until("3=4@100").await;
+            s.says("Ready").await;
+        });
+    }
+}
+
+/// Metrics that cannot be had for half an hour.
+#[test]
+fn gateways_that_do_not_answer_hold_the_release() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.traffic(20.0);
+        s.image("2");
+        s.judged_at(25).await;
+        s.world.gateways.mute(true);
+        s.says("GatewayUnconfirmed").await;
+        s.stays("1=3@75 2=1@25", 1800).await;
+        assert!(s.status()["rejected"].is_null());
+        s.world.gateways.mute(false);
+        s.traffic(100.0);
+        s.says("Ready").await;
+        assert_eq!(s.arms(), "2=4@100");
+        s.traffic(0.0);
+    });
+}
+
+/// argo-rollouts #3984, without smoke tests: what never starts never serves.
+#[test]
+fn a_first_deployment_that_fails_is_not_ready() {
+    unready_scenario(rolling(2), async |s: &mut Scene| {
+        s.crashes("1");
+        s.says("CrashLoop").await;
+        assert!(s.condition("Ready").starts_with("False"));
+        assert!(s.condition("Available").starts_with("False"));
+        s.fate("2", Fate::Ready(Duration::from_secs(1)));
+        s.image("2");
+        s.until("2=2@100").await;
+        s.says("Ready").await;
+    });
+}
+
+/// Argo's TODO.
+#[test]
+fn two_promotes_in_one_second_advance_one_step() {
+    scenario(canary(4, &[25, 50]), async |s: &mut Scene| {
+        s.image("2");
+        s.judged_at(25).await;
+        let expect = json!({"revision": s.revision("2"), "step": 0});
+        let first = s.give("SkipStep", expect.clone());
+        let second = s.give("SkipStep", expect);
+        assert_eq!(s.answer(&first).await.0, "Applied");
+        assert_eq!(s.answer(&second).await.0, "Rejected");
+        s.judged_at(50).await;
+        s.until("1=2@50 2=2@50").await;
+        s.stays("1=2@50 2=2@50", 30).await;
+    });
+}
+
+/// argo-rollouts #4503.
+#[test]
+fn a_hold_for_approval_survives_every_noise() {
+    scenario(blue_green(2, json!({})), async |s: &mut Scene| {
+        s.image("2");
+        s.says("ApprovalNeeded").await;
+        s.restart_operator().await;
+        s.cluster
+            .patch(super::POOL, json!({"metadata": {"annotations": {"noise": "1"}}}))
+            .unwrap();
+        s.stays("1=2@100 2=2@0", 1800).await;
+        s.says("ApprovalNeeded").await;
+    });
+}
+
+/// A restore without status does not release a rejected revision again.
+#[test]
+fn a_lost_status_forgets_no_rejection() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.image("2");
+        s.judged_at(25).await;
+        s.does("Abort").await;
+        s.until("1=4@100").await;
+        s.restart_operator().await;
+        s.cluster
+            .patch(&format!("{}/status", super::POOL), json!({"status": null}))
+            .unwrap();
+        s.says("Aborted").await;
+        s.stays("1=4@100", 120).await;
+    });
+}
+
+/// Weight 0 within ten seconds of a crash loop that is past hope.
+#[test]
+fn a_crash_loop_at_a_step_needs_no_statistics() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.traffic(1.0);
+        s.crashes("2");
+        s.image("2");
+        s.says("CrashLoop").await;
+        s.until("1=4@100").await;
+        s.traffic(0.0);
+    });
+}
