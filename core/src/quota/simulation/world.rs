@@ -500,7 +500,7 @@ impl World {
             kills.elected_after
         };
         self.after(elected_after, Event::Elect { slot: next });
-        if nth % 2 == 0 {
+        if nth.is_multiple_of(2) {
             let id = self.processes[slot].id.clone();
             self.after(kills.back_after.max(elected_after) + 50 * MS, Event::Gone { id });
         }
