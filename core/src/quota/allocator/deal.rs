@@ -77,9 +77,10 @@ impl Allocator {
             .all(|(rule, (_, free))| rule.limit.floor <= *free);
         let unix_ms = self.agreed(now);
         let (lease, report_every) = if contended {
-            // Time for the renewal that is under way while the record is written.
-            let lease = self.terms.contended_lease.max(self.write_took.saturating_mul(3));
-            (lease.min(self.terms.lease), self.terms.report_every / 4)
+            // Time for some reports, and for the one that is under way while the record is written.
+            let every = self.terms.report_every / 4;
+            let slow = self.write_took.max(every).saturating_mul(3);
+            (self.terms.contended_lease.max(slow).min(self.terms.lease), every)
         } else {
             (self.terms.lease, self.terms.report_every)
         };
@@ -134,7 +135,9 @@ impl Allocator {
         let step = (rule.limit.limit / 128).max(1);
         for (other, entry) in &self.entries {
             let part = &entry.parts[index];
-            if other != id && !(entry.speaks() && now.nanos < entry.expires) {
+            if other != id
+                && !(entry.speaks() && now.nanos < entry.expires.saturating_add(self.terms.report_every))
+            {
                 fixed = fixed.saturating_add(part.granted);
                 continue;
             }

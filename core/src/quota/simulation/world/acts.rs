@@ -27,7 +27,10 @@ impl World {
         }
         let mut waiting: Vec<Waiting> = Vec::new();
         for asked in &process.queue {
-            let oldest = now.nanos.saturating_sub(asked.since);
+            // As in the gateway: since nobody of its line was served.
+            let served = process.served.iter().find(|(class, _)| *class == asked.class);
+            let since = served.map_or(asked.since, |(_, at)| asked.since.max(*at));
+            let oldest = now.nanos.saturating_sub(since);
             let found = waiting.iter_mut().find(|waiting| waiting.class == asked.class);
             let entry = match found {
                 Some(entry) => entry,
@@ -295,7 +298,12 @@ impl World {
                 .holder
                 .try_admit(asked.class, asked.estimate, now)
             {
-                Admission::Admitted(ticket) => self.start(slot, ticket, &asked),
+                Admission::Admitted(ticket) => {
+                    let served = &mut self.processes[slot].served;
+                    served.retain(|(class, _)| *class != asked.class);
+                    served.push((asked.class, now));
+                    self.start(slot, ticket, &asked);
+                }
                 Admission::Never { .. } => {}
                 Admission::Wait { .. } => {
                     blocked.push(asked.class);

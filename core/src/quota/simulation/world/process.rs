@@ -45,6 +45,8 @@ pub(super) struct Process {
     /// Which slot it takes for the allocator's.
     pub(super) leader: usize,
     pub(super) queue: VecDeque<Asked>,
+    /// When one of each class was admitted last.
+    pub(super) served: Vec<(Class, u64)>,
     pub(super) running: BTreeMap<u64, Running>,
     pub(super) leaving: bool,
     pub(super) admitted_late: u64,
@@ -82,6 +84,7 @@ pub(super) fn process(plan: &Plan, dice: &mut Dice, slot: usize, life: u64, now:
         seen: (0, origin),
         leader: 0,
         queue: VecDeque::new(),
+        served: Vec::new(),
         running: BTreeMap::new(),
         leaving: false,
         admitted_late: 0,
