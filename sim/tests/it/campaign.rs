@@ -17,7 +17,7 @@ pub const SEED: u64 = 1;
 /// Plans by lot for each workload, in full.
 const RANDOM: u64 = 60;
 /// Of a sampled campaign every so-manieth plan is run.
-const SAMPLE: usize = 25;
+const SAMPLE: usize = 97;
 /// Workloads there must be.
 const WORKLOADS: usize = 18;
 /// Plans there must be in full.

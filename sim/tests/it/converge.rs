@@ -2,7 +2,7 @@
 
 use flotilla_sim::faults::Plan;
 
-use crate::campaign::{SEED, in_parallel};
+use crate::campaign::{SEED, in_parallel, is_full};
 use crate::operator::simulate;
 use crate::workloads;
 
@@ -28,7 +28,9 @@ fn every_workload_converges_and_falls_silent() {
 
 #[test]
 fn the_same_seed_gives_the_same_run_byte_for_byte() {
-    let told = in_parallel(&workloads::all(), |workload| {
+    let each = if is_full() { 1 } else { 3 };
+    let some: Vec<_> = workloads::all().into_iter().step_by(each).collect();
+    let told = in_parallel(&some, |workload| {
         let plan = Plan::random(SEED, 30);
         let runs = [(); 2].map(|()| match simulate(workload, &plan) {
             Ok(outcome) => outcome.transcript,
