@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::cluster::Cluster;
 
 /// Members that count or date changes.
-const COUNTERS: [&str; 14] = [
+const COUNTERS: [&str; 15] = [
     "resourceVersion",
     "uid",
     "creationTimestamp",
@@ -16,6 +16,7 @@ const COUNTERS: [&str; 14] = [
     "generation",
     "observedGeneration",
     "trafficGeneration",
+    "sinceGeneration",
     "controller-uid",
     "batch.kubernetes.io/controller-uid",
     "pod-template-hash",

@@ -62,6 +62,7 @@ fn judged(name: &'static str, steps: Vec<Step>) -> Workload {
         traffic: Arc::new(traffic),
         may_differ: &[
             "/data/checkpoint.json",
+            "/annotations/flotilla.dev/applied-hash",
             "/message",
             "/annotations/flotilla.dev/rejected-reason",
         ],
