@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs (or upgrades) the chart with the images of this clone: install.sh <kubeconfig> <state folder>.
-# The operator restarts when its image has changed although the tag has not.
+# The operator restarts when its image has changed although the tag has not. Fields that a test has written are the chart's again.
 set -euo pipefail
 kubeconfig=$1 state=$2
 root=$(cd "$(dirname "$0")/.." && pwd)
 export PATH="$state/bin:$PATH"
 digest() { sha256sum "$state/images/$1.tar" 2>/dev/null | cut -c1-16; }
 helm --kubeconfig "$kubeconfig" upgrade --install flotilla "$root/charts/flotilla" \
-  --namespace flotilla-system --create-namespace \
+  --namespace flotilla-system --create-namespace --force-conflicts \
   --values "$root/e2e/values.yaml" \
   --set-string "operator.podAnnotations.flotilla\.dev/image=$(digest operator)" \
   --set-string "simulator.podAnnotations.flotilla\.dev/image=$(digest simulator)" \

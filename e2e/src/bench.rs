@@ -27,7 +27,7 @@ pub struct Args {
     /// Rounds of each comparison of the gateway.
     #[arg(long, default_value_t = ROUNDS, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
     pub rounds: usize,
-    /// Take ten million requests, not a sample of them, to see whether the gateway's memory grows, and 2,000 releases in each
+    /// Take ten million requests, not a sample of them, to see whether the gateway's memory grows, and 10,000 releases in each
     /// simulated world.
     #[arg(long, env = "FLOTILLA_FULL", value_parser = clap::builder::FalseyValueParser::new())]
     pub full: bool,

@@ -20,8 +20,8 @@ use crate::report::Row;
 
 const SEED: u64 = 1;
 /// Releases of each world: in a sample, and in full, which is what the documentation shows.
-const SAMPLE: usize = 200;
-const FULL: usize = 2_000;
+const SAMPLE: usize = 1_000;
+const FULL: usize = 10_000;
 
 /// Requests a second of the table of durations.
 const TRAFFIC: [f64; 6] = [1.0, 3.0, 10.0, 30.0, 100.0, 1000.0];

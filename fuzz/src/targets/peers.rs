@@ -319,6 +319,7 @@ fn stats(input: &[u8]) -> u64 {
             pod: stats.pod.clone(),
             models: provider.models.clone(),
             spend: provider.spend.clone(),
+            model_spend: provider.model_spend.clone(),
             unpriced: provider.unpriced,
         })
         .collect();
