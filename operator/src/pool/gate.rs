@@ -6,12 +6,18 @@
 //!   confirmation has to do.
 
 use flotilla_core::evidence::{Judgement, share};
-use flotilla_core::rollout::{Gate, Opinion, Reason};
+use flotilla_core::rollout::{Gate, Ladder, Opinion, Reached, Reason};
 use flotilla_crds::AgentPoolSpec;
 use flotilla_crds::agent_pool::SessionKeyType;
+use jiff::{SignedDuration, Timestamp};
 
 /// Reason of a gate whose evidence is good, but was not gathered at the weight that was asked for.
 pub const WEIGHT_NOT_MEASURED: &str = "WeightNotMeasured";
+
+/// Reason of a gate whose preview is good and whose bake has nothing to compare with yet.
+pub const COUNTING_STABLE: &str = "CountingStable";
+/// Four windows of counts.
+const BASELINE: SignedDuration = SignedDuration::from_secs(4 * flotilla_core::stats::WINDOW_SECONDS);
 
 /// The gate with what its evidence does not say.
 pub fn tempered(mut gate: Gate, spec: &AgentPoolSpec, judgement: &Judgement) -> Gate {
@@ -31,6 +37,31 @@ pub fn tempered(mut gate: Gate, spec: &AgentPoolSpec, judgement: &Judgement) -> 
         gate.reason = reason;
     }
     gate
+}
+
+/// A preview that lasts until the old revision has been counted for a while: the bake after it has nothing else to compare with.
+pub fn with_baseline(
+    gate: Gate,
+    spec: &AgentPoolSpec,
+    ladder: &Ladder,
+    reached: &Reached,
+    now: Timestamp,
+) -> Gate {
+    let until = reached.since.checked_add(BASELINE).unwrap_or(Timestamp::MAX);
+    let is_all = ladder.rungs.iter().all(|rung| rung.weight == 0) && !ladder.rolls;
+    let bakes = is_all && !ladder.bake.is_zero() && spec.traffic.is_counted();
+    if !bakes || reached.weight != 0 || gate.opinion != Opinion::Advance || now >= until {
+        return gate;
+    }
+    Gate {
+        opinion: Opinion::Continue,
+        reason: Reason::new(
+            COUNTING_STABLE,
+            "all its replicas are there; what the old revision fails is counted, for the bake to compare with",
+        ),
+        deadline: Some(until),
+        ..gate
+    }
 }
 
 fn not_measured(weight: i32, judgement: &Judgement) -> Option<Reason> {
@@ -115,6 +146,36 @@ mod tests {
             message.contains("0.2 % of the requests where 10 % were asked for"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_bake_needs_something_to_compare_with() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let reached = Reached {
+            revision: "support-2".into(),
+            attempt: 1,
+            weight: 0,
+            since: at(1_000),
+        };
+        let opinion = |spec: Value, now| {
+            let spec = pool(spec).spec;
+            let ladder = super::super::judge::ladder(&spec).unwrap();
+            let gate = Gate {
+                weight: 0,
+                opinion: Opinion::Advance,
+                reason: Reason::new("Previewed", "all its replicas are there"),
+                deadline: None,
+                by_test: false,
+            };
+            with_baseline(gate, &spec, &ladder, &reached, at(now)).opinion
+        };
+        let green = |bake| json!({"rollout": {"type": "BlueGreen", "blueGreen": {"bakeSeconds": bake}}});
+        assert_eq!(opinion(green(600), 1_059), Opinion::Continue);
+        assert_eq!(opinion(green(600), 1_060), Opinion::Advance);
+        assert_eq!(opinion(green(0), 1_000), Opinion::Advance);
+        // Its steps count stable.
+        let canary = json!({"rollout": {"type": "Canary", "smokeTests": [{"name": "a", "type": "TCP"}]}});
+        assert_eq!(opinion(canary, 1_000), Opinion::Advance);
     }
 
     #[test]

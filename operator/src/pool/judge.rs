@@ -536,6 +536,7 @@ impl Court {
         self.open.lock().insert(visit.key().clone(), open);
         let gate = gate(&judgement, &plan, reached, permit);
         let gate = super::gate::tempered(gate, spec, &judgement);
+        let gate = super::gate::with_baseline(gate, spec, &ladder, reached, now);
         let mut gate = match refusal {
             Some(error) => unsaved(gate, &error),
             None => gate,

@@ -433,7 +433,8 @@ fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
         weight: reached.weight,
         awaits_person: !matches!(
             waiting,
-            Some(judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | "Judging" | TESTING) | None
+            Some(judge::EVIDENCE_CONTINUES | judge::STEP_LASTS | gate::COUNTING_STABLE | "Judging" | TESTING)
+                | None
         ),
         awaits_tests: matches!(waiting, Some(TESTING | TEST_UNDECIDED)),
     })
