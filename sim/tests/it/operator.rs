@@ -57,6 +57,8 @@ pub fn start(world: &World, wire: Wire) -> JoinHandle<()> {
         loadgen_image: "loadgen:1".into(),
         gateway_replicas: 2,
         upgrade_parallelism: 2,
+        gateway_env: Vec::new(),
+        metric_sources: flotilla_operator::pool::figures::Sources::default(),
     };
     let network = Network {
         gateways: Arc::new(Scraped(world.gateways.clone())),
