@@ -102,7 +102,8 @@ fn a_retry_starts_with_new_evidence() {
 /// argo-rollouts #3331, #1372, #3082.
 #[test]
 fn supersede_at_every_state() {
-    let states: [(&str, fn(&Scene) -> bool); 5] = [
+    type State = (&'static str, fn(&Scene) -> bool);
+    let states: [State; 5] = [
         ("settling", |s| s.condition("Ready") == "False Settling"),
         ("releasing", |s| s.arms().contains("2=0/1")),
         ("judging", |s| s.status()["rollout"]["step"]["weight"] == 25),
