@@ -55,8 +55,8 @@ pub struct Rollout {
     #[schemars(length(max = 16))]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".into()]),
-        validation = Rule::new("self.all(t, !has(t.dependsOn) || t.dependsOn.all(d, self.map(o, o.name).indexOf(d) >= 0 && self.map(o, o.name).indexOf(d) < self.map(o, o.name).indexOf(t.name)))")
-            .message("smokeTests: dependsOn must name tests further up in the list"),
+        validation = Rule::new("self.all(t, !has(t.dependsOn) || t.dependsOn.all(d, d != t.name && self.exists(o, o.name == d)))")
+            .message("smokeTests: dependsOn must name other tests of the list, further up"),
         validation = Rule::new("self.all(t, !has(t.dependsOn) || self.all(o, !(o.name in t.dependsOn) || o.when == 'BeforeAndAfter' || o.when == t.when))")
             .message("smokeTests: a test must run whenever one that depends on it does; give both the same when, or this one BeforeAndAfter")
     )]

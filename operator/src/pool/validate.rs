@@ -1,6 +1,7 @@
 //! What the spec asks for, once everything it refers to is there and makes sense. Pure.
 
 use flotilla_core::revision::{Content, name};
+use flotilla_crds::release_test::SmokeTest;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::ResourceExt as _;
 
@@ -44,6 +45,9 @@ pub const WAITING_FOR_REFERENCE: &str = "WaitingForReference";
 /// Reason of an overlay that makes no pod.
 pub const INVALID_POD_TEMPLATE: &str = "InvalidPodTemplate";
 
+/// Reason of smoke tests that wait for each other.
+pub const INVALID_SMOKE_TESTS: &str = "InvalidSmokeTests";
+
 /// The revision that the spec asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
@@ -63,6 +67,7 @@ pub fn validate(observed: &Observed) -> Result<Wanted, Problem> {
     if let Some(pinned) = observed.pool.spec.pinned_revision() {
         return pinned_revision(observed, pinned);
     }
+    smoke_tests_in_order(&observed.pool.spec.rollout.smoke_tests)?;
     let agent = &observed.pool.spec.agent;
     overlay_of(agent.pod_template.as_ref())?;
     let mut missing = observed.sources.missing.clone();
@@ -97,6 +102,21 @@ pub fn validate(observed: &Observed) -> Result<Wanted, Problem> {
         content,
         is_pinned: false,
     })
+}
+
+/// Tests that wait for each other would wait for ever; the API server only sees that they are in the list.
+fn smoke_tests_in_order(tests: &[SmokeTest]) -> Result<(), Problem> {
+    for (index, test) in tests.iter().enumerate() {
+        let is_above = |name: &&String| tests.iter().take(index).any(|above| above.name == **name);
+        if let Some(below) = test.depends_on.iter().find(|name| !is_above(name)) {
+            let sentence = format!(
+                "spec.rollout.smokeTests: {} depends on {below}, which must be further up in the list; move it there",
+                test.name
+            );
+            return Err(Problem::invalid(INVALID_SMOKE_TESTS, sentence));
+        }
+    }
+    Ok(())
 }
 
 /// The overlay of an agent, empty when it has none.
