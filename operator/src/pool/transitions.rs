@@ -63,8 +63,10 @@ pub fn notes(before: &AgentPoolStatus, decision: &Decision) -> Vec<Note> {
             notes.push(Note::warning("ReleaseHeld", text));
         }
     }
-    if before.candidate.is_some() && decision.candidate.is_none() && decision.changes.is_empty() {
-        let stable = decision.stable.as_deref().unwrap_or_default();
+    // One that is stable by now was promoted, even where the status of that visit is not known yet.
+    let stable = decision.stable.as_deref().unwrap_or_default();
+    let left = before.candidate.as_ref().filter(|left| left.revision != stable);
+    if left.is_some() && !stable.is_empty() && decision.candidate.is_none() && decision.changes.is_empty() {
         notes.push(Note::normal(
             "TrafficReturned",
             format!("traffic and capacity are back at {stable}"),

@@ -9,7 +9,7 @@
 //! | `one candidate` | at most one revision with traffic does not stand as stable |
 //! | `generation` | `trafficGeneration` rises exactly when the traffic changes, and never falls, even if status was lost |
 //! | `capacity` | a weight rises only to what the revision's available pods carry, unless nobody else can |
-//! | `ladder` | a canary's weight is at most that of the first step whose question is not answered |
+//! | `ladder` | a canary's weight is at most that of the first step whose question is not answered, while stable serves |
 //! | `rejected` | a rejected revision's weight never rises |
 //! | `drain` | pods with traffic go only when what is left carries it; the last ones once no gateway sends any |
 //! | `room` | a set grows only while all pods together stay within what the type of release may use |

@@ -19,7 +19,9 @@ fn canary_background_analysis() {
             [
                 "FirstRevision",
                 "ReleaseStarted",
+                "StepReached",
                 "StepPassed",
+                "StepReached",
                 "StepPassed",
                 "ReleaseCompleted"
             ]

@@ -18,6 +18,7 @@ fn blue_green_update() {
                 [
                     "FirstRevision",
                     "ReleaseStarted",
+                    "StepReached",
                     "StepPassed",
                     "ReleaseCompleted"
                 ]

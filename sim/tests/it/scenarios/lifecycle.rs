@@ -21,7 +21,13 @@ fn rollout_abort_retry_promote() {
         assert_eq!(s.status()["rejected"], json!(null));
         assert_eq!(
             s.events(),
-            ["FirstRevision", "ReleaseStarted", "ReleaseCompleted"],
+            [
+                "FirstRevision",
+                "ReleaseStarted",
+                "StepReached",
+                "TrafficReturned",
+                "ReleaseCompleted"
+            ],
             "what a command does is told by its own object"
         );
     });
