@@ -215,7 +215,7 @@ pub struct AgentTest {
 }
 
 /// A connection that must open.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TcpTest {
     /// serviceName is a Service of this namespace, for example `database`; for anything outside use type Job, which connects
@@ -228,6 +228,15 @@ pub struct TcpTest {
     #[serde(default = "eighty")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
+}
+
+impl Default for TcpTest {
+    fn default() -> Self {
+        Self {
+            service_name: None,
+            port: eighty(),
+        }
+    }
 }
 
 /// A name that must have an address.

@@ -91,9 +91,17 @@ pub async fn first_revision(namespace: Namespace) -> Result<()> {
     namespace
         .apply(&with(base.clone(), "/spec/rollout", rollout("/no-such-path")))
         .await?;
-    pool::condition_is(&namespace, "support", "Ready", &["SmokeTestFailed"], SOON * 2).await?;
-    let status = namespace.api::<AgentPool>().get("support").await?.status;
-    let status = status.unwrap_or_default();
+    let api = namespace.api::<AgentPool>();
+    let status = wait::until("the first revision to be stopped", SOON * 2, || async {
+        let object = api.get("support").await.map_err(|e| e.to_string())?;
+        let status = object.status.unwrap_or_default();
+        let reason = find(&status.conditions, "Ready").map(|ready| ready.reason.clone());
+        match reason.as_deref() {
+            Some("SmokeTestFailed") => Ok(status),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
     ensure!(status.stable.is_none() && status.traffic.is_empty(), "{status:?}");
     // Another revision, and tests that it can pass.
     let prompt = format!("{} Release 2.", fixtures::PROMPT);

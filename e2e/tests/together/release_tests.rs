@@ -66,7 +66,7 @@ async fn a_steps_load_test_gates_it() {
         namespace.apply(&template("gate", 80, 1)).await?;
         let step = json!({
             "weight": 20, "minDurationSeconds": 0, "decideWithinSeconds": 600,
-            "loadTest": {"templateRef": {"name": "gate"}},
+            "loadTest": {"templateRef": {"name": "gate"}, "attempts": 8},
         });
         let tested = release(
             &namespace,

@@ -198,11 +198,13 @@ async fn readable(namespace: &Namespace) -> Result<Vec<(String, String)>> {
             .kubectl(&["get", kind, "-o", "yaml", "--show-managed-fields"])
             .await
             .or_else(|error| {
-                // Kinds of an aggregated API that is not there just now hold nothing of ours.
-                if error
-                    .to_string()
-                    .contains("the server could not find the requested resource")
-                {
+                // Kinds of an aggregated API that is not there just now, or of a test that has ended, hold nothing of ours.
+                let error_text = error.to_string();
+                let is_gone = [
+                    "could not find the requested resource",
+                    "doesn't have a resource type",
+                ];
+                if is_gone.iter().any(|words| error_text.contains(words)) {
                     Ok(String::new())
                 } else {
                     Err(error)

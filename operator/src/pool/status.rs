@@ -281,8 +281,9 @@ fn readiness(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> (bo
             let rejected = observed.revisions.iter().map(|known| &known.record);
             let target = rejected.max_by_key(|record| (record.standing == Standing::Rejected, record.order));
             let name = target.map(|record| record.revision.as_str()).unwrap_or_default();
+            let serves = if stable.is_empty() { "nothing" } else { stable };
             let sentence = format!(
-                "{name} was stopped and {stable} serves: {}; change spec.agent, or create a RolloutAction of type Retry",
+                "{name} was stopped and {serves} serves: {}; change spec.agent, or create a RolloutAction of type Retry",
                 reason.message
             );
             (false, reason.word.clone(), sentence)

@@ -27,10 +27,7 @@ impl World {
         }
         let mut waiting: Vec<Waiting> = Vec::new();
         for asked in &process.queue {
-            // As in the gateway: since nobody of its line was served.
-            let served = process.served.iter().find(|(class, _)| *class == asked.class);
-            let since = served.map_or(asked.since, |(_, at)| asked.since.max(*at));
-            let oldest = now.nanos.saturating_sub(since);
+            let oldest = now.nanos.saturating_sub(asked.since);
             let found = waiting.iter_mut().find(|waiting| waiting.class == asked.class);
             let entry = match found {
                 Some(entry) => entry,
@@ -84,37 +81,6 @@ impl World {
                         to,
                         id: id.clone(),
                         reply: reply.clone(),
-                    });
-                }
-                Action::Vouch(by, vouch) => {
-                    let Some(office) = self.processes[slot]
-                        .allocator
-                        .as_ref()
-                        .map(|office| office.number)
-                    else {
-                        return;
-                    };
-                    let to = by
-                        .split('-')
-                        .next()
-                        .and_then(|slot| slot.parse().ok())
-                        .unwrap_or(slot);
-                    let failed = Event::Vouched {
-                        slot,
-                        life,
-                        office,
-                        holder: vouch.holder.clone(),
-                        seq: vouch.seq,
-                        agreed: false,
-                    };
-                    self.after(200 * MS, failed);
-                    self.send(slot, to, || Event::Vouch {
-                        to,
-                        by: by.clone(),
-                        slot,
-                        life,
-                        office,
-                        vouch: vouch.clone(),
                     });
                 }
                 Action::Write(checkpoint) => {
@@ -209,8 +175,7 @@ impl World {
             seen_at,
             now,
         )
-        .after(self.processes[slot].heard)
-        .beside(self.processes[slot].id.clone());
+        .after(self.processes[slot].heard);
         allocator.fault = self.plan.fault;
         self.numbers += 1;
         self.processes[slot].allocator = Some(Office {
@@ -298,12 +263,7 @@ impl World {
                 .holder
                 .try_admit(asked.class, asked.estimate, now)
             {
-                Admission::Admitted(ticket) => {
-                    let served = &mut self.processes[slot].served;
-                    served.retain(|(class, _)| *class != asked.class);
-                    served.push((asked.class, now));
-                    self.start(slot, ticket, &asked);
-                }
+                Admission::Admitted(ticket) => self.start(slot, ticket, &asked),
                 Admission::Never { .. } => {}
                 Admission::Wait { .. } => {
                     blocked.push(asked.class);
