@@ -182,6 +182,12 @@ async fn ask(namespace: &Namespace, case: &Case, seen: &mut Vec<(String, String)
     Ok(())
 }
 
+/// Whether a pod is gone or on its way out.
+async fn is_going(pods: &kube::Api<Pod>, name: &str) -> Result<bool> {
+    let pod = pods.get_opt(name).await?;
+    Ok(pod.is_none_or(|pod| pod.metadata.deletion_timestamp.is_some()))
+}
+
 /// Everything that may be read in the namespace and of the operator, Secrets apart: (what, text).
 async fn readable(namespace: &Namespace) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
@@ -220,7 +226,13 @@ async fn readable(namespace: &Namespace) -> Result<Vec<(String, String)>> {
             let logs = namespace
                 .cluster
                 .kubectl(&["-n", space, "logs", &name, "--all-containers"])
-                .await?;
+                .await;
+            let logs = match logs {
+                Ok(logs) => logs,
+                // A gateway is replaced when a provider with another key comes.
+                Err(_) if is_going(&pods, &name).await? => continue,
+                Err(error) => return Err(error),
+            };
             all.push((format!("the log of {space}/{name}"), logs));
             let labels = pod.metadata.labels.unwrap_or_default();
             let program = labels.get("app.kubernetes.io/name").map(String::as_str);
@@ -231,7 +243,11 @@ async fn readable(namespace: &Namespace) -> Result<Vec<(String, String)>> {
             };
             for (port, page) in pages {
                 let path = format!("/api/v1/namespaces/{space}/pods/{name}:{port}/proxy/{page}");
-                let text = namespace.cluster.kubectl(&["get", "--raw", &path]).await?;
+                let text = match namespace.cluster.kubectl(&["get", "--raw", &path]).await {
+                    Ok(text) => text,
+                    Err(_) if is_going(&pods, &name).await? => continue,
+                    Err(error) => return Err(error),
+                };
                 all.push((format!("{page} of {space}/{name}"), text));
             }
         }
