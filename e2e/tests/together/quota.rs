@@ -104,7 +104,17 @@ async fn a_quota_is_held_while_the_gateway_that_deals_it_out_is_lost() {
                 .any(|known| known.type_ == condition::QUOTA_EXHAUSTED),
             "{status:?}"
         );
-        anyhow::ensure!(is_true(&status.conditions, condition::READY), "{status:?}");
+        // The gateway that was lost is back, or will be.
+        wait::until("the provider to be Ready", Duration::from_secs(90), || async {
+            let provider = providers.get("main").await.map_err(|error| error.to_string())?;
+            let status = provider.status.unwrap_or_default();
+            if is_true(&status.conditions, condition::READY) {
+                Ok(())
+            } else {
+                Err(format!("{:?}", status.conditions))
+            }
+        })
+        .await?;
         Ok(())
     })
     .await;

@@ -82,7 +82,12 @@ async fn a_steps_load_test_gates_it() {
             "{tested:?}"
         );
         anyhow::ensure!(tested.highest_weight == 20, "{tested:?}");
-        anyhow::ensure!(tested.load_tests == ["Some(Failed)"], "{tested:?}");
+        // On a busy machine the generator may be late; such a run is Invalid and is repeated.
+        let failed = tested
+            .load_tests
+            .iter()
+            .filter(|verdict| *verdict == "Some(Failed)");
+        anyhow::ensure!(failed.count() == 1, "{tested:?}");
         Ok(())
     })
     .await;
