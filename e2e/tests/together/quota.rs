@@ -92,8 +92,9 @@ async fn a_quota_is_held_while_the_gateway_that_deals_it_out_is_lost() {
         let status = done.status.unwrap_or_default();
         let summary = status.summary.clone().unwrap_or_default();
         anyhow::ensure!(summary.requests.total >= 200, "{status:?}");
-        // Requests on their way through the killed gateway may be lost with it, and no others.
-        anyhow::ensure!(summary.requests.failed <= 10, "{summary:?}");
+        // Requests on their way through the killed gateway, and those that wait in it for the quota, are lost with it: at five
+        // a second a few dozen at most.
+        anyhow::ensure!(summary.requests.failed <= 45, "{summary:?}");
         let provider = providers.get("main").await?;
         let status = provider.status.unwrap_or_default();
         anyhow::ensure!(!status.conditions.is_empty(), "{status:?}");
