@@ -175,7 +175,7 @@ fn a_first_deployment_that_fails_is_not_ready() {
     });
 }
 
-/// Argo's TODO.
+/// Open in Argo Rollouts.
 #[test]
 fn two_promotes_in_one_second_advance_one_step() {
     scenario(canary(4, &[25, 50]), async |s: &mut Scene| {
