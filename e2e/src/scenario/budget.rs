@@ -9,6 +9,8 @@ use flotilla_crds::ModelProvider;
 use flotilla_crds::common::find;
 use serde_json::json;
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -20,6 +22,9 @@ pub struct Spent {
     /// What clients saw.
     pub traffic: [Outcome; 2],
 }
+
+/// Where a gateway answers agents.
+const GATEWAY_PORT: u16 = 8081;
 
 /// A cent for each token: a request of the reference agent costs about a dollar.
 fn expensive(name: &str) -> serde_json::Value {
@@ -73,20 +78,28 @@ pub async fn spend_and_lose_every_gateway(namespace: Namespace) -> Result<Spent>
     let before = (spent(&namespace).await?, requests(&namespace, "backup").await?);
 
     let gateways = "app.kubernetes.io/name=flotilla-gateway";
+    let lost = pool::endpoints(&namespace, "support").await?;
     namespace
         .kubectl(&["delete", "pods", "-l", gateways, "--grace-period=0", "--force"])
         .await?;
-    pool::ready(&namespace, "support", SOON).await?;
-    wait::until("gateway endpoints", SOON, || async {
-        match pool::endpoints(&namespace, "support")
-            .await
-            .map_err(|e| e.to_string())?
-        {
-            2.. => Ok(()),
-            n => Err(format!("{n} endpoints")),
+    // The API forgets a pod deleted by force at once, its containers end later: what agents ask them meanwhile is lost.
+    wait::until("the end of the old gateways", SOON, || async {
+        for address in &lost {
+            let connect = TcpStream::connect((address.as_str(), GATEWAY_PORT));
+            if let Ok(Ok(_)) = timeout(Duration::from_secs(1), connect).await {
+                return Err(format!("{address} still listens"));
+            }
+        }
+        let left = pool::endpoints(&namespace, "support").await;
+        let left = left.map_err(|e| e.to_string())?;
+        match left.iter().find(|address| lost.contains(address)) {
+            Some(address) => Err(format!("{address} is still an endpoint")),
+            None => Ok(()),
         }
     })
     .await?;
+    pool::ready(&namespace, "support", SOON).await?;
+    pool::two_gateways(&namespace, "support").await?;
     let second = traffic().await?;
     second.reach(50).await;
     tokio::time::sleep(Duration::from_secs(50)).await;

@@ -176,14 +176,27 @@ async fn children(namespace: &Namespace) -> Result<usize> {
     Ok(items.iter().filter(made_by_us).count())
 }
 
-/// Endpoints of a Service that are ready.
-pub async fn endpoints(namespace: &Namespace, service: &str) -> Result<usize> {
+/// Addresses of the endpoints of a Service that are ready.
+pub async fn endpoints(namespace: &Namespace, service: &str) -> Result<Vec<String>> {
     let slices = namespace
         .api::<EndpointSlice>()
         .list(&ListParams::default().labels(&format!("kubernetes.io/service-name={service}")))
         .await?;
-    let ready = slices.items.iter().flat_map(|s| &s.endpoints);
+    let ready = slices.items.into_iter().flat_map(|s| s.endpoints);
     Ok(ready
         .filter(|e| e.conditions.as_ref().and_then(|c| c.ready) != Some(false))
-        .count())
+        .flat_map(|e| e.addresses)
+        .collect())
+}
+
+/// Waits until a pool's front Service has two endpoints.
+pub async fn two_gateways(namespace: &Namespace, pool: &str) -> Result<()> {
+    wait::until("two gateway endpoints", SOON, || async {
+        let addresses = endpoints(namespace, pool).await.map_err(|e| e.to_string())?;
+        match addresses.len() {
+            2.. => Ok(()),
+            n => Err(format!("{n} endpoints")),
+        }
+    })
+    .await
 }

@@ -30,16 +30,7 @@ pub async fn rolling_under_load(namespace: Namespace, sizes: Sizes) -> Result<Ou
     let base = fixtures::pool("support", 4);
     namespace.apply(&base).await?;
     pool::ready(&namespace, "support", SOON).await?;
-    wait::until("two gateway endpoints", SOON, || async {
-        match pool::endpoints(&namespace, "support")
-            .await
-            .map_err(|e| e.to_string())?
-        {
-            2.. => Ok(()),
-            n => Err(format!("{n} endpoints")),
-        }
-    })
-    .await?;
+    pool::two_gateways(&namespace, "support").await?;
     let traffic = Traffic::start(Plan {
         address: pool::address(&namespace, "support").await?,
         host: format!("support.{}.svc", namespace.name),
