@@ -102,9 +102,7 @@ async fn write(path: &Path, part: &str, rows: Vec<Row>) -> Result<()> {
     let made = page::Made {
         day: jiff::Zoned::now().strftime("%Y-%m-%d").to_string(),
         commit: output("git", &["describe", "--always", "--dirty"]).await,
-        machine: format!(
-            "one machine with {cores} cores and {gib:.0} GiB that also ran the whole cluster (Kubernetes, gateways, agents, simulator and clients)"
-        ),
+        machine: format!("{cores} cores, {gib:.0} GiB"),
     };
     let old = std::fs::read_to_string(path).unwrap_or_default();
     let new = page::renew(&old, &PARTS, &made, &[(part, rows)]);

@@ -3,7 +3,8 @@
 
 use crate::report::{Row, markdown};
 
-const INTRODUCTION: &str = "# Measurements\n\nMade by `make acceptance`, a section a part (`make acceptance ONLY=pool,rest` repeats only those).\n";
+const INTRODUCTION: &str = "# Measurements\n\nMade by `make acceptance`, a section a part (`make acceptance ONLY=pool,rest` repeats only those), \
+on one machine that also ran the whole cluster: Kubernetes, gateways, agents, simulator and clients.\n";
 
 /// When, where and of what a part was measured.
 #[derive(Clone, Debug)]
@@ -12,7 +13,7 @@ pub struct Made {
     pub day: String,
     /// The commit, short; `-dirty` where the tree had changes.
     pub commit: String,
-    /// The machine, as the end of a sentence that begins with "on".
+    /// The machine, in short.
     pub machine: String,
 }
 
@@ -20,7 +21,7 @@ impl Made {
     fn section(&self, part: &str, rows: &[Row]) -> String {
         let Self { day, commit, machine } = self;
         format!(
-            "## {part}\n\nOn {day}, commit {commit}, on {machine}.\n\n{}",
+            "## {part}\n\n{day}, commit {commit}, {machine}.\n\n{}",
             markdown(rows)
         )
     }
@@ -53,7 +54,7 @@ mod tests {
         Made {
             day: day.into(),
             commit: "abc".into(),
-            machine: "one machine".into(),
+            machine: "9 cores".into(),
         }
     }
 
@@ -71,8 +72,8 @@ mod tests {
         assert_eq!(
             second,
             format!(
-                "{INTRODUCTION}\n## pool\n\nOn Tuesday, commit abc, on one machine.\n\n| what | measured | goal | |\n|---|---|---|---|\n| failed | 0 | 0 | ok |\n\
-                 \n## rest\n\nOn Monday, commit abc, on one machine.\n\n| what | measured | goal | |\n|---|---|---|---|\n| failed | 0 | 0 | ok |\n"
+                "{INTRODUCTION}\n## pool\n\nTuesday, commit abc, 9 cores.\n\n| what | measured | goal | |\n|---|---|---|---|\n| failed | 0 | 0 | ok |\n\
+                 \n## rest\n\nMonday, commit abc, 9 cores.\n\n| what | measured | goal | |\n|---|---|---|---|\n| failed | 0 | 0 | ok |\n"
             )
         );
         assert_eq!(renew(&second, &order, &made("Friday"), &[]), second);
