@@ -984,7 +984,7 @@ pub struct WaitingFor {
     #[serde(default)]
     #[schemars(length(max = 1024))]
     pub message: String,
-    /// deadlineTime after which the release is stopped; absent when it waits for ever.
+    /// deadlineTime when the wait ends by itself, or is given up or reported as stalled; absent when it waits for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_time: Option<Time>,
 }

@@ -265,8 +265,8 @@ fn evidence_plan(
     }
 }
 
-/// The judgement as the decision hears it.
-fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit: Permit) -> Gate {
+/// The judgement as the decision hears it; `due` is when the step is undecided, in seconds since the Unix epoch.
+fn gate(judgement: &Judgement, plan: &evidence::Plan, due: i64, reached: &Reached, permit: Permit) -> Gate {
     let (opinion, word) = match judgement.verdict {
         _ if reached.weight == 0 => (Opinion::Advance, "Previewed"),
         Verdict::Advance => (Opinion::Advance, "EvidenceComplete"),
@@ -287,9 +287,19 @@ fn gate(judgement: &Judgement, plan: &evidence::Plan, reached: &Reached, permit:
              RolloutAction of type Abort or SkipStep",
             judgement.message
         ),
+        "NoData" if reached.weight >= 100 => {
+            format!("{}; without data the bake ends at its time", judgement.message)
+        }
+        "NoData" => format!(
+            "{}; the release waits until there is, or for a RolloutAction of type SkipStep or Abort",
+            judgement.message
+        ),
+        "StableDegraded" => format!(
+            "{}; the release waits until that has been over for some minutes",
+            judgement.message
+        ),
         _ => judgement.message.clone(),
     };
-    let due = plan.step.start.saturating_add(plan.step.decide_within_seconds);
     Gate {
         weight: reached.weight,
         opinion,
@@ -525,6 +535,7 @@ impl Court {
             ));
         }
         let judgement = evidence::judge(&open.evidence, &plan, now.as_second());
+        let due = open.evidence.due(&plan);
         let release = release_name(visit.key(), &reached.revision, reached.attempt);
         let permit = match judgement.verdict {
             Verdict::Rollback => self
@@ -534,7 +545,7 @@ impl Court {
             _ => Permit::RollBack,
         };
         self.open.lock().insert(visit.key().clone(), open);
-        let gate = gate(&judgement, &plan, reached, permit);
+        let gate = gate(&judgement, &plan, due, reached, permit);
         let gate = super::gate::tempered(gate, spec, &judgement);
         let gate = super::gate::with_baseline(gate, spec, &ladder, reached, now);
         let mut gate = match refusal {
@@ -773,7 +784,13 @@ mod tests {
             eta_seconds: None,
             message: "errors: no closed window".into(),
         };
-        let gate = gate(&judgement, &asked(spec, 0), &reached(0), Permit::RollBack);
+        let gate = gate(
+            &judgement,
+            &asked(spec, 0),
+            i64::MAX,
+            &reached(0),
+            Permit::RollBack,
+        );
         assert_eq!((gate.opinion, gate.weight), (Opinion::Advance, 0));
     }
 
@@ -787,7 +804,7 @@ mod tests {
                 eta_seconds: None,
                 message: "errors: worse".into(),
             };
-            gate(&judgement, &plan, &reached(10), permit)
+            gate(&judgement, &plan, 4_600, &reached(10), permit)
         };
         for (verdict, opinion, word) in [
             (Verdict::Advance, Opinion::Advance, "EvidenceComplete"),
@@ -808,7 +825,7 @@ mod tests {
                 .starts_with("errors: worse; but many releases")
         );
         let due = heard(Verdict::Continue, Permit::RollBack).deadline.unwrap();
-        assert_eq!(due.as_second(), 1_000 + 3_600);
+        assert_eq!(due.as_second(), 4_600);
     }
 
     #[test]
@@ -830,7 +847,10 @@ mod tests {
                 eta_seconds: None,
                 message: String::new(),
             };
-            let gate = unsaved(gate(&judgement, &plan, &reached(10), Permit::RollBack), &error);
+            let gate = unsaved(
+                gate(&judgement, &plan, 4_600, &reached(10), Permit::RollBack),
+                &error,
+            );
             assert_eq!((gate.opinion, gate.reason.word.as_str()), (opinion, word));
         }
     }
