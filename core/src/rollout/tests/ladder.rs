@@ -267,6 +267,103 @@ fn a_lead_back_after_the_pods_are_gone_grows_them_first() {
     );
 }
 
+/// Each wait has an end by itself, or its sentence says who or what ends it.
+#[test]
+fn every_state_says_what_it_waits_for_and_until_when() {
+    let wait_of = |situation: &Situation| {
+        let decision = decide(situation);
+        let waiting = decision.waiting.unwrap_or_else(|| panic!("{situation:?}"));
+        (decision.state, waiting)
+    };
+    let since = |situation: Situation| situation.waiting_since(1000);
+    let first = |situation: Situation| Situation {
+        progress: Some(Progress {
+            subject: Subject::Serving,
+            start: at(1000),
+            moved: Some(at(1000)),
+            best: 0,
+        }),
+        ..situation
+    };
+    let returning = pool(4).with(STABLE, Standing::Stable, ready(4), Some(75)).with(
+        CANDIDATE,
+        Standing::Rejected,
+        ready(1),
+        Some(25),
+    );
+    let approval = Ladder {
+        rungs: vec![Rung {
+            needs_approval: true,
+            ..rung(10)
+        }],
+        ..ladder()
+    };
+    let delayed = Ladder {
+        bake: SignedDuration::ZERO,
+        scale_down_delay: SignedDuration::from_secs(300),
+        ..ladder()
+    };
+    let ends = |situation: Situation, state: State, until: i64| (situation, state, Some(until), "");
+    let asks = |situation: Situation, state: State, who: &'static str| (situation, state, None, who);
+    for (situation, state, until, who) in [
+        ends(first(pool(2).serving(ready(1))), State::Starting, 1_600),
+        ends(
+            first(pool(2).serving(ready(2)).gateways(Gateways::Pending)),
+            State::Starting,
+            1_600,
+        ),
+        ends(
+            pool(4).serving(ready(4)).resting_until(CANDIDATE, 1_003),
+            State::Settling,
+            1_003,
+        ),
+        ends(
+            since(pool(4).releasing(ready(4), stuck(1), 0)),
+            State::Releasing,
+            1_600,
+        ),
+        ends(
+            pool(10).releasing(ready(10), stuck(1), 0).climbing(ladder()),
+            State::Releasing,
+            1_600,
+        ),
+        ends(returning, State::Returning, 1_600),
+        ends(baking(), State::Baking, 1_200),
+        ends(baking().hearing(100, Opinion::Hold), State::Baking, 1_200),
+        ends(baking().climbing(delayed), State::Baking, 1_200),
+        asks(pool(4).serving(ready(5)), State::Shrinking, "are stopping"),
+        asks(
+            pool(4).stopped().serving(ready(1)),
+            State::Stopped,
+            "are stopping",
+        ),
+        asks(
+            pool(4).serving(ready(4)).asking(CANDIDATE).paused(),
+            State::Paused,
+            "spec.rollout.paused",
+        ),
+        asks(
+            pool(4).releasing(ready(4), ready(1), 0).paused(),
+            State::Paused,
+            "spec.rollout.paused",
+        ),
+        asks(
+            first_rung().climbing(approval).hearing(10, Opinion::Advance),
+            State::Judging,
+            "RolloutAction",
+        ),
+        asks(
+            first_rung().hearing(10, Opinion::Undecided),
+            State::Judging,
+            "RolloutAction",
+        ),
+    ] {
+        let (is, waiting) = wait_of(&situation);
+        assert_eq!((&is, waiting.deadline), (&state, until.map(at)), "{waiting:?}");
+        assert!(waiting.reason.message.contains(who), "{waiting:?}");
+    }
+}
+
 #[test]
 fn rungs_edited_on_the_way_keep_the_weight() {
     let edited = Ladder {

@@ -10,6 +10,7 @@
 
 mod analysis;
 mod autoscalers;
+mod batches;
 mod blue_green;
 mod canary;
 mod commands;
