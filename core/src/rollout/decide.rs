@@ -6,7 +6,7 @@ mod first;
 mod roll;
 mod serve;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::shift::{Wait, surge};
 use super::{
@@ -132,9 +132,17 @@ impl From<Decision> for Verdict {
     }
 }
 
-/// Nothing of it serves, for a reason that its pods name: there is nothing to protect, and nothing to compare with.
-fn is_down(stable: &Member) -> bool {
-    stable.arm.wanted > 0 && stable.arm.available == 0 && stable.trouble.is_some()
+/// How long nothing of stable serves before a candidate takes over unjudged.
+const DOWN_PATIENCE: SignedDuration = SignedDuration::from_mins(1);
+
+/// Nothing of it serves, for a reason that its pods name, and not only for a moment: there is nothing to protect, and nothing to
+/// compare with.
+fn is_down(stable: &Member, now: Timestamp) -> bool {
+    let is_lasting = |since| now.duration_since(since) >= DOWN_PATIENCE;
+    stable.arm.wanted > 0
+        && stable.arm.available == 0
+        && stable.trouble.is_some()
+        && stable.down_since.is_some_and(is_lasting)
 }
 
 /// One look at the members under the standings decided so far.
@@ -223,7 +231,9 @@ impl<'a> Round<'a> {
             return decision.into();
         }
         match &self.situation.ladder {
-            Some(ladder) if !candidate.is_trusted && !rolls(ladder, stable, candidate) => {
+            Some(ladder)
+                if !candidate.is_trusted && !rolls(ladder, stable, candidate, self.situation.now) =>
+            {
                 self.climb(ladder, stable, candidate, decision)
             }
             _ => self.roll(stable, candidate, decision),
@@ -411,10 +421,10 @@ impl<'a> Round<'a> {
 
 /// Whether a candidate has left its ladder, or needs none, and goes on batch by batch. A rung of weight 0 comes first in any
 /// case.
-fn rolls(ladder: &Ladder, stable: &Member, candidate: &Member) -> bool {
+fn rolls(ladder: &Ladder, stable: &Member, candidate: &Member, now: Timestamp) -> bool {
     let has_begun = candidate.passed.is_some() || candidate.weight.unwrap_or_default() > 0;
     let begins_without = ladder.rungs.first().is_some_and(|rung| rung.weight == 0);
-    (ladder.rolls && has_begun) || (is_down(stable) && (has_begun || !begins_without))
+    (ladder.rolls && has_begun) || (is_down(stable, now) && (has_begun || !begins_without))
 }
 
 /// The weights of two revisions. Both are named as long as both matter, so that gateways know the endpoints of the

@@ -511,21 +511,24 @@ fn nothing_is_remembered_of_a_superseded_candidate() {
 
 #[test]
 fn where_nothing_of_stable_serves_the_candidate_may_be_the_fix() {
-    let down = |trouble: bool| {
+    let down = |trouble: bool, seconds: i64| {
         let mut situation = pool(10).releasing(stuck(10), ready(3), 0).climbing(ladder());
-        if trouble {
-            situation.members[0].trouble = Some(Trouble {
-                reason: Reason::new("CrashLoop", "because"),
-                is_final: true,
-            });
-        }
+        let now = situation.now.as_second();
+        let stable = &mut situation.members[0];
+        stable.down_since = Some(at(now - seconds));
+        stable.trouble = trouble.then(|| Trouble {
+            reason: Reason::new("CrashLoop", "because"),
+            is_final: true,
+        });
         situation
     };
-    // Without a word from its pods they may only be late: the ladder holds.
-    assert_eq!(traffic(&decide(&down(false))), [(STABLE, 90), (CANDIDATE, 10)]);
-    assert_eq!(traffic(&decide(&down(true))), [(STABLE, 70), (CANDIDATE, 30)]);
+    // Without a word from its pods they may only be late, and what lasts for a moment may be a late probe: the ladder holds.
+    for held in [down(false, 3_600), down(true, 0), down(true, 59)] {
+        assert_eq!(traffic(&decide(&held)), [(STABLE, 90), (CANDIDATE, 10)]);
+    }
+    assert_eq!(traffic(&decide(&down(true, 60))), [(STABLE, 70), (CANDIDATE, 30)]);
     // Once stable serves again the ladder goes on, at the first rung that is not below the weight in force.
-    let mut recovered = down(true);
+    let mut recovered = down(true, 60);
     recovered.members[0].arm = ready(10);
     recovered.members[1].weight = Some(30);
     recovered.members[0].weight = Some(70);
