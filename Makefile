@@ -55,6 +55,7 @@ test: ## Pass every test: units, the chart, and the scenarios on a real cluster 
 e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 	$(call STEP,scenarios on a real cluster)
 	$(E2E) cargo test --locked -p flotilla-e2e -- --test-threads=4
+	$(E2E) cargo test --locked -p flotilla-sim --test it the_real_server_agrees -- --ignored
 
 .PHONY: acceptance
 acceptance: install ## Run the full figures and write docs/measurements.md
@@ -63,7 +64,7 @@ acceptance: install ## Run the full figures and write docs/measurements.md
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md
 
 .PHONY: simulate
-simulate: ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
+simulate: cluster ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
 	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture --include-ignored
 

@@ -64,8 +64,8 @@ pub struct Workload {
     pub traffic: Arc<dyn Traffic>,
     /// What is done, in order.
     pub steps: Vec<Step>,
-    /// Ends of JSON pointers that may differ between two good runs.
-    pub may_differ: &'static [&'static str],
+    /// Ends of JSON pointers to sentences whose numbers may differ between two good runs.
+    pub counted: &'static [&'static str],
 }
 
 impl fmt::Debug for Workload {
@@ -210,7 +210,7 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
 /// # Errors
 /// What differs.
 pub fn compare(workload: &Workload, expected: &Outcome, found: &Outcome) -> Result<(), Violation> {
-    let differences = outcome::differences(&expected.end, &found.end, workload.may_differ);
+    let differences = outcome::differences(&expected.end, &found.end, workload.counted);
     if !differences.is_empty() {
         return Err(Violation(format!("another end: {}", differences.join("; "))));
     }

@@ -33,17 +33,17 @@ pub struct Change {
 
 impl Change {
     /// What a watcher that selects by `selected` is told, if anything: the type and the object.
-    pub fn told(&self, selected: impl Fn(&Value) -> bool) -> Option<(&'static str, Value)> {
+    pub fn told(&self, selected: impl Fn(&Value) -> bool) -> Option<(&'static str, Arc<Value>)> {
         let was = self.old.as_ref().filter(|object| selected(object));
         let is = self.new.as_ref().filter(|object| selected(object));
         match (was, is) {
             (None, None) => None,
-            (None, Some(object)) => Some(("ADDED", (**object).clone())),
-            (Some(_), Some(object)) => Some(("MODIFIED", (**object).clone())),
+            (None, Some(object)) => Some(("ADDED", Arc::clone(object))),
+            (Some(_), Some(object)) => Some(("MODIFIED", Arc::clone(object))),
             (Some(object), None) => {
                 let mut last = (**object).clone();
                 last["metadata"]["resourceVersion"] = Value::String(self.revision.to_string());
-                Some(("DELETED", last))
+                Some(("DELETED", Arc::new(last)))
             }
         }
     }

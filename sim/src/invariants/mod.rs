@@ -146,10 +146,26 @@ impl Replay<'_> {
     }
 
     fn of_pool(&self, kind: Option<KindId>, namespace: &str, pool: &str) -> Vec<Arc<Value>> {
-        let ours = self.objects.iter().filter(|(key, object)| {
-            Some(key.kind) == kind && key.namespace == namespace && label(object, names::POOL) == pool
+        let ours = self.of_kind(kind, namespace);
+        ours.filter(|(_, object)| label(object, names::POOL) == pool)
+            .map(|(_, object)| Arc::clone(object))
+            .collect()
+    }
+
+    fn of_kind(
+        &self,
+        kind: Option<KindId>,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'_ Key, &'_ Arc<Value>)> {
+        let first = kind.map(|kind| Key {
+            kind,
+            namespace: namespace.to_owned(),
+            name: String::new(),
         });
-        ours.map(|(_, object)| Arc::clone(object)).collect()
+        first.into_iter().flat_map(|first| {
+            let all = self.objects.range(first.clone()..);
+            all.take_while(move |(key, _)| key.kind == first.kind && key.namespace == first.namespace)
+        })
     }
 
     /// The pool of a child, if it lives and its present spec was seen.

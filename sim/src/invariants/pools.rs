@@ -18,13 +18,10 @@ impl Replay<'_> {
         self.traffic(change, &old, new);
         self.conditions(change, new);
         let port = &new["status"]["gatewayPort"];
-        let twin = self.objects.iter().find(|(key, other)| {
-            Some(key.kind) == self.kinds.pools
-                && key.namespace == change.key.namespace
-                && key.name != change.key.name
-                && port.is_number()
-                && other["status"]["gatewayPort"] == *port
-        });
+        let pools = self.of_kind(self.kinds.pools, &change.key.namespace);
+        let twin = pools
+            .filter(|(key, _)| key.name != change.key.name && port.is_number())
+            .find(|(_, other)| other["status"]["gatewayPort"] == *port);
         if let Some(name) = twin.map(|(key, _)| key.name.clone()) {
             self.broken("ports", change, format!("{name} has port {port}, too"));
         }

@@ -1,14 +1,14 @@
 //! Are the oracles worth anything? Each seeded bug is turned on in the operator, and runs must fail because of it.
 //!
-//! `cargo test -p flotilla-sim --features seeded-bugs --test it bugs -- --nocapture` prints what found each.
+//! `cargo test -p flotilla-sim --features seeded-bugs --test it bugs -- --nocapture` prints what found each: the bug, after
+//! how many plans, the plan, and what it broke.
 
 use flotilla_core::seeded::{Bug, seed};
 use flotilla_sim::faults::{Fault, Plan};
 use flotilla_sim::run::{Outcome, Workload, compare};
 
-use crate::campaign::{SEED, in_parallel};
+use crate::campaign::{SEED, fault_free, in_parallel};
 use crate::operator::simulate;
-use crate::workloads;
 
 /// Of 24 bugs at least so many must be found.
 const ENOUGH: usize = 23;
@@ -61,43 +61,44 @@ fn found(workload: &Workload, expected: &Outcome, plan: &Plan) -> Option<String>
         .map(|violation| violation.to_string())
 }
 
-fn hunt(bug: Bug, expected: &[(Workload, Outcome)]) -> Option<String> {
-    let most = expected
-        .iter()
-        .map(|(_, outcome)| plans(outcome.writes).len())
-        .max()
-        .unwrap_or_default();
+/// How a bug was found: after how many plans, by which, and what it broke.
+fn hunt(bug: Bug, expected: &[(&Workload, &Outcome)]) -> (usize, Option<String>) {
+    let plans: Vec<Vec<Plan>> = expected.iter().map(|(_, outcome)| plans(outcome.writes)).collect();
+    let most = plans.iter().map(Vec::len).max().unwrap_or_default();
+    let mut tried = 0;
     for turn in 0..most {
-        for (workload, outcome) in expected {
-            let Some(plan) = plans(outcome.writes).into_iter().nth(turn) else {
+        for ((workload, outcome), plans) in expected.iter().zip(&plans) {
+            let Some(plan) = plans.get(turn) else {
                 continue;
             };
+            tried += 1;
             seed(Some(bug));
-            let violation = found(workload, outcome, &plan);
+            let violation = found(workload, outcome, plan);
             seed(None);
             if let Some(violation) = violation {
                 let short: String = violation.chars().take(160).collect();
-                return Some(format!("{}: {plan}: {short}", workload.name));
+                return (tried, Some(format!("{}: {plan} | {short}", workload.name)));
             }
         }
     }
-    None
+    (tried, None)
 }
 
 #[test]
 fn seeded_bugs_are_found() {
-    let expected: Vec<(Workload, Outcome)> = workloads::all()
-        .into_iter()
-        .map(|workload| {
-            let outcome = simulate(&workload, &Plan::none(SEED));
+    let expected: Vec<(&Workload, &Outcome)> = fault_free()
+        .iter()
+        .map(|(workload, outcome)| {
+            let outcome = outcome.as_ref();
             let outcome = outcome.unwrap_or_else(|why| panic!("{} without a bug: {why}", workload.name));
             (workload, outcome)
         })
         .collect();
-    let found = in_parallel(&Bug::ALL, |bug| (*bug, hunt(*bug, &expected)));
-    for (bug, by) in &found {
-        println!("{bug:?}: {}", by.as_deref().unwrap_or("NOT FOUND"));
-    }
-    let count = found.iter().filter(|(_, by)| by.is_some()).count();
-    assert!(count >= ENOUGH, "{count} of {} bugs are found", found.len());
+    let hunted = in_parallel(&Bug::ALL, |bug| {
+        let (tried, by) = hunt(*bug, &expected);
+        println!("{bug:?} | {tried} | {}", by.as_deref().unwrap_or("NOT FOUND"));
+        by.is_some()
+    });
+    let count = hunted.iter().filter(|is_found| **is_found).count();
+    assert!(count >= ENOUGH, "{count} of {} bugs are found", hunted.len());
 }

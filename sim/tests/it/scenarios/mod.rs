@@ -107,7 +107,7 @@ pub fn scenario(spec: Value, story: impl AsyncFnOnce(&mut Scene)) {
 pub fn unready_scenario(spec: Value, story: impl AsyncFnOnce(&mut Scene)) {
     let before = panics();
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+        .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime can be made");
