@@ -161,7 +161,7 @@ impl Plan {
         Duration::from_millis(late.max().unwrap_or_default())
     }
 
-    pub(super) fn stale(&self) -> Option<u64> {
+    pub(crate) fn stale(&self) -> Option<u64> {
         self.faults.iter().find_map(|fault| match fault {
             Fault::Stale(versions) => Some(*versions),
             _ => None,

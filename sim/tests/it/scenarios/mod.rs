@@ -463,7 +463,7 @@ impl Scene {
             );
         }
         self.process.abort();
-        let broken = violations(&self.cluster, &self.world.gateways.timeline());
+        let broken = violations(&self.cluster, &self.world.gateways.timeline(), 0);
         assert!(broken.is_empty(), "{}", broken.join("\n"));
         let idle = self.line.idle();
         assert!(idle.is_empty(), "writes that changed nothing: {idle:#?}");

@@ -49,6 +49,7 @@ fn workload(name: &'static str, steps: Vec<Step>) -> Workload {
         traffic: Arc::new(Silence),
         steps,
         counted: &[],
+        renewed: &[],
     }
 }
 
@@ -150,6 +151,17 @@ fn says(path: &str, word: &'static str) -> impl Fn(&Cluster) -> Result<(), Strin
             Err(format!("not {word}: {:#}", object["status"]))
         }
     }
+}
+
+/// The same, and nothing is being released any more: pods in trouble are called by the same word before they are given up.
+fn led_back(word: &'static str) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
+    both(says(POOL, word), |cluster: &Cluster| {
+        let pool = cluster.object(POOL).unwrap_or_default();
+        match &pool["status"]["candidate"] {
+            Value::Null => Ok(()),
+            candidate => Err(format!("{candidate} is still being released")),
+        }
+    })
 }
 
 fn gone(prefix: &'static str) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
