@@ -299,7 +299,9 @@ impl Gateways {
                 window.first_byte.record(microseconds / 2);
             }
             let asked = arms.into_iter().filter(|(.., window)| window.started > 0);
-            served.windows.extend(asked.map(|(_, _, key, window)| (key, window)));
+            served
+                .windows
+                .extend(asked.map(|(_, _, key, window)| (key, window)));
         }
         let oldest = scene.second - KEPT * WINDOW_SECONDS;
         served.windows.retain(|(_, start, _), _| *start >= oldest);

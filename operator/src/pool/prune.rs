@@ -74,10 +74,9 @@ pub fn prune(
         let made = child.creation_timestamp.as_ref().map(|time| time.0);
         made.is_some_and(|made| now.duration_since(made) < SEEN_BY_THEN)
     };
-    let is_orphan =
-        |revision: &str, child: &ObjectMeta| {
-            observed.record(revision).is_none() && !is_kept(revision) && !is_young(child)
-        };
+    let is_orphan = |revision: &str, child: &ObjectMeta| {
+        observed.record(revision).is_none() && !is_kept(revision) && !is_young(child)
+    };
     let goes = |revision: &str, child: &ObjectMeta| is_surplus(revision) || is_orphan(revision, child);
 
     let mut actions: Vec<Action> = observed

@@ -212,6 +212,7 @@ pub fn evict(state: &mut State, request: &Request, path: &Path, call: &Call<'_>)
     delete(state, call, name, &options, request)?;
     Ok(Answer::Whole {
         code: 201,
-        body: json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}).into(),
+        body: json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
+            .into(),
     })
 }

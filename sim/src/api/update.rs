@@ -250,7 +250,11 @@ fn is_new_content(kind: &Kind, live: &Value, new: &Value) -> bool {
         Generation::None => false,
         Generation::Spec => live.get("spec") != new.get("spec"),
         Generation::Content => {
-            let but: &[&str] = if kind.status { &["metadata", "status"] } else { &["metadata"] };
+            let but: &[&str] = if kind.status {
+                &["metadata", "status"]
+            } else {
+                &["metadata"]
+            };
             members_without(live, but).ne(members_without(new, but))
         }
     }

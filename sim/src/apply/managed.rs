@@ -103,7 +103,9 @@ impl Managed {
     pub fn store(&self, object: &mut Value) {
         let mut entries: Vec<&Entry> = self.0.iter().filter(|entry| !entry.set.is_empty()).collect();
         entries.sort_by_key(|&entry| {
-            let Writer { manager, subresource, .. } = &entry.writer;
+            let Writer {
+                manager, subresource, ..
+            } = &entry.writer;
             (!entry.is_apply, &entry.time, manager, subresource)
         });
         let entries: Vec<Value> = entries

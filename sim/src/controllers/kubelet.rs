@@ -316,7 +316,10 @@ impl Life {
             })
             .collect();
         status["containerStatuses"] = json!(containers);
-        let found = Found { object, ..pod.clone() };
+        let found = Found {
+            object,
+            ..pod.clone()
+        };
         write_status(cluster, &found, status);
     }
 }

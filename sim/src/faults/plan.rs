@@ -153,7 +153,7 @@ impl Plan {
         Ok(Self { seed, faults })
     }
 
-    pub(super) fn late(&self, plural: &str) -> Duration {
+    pub(crate) fn late(&self, plural: &str) -> Duration {
         let late = self.faults.iter().filter_map(|fault| match fault {
             Fault::Late { plural: kind, by } if kind == plural => Some(*by),
             _ => None,

@@ -210,7 +210,10 @@ impl Replay<'_> {
         let (pool, revision) = (label(pod, names::POOL), label(pod, names::REVISION));
         let count = self.ready_pods(&change.key.namespace, pool, Some(revision));
         let place = (change.key.namespace.clone(), pool.to_owned(), revision.to_owned());
-        self.ready.entry(place).or_default().push((change.revision, count));
+        self.ready
+            .entry(place)
+            .or_default()
+            .push((change.revision, count));
     }
 
     /// The most pods that the operator may believe in: as many as there were at any version from the oldest that it may have read.
@@ -219,7 +222,9 @@ impl Replay<'_> {
         let place = (namespace.to_owned(), pool.to_owned(), revision.to_owned());
         let counts = self.ready.get(&place).map(Vec::as_slice).unwrap_or_default();
         let oldest = at.saturating_sub(self.stale);
-        let first = counts.partition_point(|(since, _)| *since <= oldest).saturating_sub(1);
+        let first = counts
+            .partition_point(|(since, _)| *since <= oldest)
+            .saturating_sub(1);
         let counts = counts.iter().skip(first).map(|(_, count)| *count);
         counts.chain([now]).max().unwrap_or_default()
     }

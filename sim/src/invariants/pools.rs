@@ -94,8 +94,8 @@ impl Replay<'_> {
         }
         let replicas = pool["spec"]["replicas"].as_i64().unwrap_or_default();
         let available = self.believed_pods(change.revision, &namespace, &name, revision);
-        let others = self.ready_pods(&namespace, &name, None)
-            - self.ready_pods(&namespace, &name, Some(revision));
+        let others =
+            self.ready_pods(&namespace, &name, None) - self.ready_pods(&namespace, &name, Some(revision));
         let needed = weight * replicas / 100;
         let others_carry = others * 100 >= (100 - was) * replicas;
         if is_current(pool) && available < needed && others_carry {
