@@ -383,7 +383,9 @@ mod tests {
             let before = record(&revision, Standing::Candidate, 1);
             let mut object = serde_json::to_value(&*before.object).unwrap();
             for (name, value) in patch["metadata"]["annotations"].as_object().unwrap() {
-                object["metadata"]["annotations"][name] = value.clone();
+                if value.is_string() {
+                    object["metadata"]["annotations"][name] = value.clone();
+                }
             }
             let after = read(&serde_json::from_value(object).unwrap());
             assert_eq!(carried_out(action.spec.type_, &after), message);
