@@ -56,6 +56,7 @@ e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 	$(call STEP,scenarios on a real cluster)
 	@# All packages are named, so that dependencies are those of the unit tests: fewer features would build them again.
 	$(E2E) cargo test --locked --workspace --test alone --test together -- --test-threads=4
+	$(E2E) cargo test --locked --workspace --test it the_real_server_agrees -- --ignored
 
 ONLY ?=
 .PHONY: acceptance
@@ -65,7 +66,7 @@ acceptance: install ## Run the full figures and write docs/measurements.md (ONLY
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md $(if $(ONLY),--only $(ONLY))
 
 .PHONY: simulate
-simulate: ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
+simulate: cluster ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
 	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture --include-ignored
 
