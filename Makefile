@@ -56,7 +56,6 @@ e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 	$(call STEP,scenarios on a real cluster)
 	@# All packages are named, so that dependencies are those of the unit tests: fewer features would build them again.
 	$(E2E) cargo test --locked --workspace --test alone --test together -- --test-threads=4
-	$(E2E) cargo test --locked --workspace --test it the_real_server_agrees -- --ignored
 
 ONLY ?=
 .PHONY: acceptance

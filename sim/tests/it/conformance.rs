@@ -79,7 +79,7 @@ async fn apply(api: &Api<DynamicObject>, object: &Value) {
 }
 
 #[tokio::test]
-#[ignore = "needs a real API server: make e2e, make simulate"]
+#[ignore = "needs a real API server: make simulate"]
 async fn the_real_server_agrees() {
     let path = std::env::var_os("FLOTILLA_KUBECONFIG").expect("FLOTILLA_KUBECONFIG names a cluster");
     let file = Kubeconfig::read_from(&path).unwrap();
