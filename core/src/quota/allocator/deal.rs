@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Allocator;
+use super::{Allocator, ms_until};
 use crate::quota::share::{Demand, split};
 use crate::quota::slope::Ramp;
 use crate::quota::{Epoch, Grant, MILLISECOND, Nanos, Now, Seen, Share, Window};
@@ -55,6 +55,7 @@ impl Allocator {
     pub(super) fn grant(&mut self, id: &str, now: Now) -> Option<(u64, Grant)> {
         let mut limits = BTreeMap::new();
         let mut shares = Vec::with_capacity(self.rules.len());
+        let mut contended = false;
         for index in 0..self.rules.len() {
             let held = self.entries.values().map(|entry| entry.parts[index].claim.held);
             let held = held.fold(0, u64::saturating_add);
@@ -63,7 +64,8 @@ impl Allocator {
             }
             let capacity = self.capacity(index, now.nanos);
             let free = capacity.saturating_sub(self.outstanding(index, Some(id)));
-            let target = self.target(index, id, capacity, now);
+            let (target, scarce) = self.target(index, id, capacity, now);
+            contended |= scarce;
             shares.push((target.min(free), free));
         }
         // A floor is given for all limits or for none, and only where it fits beside everybody's share.
@@ -74,6 +76,14 @@ impl Allocator {
             .zip(&shares)
             .all(|(rule, (_, free))| rule.limit.floor <= *free);
         let unix_ms = self.agreed(now);
+        let (lease, report_every) = if contended {
+            // Time for some reports, and for the one that is under way while the record is written.
+            let every = self.terms.report_every / 4;
+            let slow = self.write_took.max(every).saturating_mul(3);
+            (self.terms.contended_lease.max(slow).min(self.terms.lease), every)
+        } else {
+            (self.terms.lease, self.terms.report_every)
+        };
         let entry = self.entries.get_mut(id)?;
         entry.floored |= wants_floor && fits;
         for ((rule, part), (share, _)) in self.rules.iter().zip(&mut entry.parts).zip(shares) {
@@ -96,33 +106,38 @@ impl Allocator {
             };
             limits.insert(rule.key.clone(), Share { share, epoch });
         }
-        entry.expires = now.nanos.saturating_add(self.terms.stretch(self.terms.lease));
-        let lease_ms = self.terms.lease / MILLISECOND;
-        let stretched_ms = self.terms.stretch(self.terms.lease).div_ceil(MILLISECOND);
-        entry.expires_unix_ms = unix_ms.saturating_add(i64::try_from(stretched_ms).unwrap_or(i64::MAX));
+        // Until the answer is taken the lease before it is in force.
+        entry.expires = entry
+            .expires
+            .max(now.nanos.saturating_add(self.terms.stretch(lease)));
+        entry.expires_unix_ms = unix_ms.saturating_add(ms_until(entry.expires, now.nanos));
         let (seq, floored) = (entry.seq?, entry.floored);
         Some((
             seq,
             Grant {
                 term: self.term,
                 seq,
-                lease_ms,
+                lease_ms: lease / MILLISECOND,
+                at: now.nanos,
+                report_ms: report_every / MILLISECOND,
                 floored,
                 limits,
             },
         ))
     }
 
-    /// What `id` should have of a limit, by everybody's demand.
-    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> u64 {
+    /// What `id` should have of a limit, by everybody's demand; and whether there is too little for all of a window so short
+    /// that what is set aside for a lost replica matters.
+    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> (u64, bool) {
         let rule = &self.rules[index];
-        let (mut fixed, mut mine, mut demands) = (0u64, 0, Vec::new());
+        let (mut fixed, mut mine, mut demands, mut asked) = (0u64, 0, Vec::new(), 0u64);
         // Wishes come in coarse steps, so that they seldom change and seldom need a write.
         let step = (rule.limit.limit / 128).max(1);
         for (other, entry) in &self.entries {
             let part = &entry.parts[index];
-            let speaks = entry.seq.is_some() && !entry.released;
-            if other != id && !(speaks && now.nanos < entry.expires) {
+            if other != id
+                && !(entry.speaks() && now.nanos < entry.expires.saturating_add(self.terms.report_every))
+            {
                 fixed = fixed.saturating_add(part.granted);
                 continue;
             }
@@ -137,6 +152,7 @@ impl Allocator {
             };
             let floor = if entry.floored { rule.limit.floor } else { 0 };
             let more = part.claim.more.div_ceil(step).saturating_mul(step);
+            asked = asked.saturating_add(held.saturating_add(part.claim.more));
             demands.push(Demand {
                 weight: entry.weight,
                 wanted: held.saturating_add(more).min(rule.limit.limit).max(floor),
@@ -150,7 +166,11 @@ impl Allocator {
         } else {
             u64::MAX
         };
-        let shares = split(capacity.saturating_sub(fixed), &demands, slack);
-        shares.get(mine).copied().unwrap_or(0)
+        let capacity = capacity.saturating_sub(fixed);
+        let scarce = asked > capacity
+            && matches!(rule.limit.window, Window::Rolling(_))
+            && !rule.limit.window.is_long();
+        let shares = split(capacity, &demands, slack);
+        (shares.get(mine).copied().unwrap_or(0), scarce)
     }
 }

@@ -1,7 +1,7 @@
 //! What time does to an allocator's records: silent holders lose what they had, calendar windows begin.
 
-use super::{Allocator, Entry, MAX_HOLDERS, OTHERS};
-use crate::quota::{MILLISECOND, Now, Window};
+use super::{Allocator, Entry, Fading, MAX_HOLDERS, OTHERS};
+use crate::quota::{MILLISECOND, Nanos, Now, Window};
 
 impl Allocator {
     /// Forgets what silent holders can no longer have in use.
@@ -20,6 +20,18 @@ impl Allocator {
                     Window::None => 0,
                     Window::Calendar(_) => continue,
                 };
+                #[allow(unused_mut)]
+                let mut expires = entry.expires;
+                #[cfg(test)]
+                if self.fault == Some(crate::quota::simulation::Fault::TrustFades) {
+                    expires = 0;
+                }
+                let freed = Fading::freed(&mut part.fades, expires, now.nanos);
+                if freed > 0 {
+                    let floor = if entry.floored { rule.limit.floor } else { 0 };
+                    part.granted = part.granted.saturating_sub(freed).max(floor.min(part.granted));
+                    part.claim.held = part.claim.held.min(part.granted);
+                }
                 let after = self
                     .terms
                     .stretch(rule.limit.within_lost().saturating_add(window));
@@ -38,6 +50,25 @@ impl Allocator {
             let kept = now.nanos < entry.expires || entry.floored || due.contains(id);
             kept || entry.parts.iter().any(|part| part.granted > 0)
         });
+    }
+
+    /// Whether the record is so old that its reader would begin much too late to count the time of silent holders: it counts from when it
+    /// reads it. Otherwise allocators that end again and again would never set anything free.
+    pub(super) fn is_stale(&self, now: Nanos) -> bool {
+        let age = now.saturating_sub(self.write_began);
+        self.entries
+            .values()
+            .filter(|entry| now >= entry.expires)
+            .any(|entry| {
+                self.rules.iter().zip(&entry.parts).any(|(rule, part)| {
+                    let window = match rule.limit.window {
+                        Window::Rolling(window) => window,
+                        Window::None => rule.limit.within_lost(),
+                        Window::Calendar(_) => return false,
+                    };
+                    part.granted > 0 && age >= (window / 32).max(self.terms.report_every)
+                })
+            })
     }
 
     /// Begins calendar windows.
@@ -113,13 +144,12 @@ impl Allocator {
             };
             match self.entries.get_mut(OTHERS) {
                 None => {
-                    self.entries.insert(
-                        OTHERS.to_owned(),
-                        Entry {
-                            released: true,
-                            ..gone
-                        },
-                    );
+                    let mut others = Entry {
+                        released: true,
+                        ..gone
+                    };
+                    others.parts.iter_mut().for_each(|part| part.fades.clear());
+                    self.entries.insert(OTHERS.to_owned(), others);
                 }
                 Some(others) => {
                     others.expires = others.expires.max(gone.expires);

@@ -35,6 +35,17 @@ impl Dice {
     }
 }
 
+/// The allocator's process ends, again and again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kills {
+    /// Between two.
+    pub(super) every: u64,
+    /// Until it is there again.
+    pub(super) back_after: u64,
+    /// Until another one is elected.
+    pub(super) elected_after: u64,
+}
+
 /// How a run is set up.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -59,6 +70,7 @@ pub(super) struct Plan {
     pub(super) midnight: u64,
     /// The provider's midnight is later by this many milliseconds.
     pub(super) provider_late_ms: i64,
+    pub(super) kills: Option<Kills>,
     pub(super) fault: Option<Fault>,
 }
 
@@ -131,6 +143,7 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
         limits,
         terms: Terms {
             lease,
+            contended_lease: lease / dice.between(1, 6),
             report_every: dice.between(50, 250) * MS,
             drift_ppm: 4_000,
             calendar_margin_ms: 2_500,
@@ -150,6 +163,7 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
             1_000 * SECOND
         },
         provider_late_ms: dice.below(301) as i64 - 150,
+        kills: None,
         fault,
     }
 }

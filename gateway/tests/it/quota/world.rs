@@ -9,7 +9,9 @@ use std::time::Duration;
 use flotilla_core::quota::{Reply, Terms};
 use flotilla_gateway::config::{Config, Quota};
 use flotilla_gateway::egress::quota::store::{Claim, Contents, Memory, StoreError, Version};
-use flotilla_gateway::egress::quota::{Ask, Clock, Message, Pace, Quotas, Setup, Store, Transport, Used};
+use flotilla_gateway::egress::quota::{
+    Ask, Clock, Message, Pace, Quotas, SendError, Setup, Store, Transport, Used, Word,
+};
 use flotilla_gateway::peers::Peers;
 use futures::future::BoxFuture;
 use http::{HeaderMap, StatusCode};
@@ -78,22 +80,40 @@ struct Wire {
     network: Arc<Network>,
 }
 
+impl Wire {
+    async fn reach(&self, pod: &str) -> Result<Arc<Quotas>, SendError> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let is_cut = {
+            let cut = self.network.cut.lock();
+            cut.contains(pod) || cut.contains(&self.from)
+        };
+        if is_cut {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        let gateway = self.network.gateways.lock().get(pod).cloned();
+        gateway.ok_or_else(|| SendError::Refused("connection refused".into()))
+    }
+}
+
 impl Transport for Wire {
-    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, String>> {
+    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, SendError>> {
         Box::pin(async move {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            let is_cut = {
-                let cut = self.network.cut.lock();
-                cut.contains(pod) || cut.contains(&self.from)
-            };
-            if is_cut {
-                tokio::time::sleep(Duration::from_secs(60)).await;
-            }
-            let gateway = self.network.gateways.lock().get(pod).cloned();
-            let gateway = gateway.ok_or("connection refused")?;
-            let reply = gateway.answer(message).await.ok_or("not elected")?;
+            let gateway = self.reach(pod).await?;
+            let reply = gateway.answer(message).await;
+            let reply = reply.ok_or_else(|| SendError::Unwilling("not elected".into()))?;
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(reply)
+        })
+    }
+
+    fn vouch<'a>(&'a self, pod: &'a str, word: Word) -> BoxFuture<'a, Result<(), SendError>> {
+        Box::pin(async move {
+            let gateway = self.reach(pod).await?;
+            let agreed = gateway.vouch(word);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            agreed
+                .then_some(())
+                .ok_or_else(|| SendError::Unwilling("no witness".into()))
         })
     }
 }

@@ -27,7 +27,10 @@ impl World {
         }
         let mut waiting: Vec<Waiting> = Vec::new();
         for asked in &process.queue {
-            let oldest = now.nanos.saturating_sub(asked.since);
+            // As in the gateway: since nobody of its line was served.
+            let served = process.served.iter().find(|(class, _)| *class == asked.class);
+            let since = served.map_or(asked.since, |(_, at)| asked.since.max(*at));
+            let oldest = now.nanos.saturating_sub(since);
             let found = waiting.iter_mut().find(|waiting| waiting.class == asked.class);
             let entry = match found {
                 Some(entry) => entry,
@@ -81,6 +84,37 @@ impl World {
                         to,
                         id: id.clone(),
                         reply: reply.clone(),
+                    });
+                }
+                Action::Vouch(by, vouch) => {
+                    let Some(office) = self.processes[slot]
+                        .allocator
+                        .as_ref()
+                        .map(|office| office.number)
+                    else {
+                        return;
+                    };
+                    let to = by
+                        .split('-')
+                        .next()
+                        .and_then(|slot| slot.parse().ok())
+                        .unwrap_or(slot);
+                    let failed = Event::Vouched {
+                        slot,
+                        life,
+                        office,
+                        holder: vouch.holder.clone(),
+                        seq: vouch.seq,
+                        agreed: false,
+                    };
+                    self.after(200 * MS, failed);
+                    self.send(slot, to, || Event::Vouch {
+                        to,
+                        by: by.clone(),
+                        slot,
+                        life,
+                        office,
+                        vouch: vouch.clone(),
                     });
                 }
                 Action::Write(checkpoint) => {
@@ -175,7 +209,8 @@ impl World {
             seen_at,
             now,
         )
-        .after(self.processes[slot].heard);
+        .after(self.processes[slot].heard)
+        .beside(self.processes[slot].id.clone());
         allocator.fault = self.plan.fault;
         self.numbers += 1;
         self.processes[slot].allocator = Some(Office {
@@ -263,7 +298,12 @@ impl World {
                 .holder
                 .try_admit(asked.class, asked.estimate, now)
             {
-                Admission::Admitted(ticket) => self.start(slot, ticket, &asked),
+                Admission::Admitted(ticket) => {
+                    let served = &mut self.processes[slot].served;
+                    served.retain(|(class, _)| *class != asked.class);
+                    served.push((asked.class, now));
+                    self.start(slot, ticket, &asked);
+                }
                 Admission::Never { .. } => {}
                 Admission::Wait { .. } => {
                     blocked.push(asked.class);
