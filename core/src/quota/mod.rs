@@ -222,9 +222,9 @@ pub struct Terms {
     /// How long a grant lasts. Longer than the election of an allocator takes, or holders stop meanwhile; a replica that
     /// vanishes keeps its share for this time and a window.
     pub lease: Nanos,
-    /// How long a grant lasts where there is too little for all of a window of at most ten minutes. Shorter than that nobody
-    /// would have the time to renew it: several times [`Terms::report_every`] / 4. Grows by itself where writes are slow.
-    pub contended_lease: Nanos,
+    /// The shortest lease. Leases are short where the loss of their holder would leave too little of a window of at most ten
+    /// minutes for all; then it reports four times in each. Grows by itself where writes are slow.
+    pub shortest_lease: Nanos,
     /// How often a busy holder reports; four times as often while requests wait.
     pub report_every: Nanos,
     /// How much two clocks may differ in rate, in millionths. Also lengthens windows, for the provider's clock.
@@ -238,7 +238,7 @@ impl Default for Terms {
     fn default() -> Self {
         Self {
             lease: 15 * SECOND,
-            contended_lease: 800 * MILLISECOND,
+            shortest_lease: 400 * MILLISECOND,
             report_every: SECOND,
             drift_ppm: 500,
             calendar_margin_ms: 5_000,

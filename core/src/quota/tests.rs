@@ -27,7 +27,7 @@ fn tokens(input: u64, output: u64) -> Amounts {
 fn terms() -> Terms {
     Terms {
         lease: 10 * SECOND,
-        contended_lease: 10 * SECOND,
+        shortest_lease: 10 * SECOND,
         report_every: SECOND,
         drift_ppm: 0,
         calendar_margin_ms: 1_000,

@@ -366,7 +366,7 @@ mod tests {
 
     const EXACT: Terms = Terms {
         lease: SECOND,
-        contended_lease: SECOND,
+        shortest_lease: SECOND,
         report_every: SECOND,
         drift_ppm: 0,
         calendar_margin_ms: 0,

@@ -7,6 +7,9 @@ use crate::quota::share::{Demand, split};
 use crate::quota::slope::Ramp;
 use crate::quota::{Epoch, Grant, MILLISECOND, Nanos, Now, Seen, Share, Window};
 
+/// What a holder that is lost may use unseen, in its last lease, is about one part in so many of a window.
+const BRIEF: u64 = 150;
+
 impl Allocator {
     /// Units that may be in use, all together or without one holder.
     pub(super) fn outstanding(&self, index: usize, but: Option<&str>) -> u64 {
@@ -55,7 +58,7 @@ impl Allocator {
     pub(super) fn grant(&mut self, id: &str, now: Now) -> Option<(u64, Grant)> {
         let mut limits = BTreeMap::new();
         let mut shares = Vec::with_capacity(self.rules.len());
-        let mut contended = false;
+        let mut lease = self.terms.lease;
         for index in 0..self.rules.len() {
             let held = self.entries.values().map(|entry| entry.parts[index].claim.held);
             let held = held.fold(0, u64::saturating_add);
@@ -64,8 +67,8 @@ impl Allocator {
             }
             let capacity = self.capacity(index, now.nanos);
             let free = capacity.saturating_sub(self.outstanding(index, Some(id)));
-            let (target, scarce) = self.target(index, id, capacity, now);
-            contended |= scarce;
+            let (target, lasts) = self.target(index, id, capacity, now);
+            lease = lease.min(lasts);
             shares.push((target.min(free), free));
         }
         // A floor is given for all limits or for none, and only where it fits beside everybody's share.
@@ -76,14 +79,9 @@ impl Allocator {
             .zip(&shares)
             .all(|(rule, (_, free))| rule.limit.floor <= *free);
         let unix_ms = self.agreed(now);
-        let (lease, report_every) = if contended {
-            // Time for some reports, and for the one that is under way while the record is written.
-            let every = self.terms.report_every / 4;
-            let slow = self.write_took.max(every).saturating_mul(3);
-            (self.terms.contended_lease.max(slow).min(self.terms.lease), every)
-        } else {
-            (self.terms.lease, self.terms.report_every)
-        };
+        // Time for some reports, and for the one that is under way while the record is written.
+        let report_every = (lease / 4).min(self.terms.report_every);
+        let lease = lease.max(self.write_took.saturating_mul(3)).min(self.terms.lease);
         let entry = self.entries.get_mut(id)?;
         entry.floored |= wants_floor && fits;
         for ((rule, part), (share, _)) in self.rules.iter().zip(&mut entry.parts).zip(shares) {
@@ -126,9 +124,9 @@ impl Allocator {
         ))
     }
 
-    /// What `id` should have of a limit, by everybody's demand; and whether there is too little for all of a window so short
-    /// that what is set aside for a lost replica matters.
-    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> (u64, bool) {
+    /// What `id` should have of a limit, by everybody's demand, and for how long: briefly where too little would be left for
+    /// all if it was lost with that.
+    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> (u64, Nanos) {
         let rule = &self.rules[index];
         let (mut fixed, mut mine, mut demands, mut asked) = (0u64, 0, Vec::new(), 0u64);
         // Wishes come in coarse steps, so that they seldom change and seldom need a write.
@@ -167,10 +165,22 @@ impl Allocator {
             u64::MAX
         };
         let capacity = capacity.saturating_sub(fixed);
-        let scarce = asked > capacity
-            && matches!(rule.limit.window, Window::Rolling(_))
-            && !rule.limit.window.is_long();
         let shares = split(capacity, &demands, slack);
-        (shares.get(mine).copied().unwrap_or(0), scarce)
+        let share = shares.get(mine).copied().unwrap_or(0);
+        // A holder that is alone has each renewal written: it must be worth it.
+        let (at_stake, part) = if self.witnessing.is_alone(id) {
+            (0, BRIEF / 2)
+        } else {
+            (share, BRIEF)
+        };
+        let lease = match rule.limit.window {
+            Window::Rolling(window)
+                if !rule.limit.window.is_long() && asked > capacity.saturating_sub(at_stake) =>
+            {
+                self.terms.shortest_lease.max(window / part)
+            }
+            _ => self.terms.lease,
+        };
+        (share, lease)
     }
 }

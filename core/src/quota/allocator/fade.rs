@@ -79,7 +79,7 @@ mod tests {
 
     const TERMS: Terms = Terms {
         lease: 10 * SECOND,
-        contended_lease: SECOND,
+        shortest_lease: SECOND,
         report_every: SECOND,
         drift_ppm: 0,
         calendar_margin_ms: 0,

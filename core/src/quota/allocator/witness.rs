@@ -16,6 +16,9 @@ pub struct Witness {
     pub holder: String,
     /// Its witness.
     pub by: String,
+    /// The first report of the holder whose answer may be told to this witness: what it knows of an earlier one is from a time
+    /// after which others, or nobody, were told.
+    pub since: u64,
 }
 
 #[derive(Debug)]
@@ -145,8 +148,8 @@ impl Allocator {
             .iter()
             .filter(|(id, entry)| is_own(id) && entry.speaks())
             .max_by_key(|(_, entry)| entry.expires)
-            .map(|(id, _)| id);
-        let Some(own) = own else { return };
+            .and_then(|(id, entry)| Some((id, entry.seq?)));
+        let Some((own, since)) = own else { return };
         let shunned = shunned.as_ref().filter(|(_, until)| now.nanos < *until);
         let fit = |id: &str, entry: &Entry, patience: Nanos| {
             entry.speaks()
@@ -167,6 +170,7 @@ impl Allocator {
                 .map(|(id, _)| Witness {
                     holder: own.clone(),
                     by: id.clone(),
+                    since,
                 }),
         };
         if witness != *in_force {
@@ -179,7 +183,10 @@ impl Allocator {
     pub(super) fn hear(&mut self, by: &str, said: &Vouch, now: Now) {
         let inherited = self.witnessing.inherited.as_ref();
         let believed = inherited.is_some_and(|(witness, term)| {
-            witness.by == by && witness.holder == said.holder && *term == said.term
+            witness.by == by
+                && witness.holder == said.holder
+                && *term == said.term
+                && said.seq >= witness.since
         });
         if !believed {
             return;

@@ -150,6 +150,31 @@ fn a_witness_of_the_past_confirms_nothing() {
 }
 
 #[test]
+fn what_a_witness_was_told_before_it_was_named_again_is_worth_nothing() {
+    let limits = [requests(60, 60)];
+    let (mut office, mut own, mut other) = with_witness(&limits);
+    for second in 1..3 {
+        office.exchange(&mut own, 5, at(second));
+        let (_, vouch) = office.vouches.pop().expect("each grant");
+        let actions = office.allocator.not_vouched("own/0", vouch.seq, at(second));
+        office.carry_out(actions, at(second));
+    }
+    office.exchange(&mut own, 5, at(10));
+    assert!(own.has_lease(at(19).nanos), "by the record");
+    office.vouches.clear();
+    // Its time of being passed over ends; the process ends before it is told anything.
+    office.exchange(&mut other, 5, at(11));
+    office.exchange(&mut other, 5, at(13));
+    office.exchange(&mut own, 5, at(13));
+    assert!(!office.vouches.is_empty(), "it is witness again");
+    office.take_over(13, at(14));
+    office.exchange(&mut other, 5, at(14));
+    assert!(own.has_lease(at(19).nanos));
+    let recorded = &office.stored.as_ref().expect("it was written").holders["own/0"];
+    assert!(recorded.expires_in_ms >= 5_000, "{recorded:?}");
+}
+
+#[test]
 fn one_that_cannot_be_asked_is_witness_no_more() {
     let limits = [requests(60, 60)];
     let (mut office, mut own, _) = with_witness(&limits);
@@ -168,16 +193,22 @@ fn one_that_cannot_be_asked_is_witness_no_more() {
     assert!(recorded.expires_in_ms > 10_000, "{recorded:?}");
 }
 
+/// With leases of 2 s at the least.
+fn brief(limits: &[Limit]) -> Office {
+    let terms = Terms {
+        shortest_lease: 2 * SECOND,
+        ..terms()
+    };
+    Office {
+        allocator: Allocator::new(limits, terms, None, 0, at(0)),
+        ..Office::new(limits)
+    }
+}
+
 #[test]
 fn leases_are_short_where_there_is_too_little() {
     let limits = [requests(60, 60)];
-    let mut office = Office::new(&limits);
-    let terms = Terms {
-        contended_lease: 2 * SECOND,
-        ..terms()
-    };
-    office.allocator = Allocator::new(&limits, terms, None, 0, at(0));
-    let mut one = holder("a", &limits);
+    let (mut office, mut one) = (brief(&limits), holder("a", &limits));
     office.exchange(&mut one, 5, at(0));
     assert!(one.has_lease(at(9).nanos));
     office.exchange(&mut one, 500, at(1));
@@ -185,6 +216,24 @@ fn leases_are_short_where_there_is_too_little() {
     assert_eq!(one.next_report(), Some(SECOND + SECOND / 4));
     office.exchange(&mut one, 5, at(2));
     assert!(one.has_lease(at(11).nanos), "and long again");
+}
+
+#[test]
+fn leases_are_short_where_the_loss_of_the_holder_would_leave_too_little() {
+    let limits = [requests(60, 60)];
+    let (mut office, mut one, mut two) = (brief(&limits), holder("a", &limits), holder("b", &limits));
+    one_each_second(&mut office, &mut one, 0..10);
+    office.exchange(&mut two, 1, at(10));
+    office.exchange(&mut one, 0, at(10));
+    assert!(one.has_lease(at(19).nanos), "there is enough without it");
+    one_each_second(&mut office, &mut one, 10..45);
+    office.exchange(&mut two, 1, at(45));
+    office.exchange(&mut one, 0, at(45));
+    assert!(two.has_lease(at(54).nanos), "nobody would miss its share");
+    assert!(one.has_lease(at(46).nanos) && !one.has_lease(at(47).nanos), "nobody waits, but few are left");
+    // So nearly all that it had comes back when it is counted no more: at 61, 62 …
+    let left = left_for(&mut office, &mut two, [46, 75, 103].into_iter());
+    assert!(left[1] >= left[0] + 11 && left[2] >= 50, "{left:?}");
 }
 
 #[test]

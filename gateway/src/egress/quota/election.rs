@@ -3,10 +3,10 @@
 //! The election is for liveness only: two that believe to be elected cannot give out a unit twice, because both must write
 //! the record (see [`flotilla_core::quota`]). So it can be simple. A holder renews; the others look when it is time, or at
 //! once when they cannot reach the holder. A holder is judged dead when its record has not changed for as long as it
-//! promised, on the looker's own clock; earlier where a report to it failed: at once when its machine says that nobody listens
-//! (the process has ended), and when it is silent and has missed a renewal. A gateway that cannot reach a holder which is well
-//! must not depose it again and again: it does so at most once in [`HURRY_PAUSE`], and not after it was deposed itself.
-//! Without a quota in the namespace nobody takes part.
+//! promised, on the looker's own clock; earlier where a report to it failed: at once when its process has ended (its pod is gone,
+//! or its machine says that nobody listens), and when it is silent and has missed a renewal. A gateway that cannot reach a
+//! holder which is well must not depose it again and again: it does so at most once in [`HURRY_PAUSE`], and not after it was
+//! deposed itself. Without a quota in the namespace nobody takes part.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +29,8 @@ const HURRY_PAUSE: Duration = Duration::from_secs(30);
 /// What a report that failed says of the gateway that it went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// Nobody listens there.
-    Refused,
+    /// Its process has ended.
+    Ended,
     /// It was not reached, or did not answer.
     Silent,
 }
@@ -194,6 +194,7 @@ impl Candidate {
                 Seen { claim, since }
             });
         }
+        let mut hurries = false;
         if let Some(Seen { claim, since }) = &self.seen
             && !claim.holder.is_empty()
             && claim.holder != self.pod
@@ -205,15 +206,18 @@ impl Candidate {
                 self.publish(Leader::Other(claim.holder.clone()));
                 return Ok(left(believed).min(self.pace.renew));
             }
-            if !left(lasts).is_zero() {
+            hurries = !left(lasts).is_zero();
+            if hurries {
                 info!(
                     holder = claim.holder,
                     "cannot be reached; taking its place before its claim ends"
                 );
-                self.patient_until = Some(Instant::now() + HURRY_PAUSE);
             }
         }
         self.claim().await?;
+        if hurries && self.is_mine() {
+            self.patient_until = Some(Instant::now() + HURRY_PAUSE);
+        }
         Ok(self.pace.renew)
     }
 
@@ -223,7 +227,7 @@ impl Candidate {
             return lasts;
         }
         match self.look.about(pod) {
-            Some(Doubt::Refused) => Duration::ZERO,
+            Some(Doubt::Ended) => Duration::ZERO,
             Some(Doubt::Silent) => lasts.min(self.pace.renew * 3 / 2),
             None => lasts,
         }
@@ -371,7 +375,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_nobody_listens_at_is_replaced_at_once_and_a_silent_one_when_it_misses_a_renewal() {
-        for (doubt, least, most) in [(Doubt::Refused, 0, 1), (Doubt::Silent, 1, 5)] {
+        for (doubt, least, most) in [(Doubt::Ended, 0, 1), (Doubt::Silent, 1, 5)] {
             let store = Arc::new(Memory::default());
             let mut one = start(&store, "g-1");
             becomes(&mut one, Leader::Me).await;
@@ -398,8 +402,8 @@ mod tests {
             claim.transitions
         };
         for _ in 0..200 {
-            two.look.at_once(Some(("g-1", Doubt::Refused)));
-            one.look.at_once(Some(("g-2", Doubt::Refused)));
+            two.look.at_once(Some(("g-1", Doubt::Ended)));
+            one.look.at_once(Some(("g-2", Doubt::Ended)));
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         assert_eq!(transitions().await, 1, "in 20 s");

@@ -58,9 +58,9 @@ pub struct Word {
 /// Why a message had no effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// There is a machine, but nobody listens: the process has ended, or is about to begin.
+    /// The process has ended: its pod is gone, or there is a machine on which nobody listens.
     #[error("{0}")]
-    Refused(String),
+    Ended(String),
     /// It was not reached, or did not answer.
     #[error("{0}")]
     Silent(String),
@@ -112,10 +112,16 @@ impl Http {
         message: &impl Serialize,
     ) -> Result<(StatusCode, Bytes), SendError> {
         let unwilling = |error: &dyn std::fmt::Display| SendError::Unwilling(error.to_string());
-        let address = self
-            .peers
-            .admin(pod)
-            .ok_or_else(|| SendError::Silent(format!("the address of gateway pod {pod} is not known")))?;
+        let address = match self.peers.admin(pod) {
+            Some(address) => address,
+            None if self.peers.has_left(pod) => {
+                return Err(SendError::Ended(format!("gateway pod {pod} is gone")));
+            }
+            None => {
+                let unknown = format!("the address of gateway pod {pod} is not known");
+                return Err(SendError::Silent(unknown));
+            }
+        };
         let body = serde_json::to_vec(message).map_err(|error| unwilling(&error))?;
         let request = Request::builder()
             .method(Method::POST)
@@ -126,7 +132,7 @@ impl Http {
         let response = self.client.request(request).await.map_err(|error| {
             let text = error.to_string();
             if is_refused(&error) {
-                SendError::Refused(text)
+                SendError::Ended(text)
             } else {
                 SendError::Silent(text)
             }
@@ -216,7 +222,7 @@ impl Link {
         };
         debug!(provider, %failure, "a report of a quota's use was not answered");
         let doubt = match failure {
-            SendError::Refused(_) => Some(Doubt::Refused),
+            SendError::Ended(_) => Some(Doubt::Ended),
             SendError::Silent(_) => Some(Doubt::Silent),
             SendError::Unwilling(_) => None,
         };

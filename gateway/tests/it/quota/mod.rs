@@ -79,18 +79,19 @@ async fn killing_whoever_deals_it_out_gives_nothing_out_twice() {
     for round in 0..12u64 {
         tokio::time::sleep(20 * SECOND).await;
         let Some(elected) = world.elected() else { continue };
-        world.kill(&elected);
+        // A container is restarted under its pod's name; a pod that was deleted comes back under another.
+        let pod = if round % 2 == 0 {
+            world.kill(&elected);
+            elected
+        } else {
+            world.vanish(&elected);
+            format!("g-{}", 10 + round)
+        };
         // The system's clocks jump as well; only windows of the calendar would care.
         world
             .clock_error
             .store((round as i64 - 6) * 3_600_000, Ordering::SeqCst);
         tokio::time::sleep(SECOND).await;
-        // A container is restarted under its pod's name; a pod that was deleted comes back under another.
-        let pod = if round % 2 == 0 {
-            elected
-        } else {
-            format!("g-{}", 10 + round)
-        };
         world.start(&pod, &[load("support", 15)]);
     }
     tokio::time::sleep(20 * SECOND).await;
@@ -104,6 +105,40 @@ async fn killing_whoever_deals_it_out_gives_nothing_out_twice() {
     assert!(most <= 600, "{most}");
     assert!(used >= 95.0, "{used:.1} %");
     assert_eq!(world.refused(), 0, "they wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loss_of_the_gateway_that_has_nearly_all_leaves_enough_for_the_others() {
+    // Five of six requests a second that there are: nobody waits before the loss.
+    let quota = json!({"name": "rps", "resource": "Requests", "limit": 60, "windowSeconds": 10});
+    let mut world = World::new(quota);
+    world.start("g-0", &[]);
+    tokio::time::sleep(SECOND).await;
+    world.start("g-1", &[]);
+    assert_eq!(world.elected().as_deref(), Some("g-0"));
+    let patience = 30 * SECOND;
+    let streams = [
+        world.stream("g-0", Duration::from_millis(222), patience, 270),
+        world.stream("g-1", 2 * SECOND, patience, 30),
+    ];
+    tokio::time::sleep(20 * SECOND).await;
+    world.vanish("g-0");
+    tokio::time::sleep(SECOND).await;
+    world.start("h-0", &[]);
+    for stream in streams {
+        stream.await.unwrap();
+    }
+    let most = world.provider.most(10 * SECOND);
+    let (before, after) = (
+        world.provider.between(Duration::ZERO, 20 * SECOND),
+        world.provider.between(20 * SECOND, 70 * SECOND),
+    );
+    println!(
+        "at most {most} of 60 in 10 s; {before} requests before the loss, {after} after, {} refused",
+        world.refused()
+    );
+    assert!(most <= 60, "{most}");
+    assert_eq!((before + after, world.refused()), (300, 0));
 }
 
 #[tokio::test(start_paused = true)]

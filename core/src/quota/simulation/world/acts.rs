@@ -10,8 +10,19 @@ impl World {
         self.serve(slot);
         self.report(slot);
         let now = self.clock(slot);
+        // In the calm it is seen who is gone.
+        let there: Vec<String> = if self.is_calm() {
+            self.processes.iter().map(|process| process.id.clone()).collect()
+        } else {
+            Vec::new()
+        };
         if let Some(office) = &mut self.processes[slot].allocator {
-            let actions = office.allocator.tick(now);
+            let allocator = &mut office.allocator;
+            let lost: Vec<String> = allocator.holders().map(str::to_owned).collect();
+            for id in lost.iter().filter(|id| !there.is_empty() && !there.contains(id)) {
+                allocator.lost(id, now);
+            }
+            let actions = allocator.tick(now);
             self.act(slot, slot, actions);
         }
         let every = self.plan.terms.report_every / 8;

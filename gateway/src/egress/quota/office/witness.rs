@@ -9,7 +9,8 @@ use super::super::link::Word;
 use super::{Session, pod_of};
 
 /// For a witness's word: shorter than the shortest lease.
-const VOUCH_TIMEOUT: Duration = Duration::from_millis(400);
+const VOUCH_TIMEOUT: Duration = Duration::from_millis(200);
+
 /// What a witness said.
 pub(super) struct Said {
     provider: String,
