@@ -331,11 +331,8 @@ impl Allocator {
 
     /// This holder's pod is gone, as far as can be seen: if it is silent as well, its floors end.
     pub fn lost(&mut self, holder: &str, now: Now) {
-        if self
-            .entries
-            .get(holder)
-            .is_some_and(|entry| now.nanos >= entry.expires)
-        {
+        let silent = |entry: &Entry| !self.is_of_late(entry, now);
+        if self.entries.get(holder).is_some_and(silent) {
             self.gone(holder, now);
         }
     }

@@ -39,19 +39,30 @@
 //! * Ages in the ConfigMap count from when its reader first saw that version, on the reader's own clock, so no two
 //!   clocks are ever compared for a rolling window.
 //!
+//! # Why a limit is never exceeded
+//!
+//! 1. A holder never has more in use than its share, and without a lease it only gives back (but for a floor).
+//! 2. For every holder the allocator counts at least what it can have in use: what its newest report claims, or what was granted
+//!    since, if that is more. This becomes less by three things only: the next report; once the lease is over, units that the report
+//!    said to be given back after that, when they are ([`Fade`]); and the end of everything, a window after its last request must
+//!    have been counted ([`Limit::within_lost`]).
+//! 3. It raises a share only while all that it counts stays within the limit.
+//! 4. Whoever takes over counts as much: every grant is written before it is sent, or is told to a witness that the record
+//!    names ([`Vouch`]); and of two that take over from one record only one can write the next.
+//!
 //! # What the loss of a replica costs
 //!
-//! A replica that vanishes may have used all that it had until its lease was over, and every unit that is set aside for
-//! it longer than the provider counts it is wasted. Four things keep that small:
+//! What a holder may have used unseen, since its last report and to the end of its lease, is set aside until the last of it
+//! must have been counted, and for a window more. It was used in part or not at all, so it is wasted. Four things keep it small:
 //!
-//! * Reports say when the units in use will be free ([`Fade`]). Those that outlast the lease were in use at its end, so they are
-//!   free when they said, and only the rest is set aside to the very end ([`allocator`]).
-//! * Where requests wait for a window of minutes, leases last for less than a second ([`Terms::contended_lease`]), and reports
-//!   come as often. A holder that finds no allocator then pauses, which is cheap: what it does not use meanwhile it may use
-//!   after. Without that need leases are long, and outlast the election of another allocator.
+//! * Leases are short ([`Terms::shortest_lease`]) where too little would be left for all if their holder was lost. A holder
+//!   that finds no allocator then pauses, which is cheap: what it does not use meanwhile it may use after. Where there is
+//!   plenty leases are long, and outlast the election of another allocator.
+//! * Reports say when the units in use will be free. Those that outlast the lease were in use at its end, so they
+//!   are free when they said, and only the rest is set aside.
 //! * What the ConfigMap says of leases is far ahead of them, so that it is seldom written. That is harmless for a holder that the
 //!   allocator outlives, and for one that outlives it. But the allocator's own holder goes with it. So that one has a
-//!   *witness*: another holder, named in the ConfigMap, that is told of each of its grants before it may use it ([`Vouch`]) and
+//!   *witness*: another holder, named in the ConfigMap, that is told of each of its grants before it may use it and
 //!   tells the next allocator. Without a second gateway there is no witness, and the ConfigMap is written as often
 //!   as the lease is renewed.
 //! * A holder's successor in the same pod says that it has ended ([`Allocator::gone`]), and one that leaves gives all back.

@@ -122,8 +122,6 @@ impl Calendar {
 }
 
 const BUCKETS: u64 = 128;
-/// Entries of a report about what is given back when.
-const FADES: u64 = 32;
 
 /// Units in use that are given back by themselves.
 #[derive(Clone, Debug)]
@@ -209,10 +207,11 @@ impl Held {
         }
     }
 
-    /// Units that are in use for certain until they are given back, and when that is, counted from `now`; soonest first.
-    pub(super) fn fades(&mut self, now: Nanos) -> Vec<Fade> {
+    /// Units that are in use for certain until they are given back, and when that is, counted from `now`; soonest first, and in
+    /// at most `most` entries.
+    pub(super) fn fades(&mut self, now: Nanos, most: usize) -> Vec<Fade> {
         match self {
-            Self::Rolling(ring) => ring.fades(now),
+            Self::Rolling(ring) => ring.fades(now, most),
             Self::Calendar(_) | Self::Nothing => Vec::new(),
         }
     }
@@ -285,12 +284,13 @@ impl Ring {
         (index >= self.base).then_some((index % BUCKETS) as usize)
     }
 
-    /// Several buckets make one entry: it travels with every report.
-    fn fades(&mut self, now: Nanos) -> Vec<Fade> {
+    fn fades(&mut self, now: Nanos, most: usize) -> Vec<Fade> {
         self.advance(now);
         let mut fades = Vec::new();
-        for first in (self.base..self.base + BUCKETS).step_by((BUCKETS / FADES) as usize) {
-            let group = first..first + BUCKETS / FADES;
+        let step = BUCKETS.div_ceil(most.max(1) as u64);
+        let end = self.base + BUCKETS;
+        for first in (self.base..end).step_by(step as usize) {
+            let group = first..(first + step).min(end);
             let units = |index: &u64| {
                 let place = (index % BUCKETS) as usize;
                 self.settled[place].min(self.buckets[place])

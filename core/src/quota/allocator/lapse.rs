@@ -74,11 +74,8 @@ impl Allocator {
     /// Begins calendar windows.
     pub(super) fn roll(&mut self, now: Now) {
         // A clock that runs ahead must not be believed alone: wait for those that may still speak.
-        if self
-            .entries
-            .values()
-            .any(|entry| entry.seq.is_none() && now.nanos < entry.expires)
-        {
+        let mut all = self.entries.values();
+        if all.any(|entry| entry.seq.is_none() && self.is_of_late(entry, now)) {
             return;
         }
         let unix_ms = self.agreed(now);
@@ -114,11 +111,16 @@ impl Allocator {
         let live = self
             .entries
             .values()
-            .filter(|entry| entry.seq.is_some() && now.nanos < entry.expires);
+            .filter(|entry| entry.speaks() && self.is_of_late(entry, now));
         let mut ahead: Vec<i64> = live.map(|entry| entry.clock_ahead_ms).collect();
         ahead.sort_unstable();
         let median = ahead.get(ahead.len().saturating_sub(1) / 2).copied().unwrap_or(0);
         now.unix_ms.saturating_add(median)
+    }
+
+    /// Whether this holder's lease is in force, or ended so lately that it may only be slow: a lease may be very short.
+    pub(super) fn is_of_late(&self, entry: &Entry, now: Now) -> bool {
+        now.nanos < entry.expires.saturating_add(self.terms.lease)
     }
 
     /// Whether one more holder can be recorded; adds silent ones up if they are too many.

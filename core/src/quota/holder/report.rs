@@ -6,6 +6,10 @@ use super::{Holder, Waiting};
 use crate::quota::window::Held;
 use crate::quota::{Claim, MILLISECOND, Nanos, Reply, Report, Resource};
 
+/// Entries of a report about what is given back when, in all; some 20 bytes each. What is in one entry is free when the last of it
+/// is, so fewer cost utilisation after a loss.
+const MAX_FADES: usize = 1_024;
+
 impl Holder {
     /// When the next report is due; none: when somebody was refused.
     pub fn next_report(&self) -> Option<Nanos> {
@@ -36,6 +40,7 @@ impl Holder {
         let elapsed = now.saturating_sub(self.interval_at);
         let full = elapsed >= self.terms.report_every / 2;
         let (mut limits, mut fades) = (BTreeMap::new(), BTreeMap::new());
+        let most_fades = MAX_FADES / self.limits.len().max(1);
         for (i, local) in self.limits.iter_mut().enumerate() {
             local.held.advance(now);
             // What the lease gave is void without it.
@@ -88,7 +93,7 @@ impl Holder {
                 claim.more = claim.more.min(most.max(claim.need).saturating_add(local.largest));
             }
             limits.insert(local.key.clone(), claim);
-            let fading = local.held.fades(now);
+            let fading = local.held.fades(now, most_fades);
             if !fading.is_empty() {
                 fades.insert(local.key.clone(), fading);
             }
