@@ -207,6 +207,8 @@ impl Allocator {
         if report.term > self.term {
             return vec![Action::StepDown(report.term)];
         }
+        self.witnessing
+            .rests(&report.holder, report.released && !report.leaving);
         if report.term < self.term {
             // Grants of an earlier term may still reach this holder; once it speaks to this one, they cannot.
             return if report.released && !self.entries.contains_key(&report.holder) {

@@ -63,7 +63,7 @@
 //! * What the ConfigMap says of leases is far ahead of them, so that it is seldom written. That is harmless for a holder that the
 //!   allocator outlives, and for one that outlives it. But the allocator's own holder goes with it. So that one has a
 //!   *witness*: another holder, named in the ConfigMap, that is told of each of its grants before it may use it and
-//!   tells the next allocator. Without a second gateway there is no witness, and the ConfigMap is written as often
+//!   tells the next allocator. One that rests will do: it says that it is there when another allocator is elected. Without a second gateway there is no witness, and the ConfigMap is written as often
 //!   as the lease is renewed.
 //! * A holder's successor in the same pod says that it has ended ([`Allocator::gone`]), and one that leaves gives all back.
 //!
@@ -296,6 +296,9 @@ pub struct Report {
     pub unix_ms: i64,
     /// It will admit nothing before its next grant: it rests, or leaves for good. Not answered.
     pub released: bool,
+    /// It leaves for good, and will be nobody's witness.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// It may fall back to its floors.
     #[serde(default)]
     pub floored: bool,

@@ -1,8 +1,10 @@
 //! The allocator's side of the witness ([`crate::quota::vouch`]): who it is, what it is told, and what is learnt from an earlier one's.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Action, Allocator, Checkpoint, Entry, OTHERS};
+use super::{Action, Allocator, Checkpoint, Entry, MAX_HOLDERS, OTHERS};
 use crate::quota::{Grant, Nanos, Now, Reply, Vouch};
 
 /// Failures in a row after which another witness is chosen.
@@ -34,6 +36,8 @@ pub(super) struct Witnessing {
     /// A grant that waits for the witness's word.
     asked: Option<(String, u64, Grant)>,
     failures: u32,
+    /// Holders that use nothing and say nothing, but can be asked.
+    resting: BTreeSet<String>,
     /// Who could not be asked, and until when it is passed over.
     shunned: Option<(String, Nanos)>,
     /// The witness of the allocator before this one, and that one's term.
@@ -49,6 +53,7 @@ impl Witnessing {
             in_force: None,
             asked: None,
             failures: 0,
+            resting: BTreeSet::new(),
             shunned: None,
             inherited: before.witness.clone().map(|witness| (witness, before.term)),
         }
@@ -63,6 +68,15 @@ impl Witnessing {
     /// The record has landed.
     pub(super) fn written(&mut self) {
         self.in_force = self.being_written.take();
+    }
+
+    /// Whether this holder rests from now on.
+    pub(super) fn rests(&mut self, id: &str, rests: bool) {
+        if !rests {
+            self.resting.remove(id);
+        } else if self.resting.len() < MAX_HOLDERS && id != OTHERS && !self.is_own(id) {
+            self.resting.insert(id.to_owned());
+        }
     }
 
     fn is_own(&self, id: &str) -> bool {
@@ -108,6 +122,7 @@ impl Allocator {
             && let Some(witness) = witnessing.chosen.take()
         {
             witnessing.failures = 0;
+            witnessing.resting.remove(&witness.by);
             witnessing.shunned = Some((witness.by, now.nanos.saturating_add(self.terms.lease)));
         }
         self.proceed(now)
@@ -131,12 +146,13 @@ impl Allocator {
         Action::Vouch(by, vouch)
     }
 
-    /// Chooses the witness of the holder in this process. It stays as long as it speaks: another one costs a write.
+    /// Chooses the witness of the holder in this process. It stays as long as it speaks, or rests: another one costs a write.
     pub(super) fn choose_witness(&mut self, now: Now) {
         let Witnessing {
             process,
             chosen,
             in_force,
+            resting,
             shunned,
             ..
         } = &self.witnessing;
@@ -151,28 +167,25 @@ impl Allocator {
             .and_then(|(id, entry)| Some((id, entry.seq?)));
         let Some((own, since)) = own else { return };
         let shunned = shunned.as_ref().filter(|(_, until)| now.nanos < *until);
-        let fit = |id: &str, entry: &Entry, patience: Nanos| {
-            entry.speaks()
-                && now.nanos < entry.expires.saturating_add(patience)
-                && shunned.is_none_or(|(shunned, _)| shunned != id)
+        let fit = |id: &str, patience: Nanos| {
+            let speaks = |entry: &Entry| {
+                entry.speaks() && now.nanos < entry.expires.saturating_add(patience)
+            };
+            shunned.is_none_or(|(shunned, _)| shunned != id)
+                && (resting.contains(id) || self.entries.get(id).is_some_and(speaks))
         };
-        let stays = chosen.as_ref().filter(|chosen| {
-            let entry = self.entries.get(&chosen.by);
-            chosen.holder == *own
-                && entry.is_some_and(|entry| fit(&chosen.by, entry, self.terms.report_every * 2))
+        let stays = chosen
+            .as_ref()
+            .filter(|chosen| chosen.holder == *own && fit(&chosen.by, self.terms.report_every * 2));
+        let witness = stays.cloned().or_else(|| {
+            let mut others = self.entries.keys().chain(resting);
+            let by = others.find(|id| !is_own(id) && id.as_str() != OTHERS && fit(id, 0))?;
+            Some(Witness {
+                holder: own.clone(),
+                by: by.clone(),
+                since,
+            })
         });
-        let witness = match stays {
-            Some(stays) => Some(stays.clone()),
-            None => self
-                .entries
-                .iter()
-                .find(|(id, entry)| !is_own(id) && id.as_str() != OTHERS && fit(id, entry, 0))
-                .map(|(id, _)| Witness {
-                    holder: own.clone(),
-                    by: id.clone(),
-                    since,
-                }),
-        };
         if witness != *in_force {
             self.must_write = true;
         }

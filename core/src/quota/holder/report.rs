@@ -25,6 +25,13 @@ impl Holder {
         self.make_report(now, unix_ms, waiting, idle)
     }
 
+    /// Another allocator is elected: one that rests says that it is there, and can be a witness.
+    pub fn greet(&mut self, now: Nanos) {
+        if self.resting && !self.leaving {
+            self.next_report = Some(now);
+        }
+    }
+
     /// From now on nothing is admitted, and reports say so; this is the first.
     pub fn leave(&mut self, now: Nanos, unix_ms: i64) -> Report {
         self.leaving = true;
@@ -115,6 +122,7 @@ impl Holder {
             weight: self.weight,
             unix_ms,
             released,
+            leaving: self.leaving,
             floored: self.floored,
             leased_ms: Some(leased_ms),
             heard: self.heard,

@@ -467,7 +467,11 @@ impl World {
             Event::Reopen { slot } if self.leader == slot => self.elect(slot),
             Event::Learn { slot, leader } => {
                 // In the calm nobody goes on believing an old tale.
-                self.processes[slot].leader = if self.is_calm() { self.leader } else { leader };
+                let leader = if self.is_calm() { self.leader } else { leader };
+                let now = self.mono(slot);
+                let process = &mut self.processes[slot];
+                process.leader = leader;
+                process.holder.greet(now);
             }
             Event::Cut { a, b, on: true } if a != b => self.cut.push((a, b)),
             Event::Cut { a, b, on: false } => self.cut.retain(|pair| *pair != (a, b)),

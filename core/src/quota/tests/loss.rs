@@ -150,6 +150,34 @@ fn a_witness_of_the_past_confirms_nothing() {
 }
 
 #[test]
+fn one_that_rests_is_a_witness_too() {
+    let limits = [requests(60, 60)];
+    let mut office = Office::new(&limits);
+    office.allocator = Allocator::new(&limits, terms(), None, 0, at(0)).beside("own/");
+    let (mut own, mut other) = (holder("own/0", &limits), holder("other/0", &limits));
+    office.exchange(&mut other, 5, at(0));
+    office.exchange(&mut other, 0, at(20));
+    assert_eq!(other.next_report(), None, "it rests");
+    office.allocator =
+        Allocator::new(&limits, terms(), office.stored.as_ref(), 20 * SECOND, at(21)).beside("own/");
+    other.greet(at(21).nanos);
+    assert_eq!(other.next_report(), Some(at(21).nanos));
+    office.exchange(&mut other, 0, at(21));
+    office.exchange(&mut own, 5, at(21));
+    let (by, vouch) = office.vouches.pop().expect("it was asked");
+    assert_eq!(by, "other/0");
+    assert!(other.vouch(vouch.clone(), at(21).nanos));
+    let sent = office.allocator.vouched("own/0", vouch.seq);
+    assert!(matches!(sent.as_slice(), [Action::Send(..)]), "{sent:?}");
+    office.take_over(21, at(22));
+    office.exchange(&mut other, 5, at(22));
+    let recorded = &office.stored.as_ref().expect("it was written").holders["own/0"];
+    assert!(recorded.expires_in_ms <= 9_000, "it told: {recorded:?}");
+    let last = other.leave(at(23).nanos, NOON);
+    assert!(last.leaving && last.released);
+}
+
+#[test]
 fn what_a_witness_was_told_before_it_was_named_again_is_worth_nothing() {
     let limits = [requests(60, 60)];
     let (mut office, mut own, mut other) = with_witness(&limits);

@@ -173,6 +173,11 @@ impl Admission {
         Due { report, at }
     }
 
+    /// Another gateway deals out.
+    pub(super) fn greet(&self) {
+        self.with(|state, now| state.holder.greet(now));
+    }
+
     /// Takes the allocator's answer.
     pub(super) fn take(&self, reply: &Reply) {
         let now = self.clock.nanos();

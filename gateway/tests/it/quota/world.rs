@@ -284,7 +284,7 @@ impl World {
 
     /// One request after another to the gateway in `pod`, or to another where that one is gone; whether earlier ones have ended
     /// or not.
-    pub fn stream(&self, pod: &str, every: Duration, patience: Duration, count: u64) -> JoinHandle<()> {
+    pub fn stream(&self, pod: &str, every: Duration, patience: Duration, count: u32) -> JoinHandle<()> {
         let (network, pod) = (self.network.clone(), pod.to_owned());
         let somebody = network.gateways.lock().values().next().cloned().unwrap();
         let agent = self.agent_at(somebody, "support", patience);
@@ -299,7 +299,7 @@ impl World {
                     quotas: gateway.unwrap(),
                     ..agent.clone()
                 };
-                under_way.spawn(agent.request(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+                under_way.spawn(agent.request(u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
                 tokio::time::sleep(every).await;
             }
             while under_way.join_next().await.is_some() {}
