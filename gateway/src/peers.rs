@@ -95,7 +95,10 @@ mod tests {
             Some("10.0.0.7:9090".parse().expect("an address"))
         );
         assert_eq!(peers.admin("g-2"), None);
-        assert!(!peers.has_left("g-1") && !peers.has_left("g-2"), "it may still come");
+        assert!(
+            !peers.has_left("g-1") && !peers.has_left("g-2"),
+            "it may still come"
+        );
         peers.apply(&Config::default());
         assert!(peers.has_left("g-1") && !peers.has("g-1"));
         peers.apply(&Config {

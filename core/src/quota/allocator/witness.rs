@@ -168,9 +168,7 @@ impl Allocator {
         let Some((own, since)) = own else { return };
         let shunned = shunned.as_ref().filter(|(_, until)| now.nanos < *until);
         let fit = |id: &str, patience: Nanos| {
-            let speaks = |entry: &Entry| {
-                entry.speaks() && now.nanos < entry.expires.saturating_add(patience)
-            };
+            let speaks = |entry: &Entry| entry.speaks() && now.nanos < entry.expires.saturating_add(patience);
             shunned.is_none_or(|(shunned, _)| shunned != id)
                 && (resting.contains(id) || self.entries.get(id).is_some_and(speaks))
         };

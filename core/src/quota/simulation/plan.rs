@@ -156,11 +156,7 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
     });
     // Until what was recorded of those that are gone is over, a turn for everybody, and a little.
     let turns = limits.iter().map(|limit| turns(limit, slots as u64, within));
-    let calm = 2 * lease
-        + within
-        + windows.max().unwrap_or(0)
-        + turns.max().unwrap_or(0)
-        + 2 * SECOND;
+    let calm = 2 * lease + within + windows.max().unwrap_or(0) + turns.max().unwrap_or(0) + 2 * SECOND;
     Plan {
         seed,
         slots,
