@@ -70,8 +70,9 @@ struct Part {
 
 #[derive(Debug)]
 struct Entry {
-    /// The newest report of this term.
+    /// The newest report of this term, and when it came.
     seq: Option<u64>,
+    heard_at: Nanos,
     weight: u64,
     /// Its wall clock less ours.
     clock_ahead_ms: i64,
@@ -231,6 +232,7 @@ impl Allocator {
             .entry(report.holder.clone())
             .or_insert_with(|| Entry {
                 seq: None,
+                heard_at: now.nanos,
                 weight: 1,
                 clock_ahead_ms: 0,
                 expires: now.nanos,
@@ -246,6 +248,7 @@ impl Allocator {
         }
         let is_first = entry.seq.is_none();
         entry.seq = Some(report.seq);
+        entry.heard_at = now.nanos;
         entry.weight = u64::from(report.weight.max(1));
         entry.released = report.released;
         entry.floored = report.floored;

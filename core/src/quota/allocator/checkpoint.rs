@@ -113,6 +113,7 @@ impl Entry {
         };
         Self {
             seq: None,
+            heard_at: seen,
             weight: 1,
             clock_ahead_ms: 0,
             expires,

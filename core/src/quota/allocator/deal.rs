@@ -155,7 +155,9 @@ impl Allocator {
                 weight: entry.weight,
                 wanted: held.saturating_add(more).min(rule.limit.limit).max(floor),
                 need: part.claim.need,
-                since: u64::MAX - part.claim.age_ms,
+                since: entry
+                    .heard_at
+                    .saturating_sub(part.claim.age_ms.saturating_mul(MILLISECOND)),
                 claim: part.claim.share,
             });
         }
