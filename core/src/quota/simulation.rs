@@ -93,10 +93,6 @@ impl Sum {
         for (slot, (late, waiting)) in outcome.late.iter().enumerate() {
             if !short && *late == 0 && *waiting > 0 {
                 self.stuck.push((seed, slot));
-                eprintln!("STUCK {seed} slot {slot} of {} waiting {waiting} late {:?} calm {} of {} end {} lease {}/{} report {} within {}", plan.slots, outcome.late, plan.calm_from / MS, plan.length / MS, outcome.end, plan.terms.lease / MS, plan.terms.shortest_lease / MS, plan.terms.report_every / MS, plan.limits[0].within / MS);
-                for limit in &plan.limits {
-                    eprintln!("    {} {} per {} floor {} models {:?}", limit.name, limit.limit, limit.window, limit.floor, limit.models);
-                }
             }
         }
     }

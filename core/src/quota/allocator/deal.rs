@@ -10,6 +10,16 @@ use crate::quota::{Epoch, Grant, MILLISECOND, Nanos, Now, Seen, Share, Window};
 /// What a holder that is lost may use unseen, in its last lease, is about one part in so many of a window.
 const BRIEF: u64 = 150;
 
+/// What a holder should have of a limit.
+struct Target {
+    share: u64,
+    /// Units that others lack who have waited longer and should have more than they have: whoever gives any back first must not
+    /// use them again, or those whose turn it is would wait for the one that gives back last, again and again.
+    yielded: u64,
+    /// Brief where too little would be left for all if it was lost with its share.
+    lease: Nanos,
+}
+
 impl Allocator {
     /// Units that may be in use, all together or without one holder.
     pub(super) fn outstanding(&self, index: usize, but: Option<&str>) -> u64 {
@@ -67,9 +77,9 @@ impl Allocator {
             }
             let capacity = self.capacity(index, now.nanos);
             let free = capacity.saturating_sub(self.outstanding(index, Some(id)));
-            let (target, lasts) = self.target(index, id, capacity, now);
-            lease = lease.min(lasts);
-            shares.push((target.min(free), free));
+            let target = self.target(index, id, capacity, now);
+            lease = lease.min(target.lease);
+            shares.push((target.share.min(free.saturating_sub(target.yielded)), free));
         }
         // A floor is given for all limits or for none, and only where it fits beside everybody's share.
         let wants_floor = self.rules.iter().any(|rule| rule.limit.floor > 0);
@@ -124,11 +134,11 @@ impl Allocator {
         ))
     }
 
-    /// What `id` should have of a limit, by everybody's demand, and for how long: briefly where too little would be left for
-    /// all if it was lost with that.
-    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> (u64, Nanos) {
+    /// What `id` should have of a limit, by everybody's demand.
+    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> Target {
         let rule = &self.rules[index];
         let (mut fixed, mut mine, mut demands, mut asked) = (0u64, 0, Vec::new(), 0u64);
+        let mut parts = Vec::new();
         // Wishes come in coarse steps, so that they seldom change and seldom need a write.
         let step = (rule.limit.limit / 128).max(1);
         for (other, entry) in &self.entries {
@@ -151,6 +161,7 @@ impl Allocator {
             let floor = if entry.floored { rule.limit.floor } else { 0 };
             let more = part.claim.more.div_ceil(step).saturating_mul(step);
             asked = asked.saturating_add(held.saturating_add(part.claim.more));
+            parts.push((part.granted, part.granted.saturating_sub(held) < part.claim.need));
             demands.push(Demand {
                 weight: entry.weight,
                 wanted: held.saturating_add(more).min(rule.limit.limit).max(floor),
@@ -169,6 +180,12 @@ impl Allocator {
         let capacity = capacity.saturating_sub(fixed);
         let shares = split(capacity, &demands, slack);
         let share = shares.get(mine).copied().unwrap_or(0);
+        let since = demands.get(mine).map_or(0, |demand| demand.since);
+        let starved = demands.iter().zip(&shares).zip(&parts);
+        let starved = starved
+            .filter(|((demand, share), (granted, lacks))| *lacks && demand.since < since && granted < share);
+        let yielded = starved.map(|((demand, _), _)| demand.need);
+        let yielded = yielded.fold(0, u64::saturating_add);
         // A holder that is alone has each renewal written: it must be worth it.
         let (at_stake, part) = if self.witnessing.is_alone(id) {
             (0, BRIEF / 2)
@@ -183,6 +200,10 @@ impl Allocator {
             }
             _ => self.terms.lease,
         };
-        (share, lease)
+        Target {
+            share,
+            yielded,
+            lease,
+        }
     }
 }

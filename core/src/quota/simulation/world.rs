@@ -144,7 +144,6 @@ pub(super) struct Outcome {
     /// By slot: admitted in the calm at the end; waiting at the end.
     pub(super) late: Vec<(u64, usize)>,
     pub(super) writes: u64,
-    pub(super) end: String,
 }
 
 impl World {

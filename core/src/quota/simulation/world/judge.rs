@@ -5,17 +5,6 @@ use crate::quota::provider_model::over_concurrency;
 use crate::quota::*;
 
 impl World {
-    fn end(&self) -> String {
-        let mut text = format!("leader {} ", self.leader);
-        for (i, process) in self.processes.iter().enumerate() {
-            text += &format!("[{i} {} up {} leaving {} queue {} running {} admitted {} leader {} next {:?} lease {}] ", process.id, process.up, process.leaving, process.queue.len(), process.running.len(), process.admitted_late, process.leader, process.holder.next_report().map(|at| at as i64 - self.mono(i) as i64), process.holder.has_lease(self.mono(i)));
-            if let Some(office) = &process.allocator {
-                text += &format!("ALLOC {:?} ", office.allocator);
-            }
-        }
-        text
-    }
-
     pub(super) fn judge(mut self) -> Outcome {
         let mut outcome = Outcome {
             largest_error: self.largest_error.clone(),
@@ -25,7 +14,6 @@ impl World {
                 .map(|process| (process.admitted_late, process.queue.len()))
                 .collect(),
             writes: self.writes,
-            end: self.end(),
             ..Outcome::default()
         };
         let phases: Vec<u64> = (0..3).map(|_| self.dice.below(20 * SECOND)).collect();
