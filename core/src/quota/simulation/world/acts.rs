@@ -247,6 +247,30 @@ impl World {
         }
     }
 
+    /// Ends the allocator's process. A container that comes back in the same pod is known to have ended.
+    pub(super) fn kill(&mut self, nth: u64) {
+        let Some(kills) = self.plan.kills else { return };
+        let slot = self.leader;
+        self.processes[slot].up = false;
+        self.lives[slot] += 1;
+        self.after(kills.back_after, Event::Start { slot });
+        let next = (slot + 1) % self.plan.slots;
+        let is_container = nth.is_multiple_of(2);
+        let elected_after = if next == slot {
+            kills.back_after + 1
+        } else if is_container {
+            kills.elected_after
+        } else {
+            kills.missed_after
+        };
+        self.after(elected_after, Event::Elect { slot: next });
+        if is_container {
+            let id = self.processes[slot].id.clone();
+            self.after(kills.back_after.max(elected_after) + 50 * MS, Event::Gone { id });
+        }
+        self.after(kills.every, Event::Kill(nth + 1));
+    }
+
     pub(super) fn restart_if_left(&mut self, slot: usize) {
         let process = &mut self.processes[slot];
         if process.leaving && process.running.is_empty() {
