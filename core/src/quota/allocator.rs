@@ -82,6 +82,8 @@ struct Entry {
     expires_written: Nanos,
     floored: bool,
     floored_written: bool,
+    /// It had floors when it ended, and may have gone on with them until then, whatever a witness knows of its leases.
+    outlived_lease: bool,
     released: bool,
     parts: Vec<Part>,
 }
@@ -240,6 +242,7 @@ impl Allocator {
                 expires_written: 0,
                 floored: false,
                 floored_written: false,
+                outlived_lease: false,
                 released: false,
                 parts: vec![Part::default(); count],
             });
@@ -326,6 +329,7 @@ impl Allocator {
             return;
         }
         // With a floor it may have gone on until now, however long its lease has been over.
+        entry.outlived_lease = entry.floored;
         entry.floored = false;
         entry.released = true;
         entry.expires = now.nanos;

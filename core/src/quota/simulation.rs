@@ -80,7 +80,11 @@ impl Sum {
         let outcome = World::new(plan.clone()).run();
         self.admitted += outcome.admitted + outcome.counted[0];
         self.writes += outcome.writes;
-        self.failures.extend(violation(&plan, &outcome));
+        let failure = violation(&plan, &outcome);
+        if let Some(failure) = &failure {
+            println!("{failure}");
+        }
+        self.failures.extend(failure);
         for (limit, over) in plan.limits.iter().zip(&outcome.over) {
             self.worst_error = self.worst_error.max(*over as f64 / limit.limit as f64);
             self.over_by_estimate += u64::from(*over > 0);
@@ -113,7 +117,10 @@ fn no_run_exceeds_a_limit() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let start = std::time::Instant::now();
     let mut sum = Sum::default();
-    for first in (0..runs).step_by(part) {
+    let from = std::env::var("FLOTILLA_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    for first in (from.unwrap_or(0)..runs).step_by(part) {
         let seeds = first..first + part as u64;
         let parts: Vec<Sum> = std::thread::scope(|scope| {
             let one = |thread: u64| {

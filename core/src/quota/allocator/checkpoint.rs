@@ -121,6 +121,7 @@ impl Entry {
             expires_written: expires,
             floored: recorded.floored,
             floored_written: recorded.floored,
+            outlived_lease: false,
             released: false,
             parts: rules.iter().map(part).collect(),
         }

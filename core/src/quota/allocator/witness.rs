@@ -205,7 +205,7 @@ impl Allocator {
         let Some(entry) = self
             .entries
             .get_mut(&said.holder)
-            .filter(|entry| entry.seq.is_none())
+            .filter(|entry| entry.seq.is_none() && !entry.outlived_lease)
         else {
             return;
         };
