@@ -48,22 +48,25 @@ demo: install ## Show the main job on a real cluster: a pool, a load test, a goo
 .PHONY: test
 test: ## Pass every test: units, the chart, and the scenarios on a real cluster (sampled sizes)
 	$(call STEP,unit tests)
-	cargo test --locked --workspace --exclude flotilla-e2e
+	@# No documentation has code that could run: --tests leaves rustdoc out.
+	cargo test --locked --workspace --tests
 	$(MAKE) --no-print-directory e2e
 
 .PHONY: e2e
 e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 	$(call STEP,scenarios on a real cluster)
-	$(E2E) cargo test --locked -p flotilla-e2e -- --test-threads=4
+	@# All packages are named, so that dependencies are those of the unit tests: fewer features would build them again.
+	$(E2E) cargo test --locked --workspace --test alone --test together -- --test-threads=4
 
+ONLY ?=
 .PHONY: acceptance
-acceptance: install ## Run the full figures and write docs/measurements.md
+acceptance: install ## Run the full figures and write docs/measurements.md (ONLY=pool,rest chooses)
 	$(call STEP,acceptance)
 	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance -p flotilla-fuzz --bin flotilla-fuzz
-	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md
+	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md $(if $(ONLY),--only $(ONLY))
 
 .PHONY: simulate
-simulate: ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
+simulate: cluster ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
 	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture --include-ignored
 
@@ -78,12 +81,11 @@ bench: install ## Print ratios against peers, each measured in one run
 	cargo build --locked --profile image -p flotilla-e2e --bin flotilla-bench
 	$(E2E) $(CARGO_TARGET_DIR)/image/flotilla-bench
 
-ONLY ?= gateway
 .PHONY: bench-gateway
 bench-gateway: ## Only the gateway's benchmarks, without a cluster (ONLY=cpu,latency chooses)
-	$(call STEP,bench of $(ONLY))
+	$(call STEP,bench of $(or $(ONLY),gateway))
 	cargo build --locked --profile image -p flotilla-gateway -p flotilla-e2e --bin flotilla-gateway --bin flotilla-bench
-	$(CARGO_TARGET_DIR)/image/flotilla-bench --only $(ONLY)
+	$(CARGO_TARGET_DIR)/image/flotilla-bench --only $(or $(ONLY),gateway)
 
 .PHONY: bench-evidence
 bench-evidence: ## How releases are judged beside the peers' rules, simulated; renews the tables of the documentation

@@ -4,6 +4,7 @@
 //! is also what `kubectl explain` prints. [`yaml`] turns the types into the CustomResourceDefinitions that are
 //! committed in `crds/yaml/`, [`reference`] into the pages of the book; [`names`] holds every name that more than one part of Flotilla must agree on.
 
+pub mod agent;
 pub mod agent_pool;
 pub mod common;
 pub mod files;
@@ -11,14 +12,17 @@ pub mod load_test;
 pub mod model_provider;
 pub mod names;
 pub mod plan;
+pub mod pool_status;
 pub mod quota;
 pub mod reference;
 pub mod release_test;
+pub mod resilience;
 pub mod rollout;
 pub mod rollout_action;
 pub mod route;
 mod rules;
 pub mod schema;
+pub mod sessions;
 pub mod sourced_metric;
 pub mod traffic;
 pub mod yaml;

@@ -219,7 +219,7 @@ pub struct CanaryStep {
     #[serde(default = "five_minutes")]
     #[schemars(range(min = 0, max = 604800))]
     pub min_duration_seconds: i32,
-    /// decideWithinSeconds after which `onUndecided` says what happens. Default 3600.
+    /// decideWithinSeconds after which `onUndecided` says what happens; the time of outages of both revisions does not count. Default 3600.
     #[serde(default = "hour")]
     #[schemars(range(min = 1, max = 2592000))]
     pub decide_within_seconds: i32,

@@ -1,7 +1,9 @@
 //! `make acceptance`: the full figures that the issues name, written to `docs/measurements.md`.
 
+mod page;
+
 use crate::namespace::in_namespace;
-use crate::report::{Row, markdown};
+use crate::report::Row;
 use crate::scenario::{judged, load_test, pool, release, releases, rest, scale, survive, turmoil};
 use crate::{Cluster, operator};
 use anyhow::{Context, Result};
@@ -9,7 +11,7 @@ use clap::Parser;
 use flotilla_crds::load_test::Verdict;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Runs the full figures and prints a line a row: name, measured, goal, ok or short.
@@ -19,13 +21,48 @@ pub struct Args {
     /// Write the rows into this Markdown file as well.
     #[arg(long)]
     write: Option<PathBuf>,
-    /// Only the parts whose name contains this word (pool, rest, release, scenarios, judged,
-    /// turmoil, load, generator, kills, away, takeover, scale, fuzz).
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Only these parts, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = PARTS)]
+    only: Vec<String>,
     /// Divide the sizes by this, to try the run itself.
     #[arg(long, default_value_t = 1)]
     divide: u64,
+}
+
+/// The parts, in the order in which they run.
+const PARTS: [&str; 13] = [
+    "pool",
+    "rest",
+    "release",
+    "load",
+    "generator",
+    "kills",
+    "away",
+    "takeover",
+    "scale",
+    "scenarios",
+    "judged",
+    "turmoil",
+    "fuzz",
+];
+
+async fn measure(part: &str, cluster: &Cluster, divide: u64) -> Result<Vec<Row>> {
+    match part {
+        "pool" => bring_up(cluster).await,
+        "rest" => at_rest(cluster, 60).await,
+        "release" => rolling(cluster, 100_000 / divide).await,
+        "load" => load(cluster).await,
+        "generator" => generator().await,
+        "kills" => kills(cluster, u32::try_from(50 / divide)?).await,
+        "away" => away(cluster).await,
+        "takeover" => takeover(cluster).await,
+        "scale" => many(cluster, usize::try_from(1000 / divide)?).await,
+        "scenarios" => scenarios(cluster).await,
+        "judged" => judged(cluster, divide).await,
+        "turmoil" => turmoil(cluster, 1_000_000 / divide).await,
+        "fuzz" => fuzz(1_000_000 / divide).await,
+        other => anyhow::bail!("{other} is no part"),
+    }
 }
 
 /// Runs the parts that `args` names, one after the other, so that none disturbs another's figure.
@@ -34,68 +71,42 @@ pub struct Args {
 /// When the cluster or the machine cannot be used. A scenario that fails is a row that is short.
 pub async fn run(args: Args) -> Result<Vec<Row>> {
     let cluster = Cluster::connect().await?;
-    let mut rows = Vec::new();
-    type Part<'a> = (&'a str, futures::future::BoxFuture<'a, Result<Vec<Row>>>);
-    let parts: Vec<Part<'_>> = vec![
-        ("pool", Box::pin(bring_up(&cluster))),
-        ("rest", Box::pin(at_rest(&cluster, 60))),
-        ("release", Box::pin(rolling(&cluster, 100_000 / args.divide))),
-        ("scenarios", Box::pin(scenarios(&cluster))),
-        ("judged", Box::pin(judged(&cluster, args.divide))),
-        ("turmoil", Box::pin(turmoil(&cluster, 1_000_000 / args.divide))),
-        ("load", Box::pin(load(&cluster))),
-        ("generator", Box::pin(generator())),
-        (
-            "kills",
-            Box::pin(kills(&cluster, u32::try_from(50 / args.divide)?)),
-        ),
-        ("away", Box::pin(away(&cluster))),
-        ("takeover", Box::pin(takeover(&cluster))),
-        (
-            "scale",
-            Box::pin(many(&cluster, usize::try_from(1000 / args.divide)?)),
-        ),
-        ("fuzz", Box::pin(fuzz(1_000_000 / args.divide))),
-    ];
-    for (name, part) in parts.into_iter().filter(|(name, _)| name.contains(&args.only)) {
-        let measured = part.await.unwrap_or_else(|e| {
-            vec![Row::new(
-                name,
-                format!("{e:#}").replace('\n', " "),
-                "the scenario ends well",
-                false,
-            )]
+    let mut all = Vec::new();
+    let wanted = |part: &&str| args.only.is_empty() || args.only.iter().any(|only| only == part);
+    for part in PARTS.into_iter().filter(wanted) {
+        let measured = measure(part, &cluster, args.divide).await;
+        let rows = measured.unwrap_or_else(|e| {
+            let why = format!("{e:#}").replace('\n', " ");
+            vec![Row::new(part, why, "the scenario ends well", false)]
         });
-        for row in measured {
+        for row in &rows {
             println!("{row}");
-            rows.push(row);
         }
+        if let Some(path) = &args.write {
+            write(path, part, rows.clone()).await?;
+        }
+        all.extend(rows);
     }
-    if let Some(path) = &args.write {
-        std::fs::write(path, page(&rows).await)
-            .with_context(|| format!("failed to write {}", path.display()))?;
-        println!("written to {}", path.display());
-    }
-    Ok(rows)
+    Ok(all)
 }
 
-async fn page(rows: &[Row]) -> String {
-    let commit = output("git", &["rev-parse", "--short", "HEAD"]).await;
+/// Renews a part's section of the page. Written after each part: a run that is ended loses only what it was at.
+async fn write(path: &Path, part: &str, rows: Vec<Row>) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let gib = memory
+    let kib = memory
         .split_whitespace()
         .nth(1)
-        .and_then(|kb| kb.parse::<f64>().ok())
-        .unwrap_or(0.0)
-        / 1024.0
-        / 1024.0;
-    let today = jiff::Zoned::now().strftime("%Y-%m-%d");
-    format!(
-        "# Measurements\n\nMade by `make acceptance` on {today}, commit {commit}, on one machine with {cores} cores and {gib:.0} GiB that also \
-         ran the whole cluster (Kubernetes, gateways, agents, simulator and clients).\n\n{}",
-        markdown(rows)
-    )
+        .and_then(|kib| kib.parse::<f64>().ok());
+    let gib = kib.unwrap_or(0.0) / 1024.0 / 1024.0;
+    let made = page::Made {
+        day: jiff::Zoned::now().strftime("%Y-%m-%d").to_string(),
+        commit: output("git", &["describe", "--always", "--dirty"]).await,
+        machine: format!("{cores} cores, {gib:.0} GiB"),
+    };
+    let old = std::fs::read_to_string(path).unwrap_or_default();
+    let new = page::renew(&old, &PARTS, &made, &[(part, rows)]);
+    std::fs::write(path, new).with_context(|| format!("failed to write {}", path.display()))
 }
 
 async fn output(program: &str, arguments: &[&str]) -> String {

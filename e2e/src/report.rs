@@ -70,11 +70,15 @@ pub fn markdown(rows: &[Row]) -> String {
     for row in rows {
         text += &format!(
             "| {} | {} | {} | {} |\n",
-            row.name,
-            row.measured,
-            row.goal,
+            cell(&row.name),
+            cell(&row.measured),
+            cell(&row.goal),
             row.mark()
         );
     }
     text
+}
+
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
 }

@@ -46,6 +46,8 @@ pub struct Cluster(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     changed: Arc<Pulse>,
+    /// By kind.
+    changed_kinds: Vec<Arc<Pulse>>,
     start: Timestamp,
     origin: Instant,
 }
@@ -60,8 +62,9 @@ impl Cluster {
     /// The same with other kinds.
     pub fn with_registry(registry: Registry, seed: u64) -> Self {
         let cluster = Self(Arc::new(Inner {
-            state: Mutex::new(State::new(registry, seed)),
             changed: Arc::default(),
+            changed_kinds: registry.iter().map(|_| Arc::default()).collect(),
+            state: Mutex::new(State::new(registry, seed)),
             start: Timestamp::from_second(START).unwrap_or(Timestamp::UNIX_EPOCH),
             origin: Instant::now(),
         }));
@@ -99,6 +102,14 @@ impl Cluster {
         let before = state.store.revision();
         let looked = look(&mut state);
         let after = state.store.revision();
+        if after != before {
+            for (kind, pulse) in self.0.changed_kinds.iter().enumerate() {
+                let changed = state.store.changed(KindId(kind));
+                if changed > before {
+                    pulse.beat(changed);
+                }
+            }
+        }
         drop(state);
         if after != before {
             self.0.changed.beat(after);
@@ -109,6 +120,14 @@ impl Cluster {
     /// Tells of every change.
     pub fn changes(&self) -> Changes {
         Changes::new(&self.0.changed)
+    }
+
+    /// Tells of every change of one kind.
+    pub(crate) fn changes_of(&self, kind: KindId) -> Changes {
+        self.0
+            .changed_kinds
+            .get(kind.0)
+            .map_or_else(|| self.changes(), Changes::new)
     }
 
     /// Reads the object at a path, such as `/api/v1/namespaces/shop/pods/a`.
@@ -226,6 +245,21 @@ impl Cluster {
         path: &str,
         body: Value,
     ) -> Result<Value, Failure> {
+        self.shared_request_as(manager, method, path, body)
+            .map(Arc::unwrap_or_clone)
+    }
+
+    /// The same without a copy of the answer.
+    ///
+    /// # Errors
+    /// What the server refuses.
+    pub fn shared_request_as(
+        &self,
+        manager: &str,
+        method: Method,
+        path: &str,
+        body: Value,
+    ) -> Result<Arc<Value>, Failure> {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let content_type = if method == Method::PATCH {
             "application/merge-patch+json"

@@ -261,31 +261,47 @@ impl Gateways {
         for second in from..scene.second {
             let mut random = StdRng::seed_from_u64(lot(self.seed, &[&scene.uid, &second.to_string()]));
             let rate = self.traffic.rate(pool, second) / gateways as f64;
-            for _ in 0..whole(rate, &mut random) {
+            let requests = whole(rate, &mut random);
+            if requests == 0 {
+                continue;
+            }
+            let start = second - second.rem_euclid(WINDOW_SECONDS);
+            let mut arms: Vec<_> = applied
+                .weights
+                .iter()
+                .map(|(revision, weight)| {
+                    let image = images.get(revision).map(String::as_str).unwrap_or_default();
+                    let key = (revision.clone(), start, applied.generation);
+                    let window = served.windows.remove(&key).unwrap_or_else(|| WindowStats {
+                        start,
+                        epoch: applied.generation,
+                        ..WindowStats::default()
+                    });
+                    (*weight, self.traffic.answers(image, second), key, window)
+                })
+                .collect();
+            for _ in 0..requests {
                 let mut pick = random.random_range(0..total);
-                let revision = applied.weights.iter().find(|(_, weight)| {
-                    pick -= **weight;
+                let arm = arms.iter_mut().find(|(weight, ..)| {
+                    pick -= *weight;
                     pick < 0
                 });
-                let Some((revision, _)) = revision else { continue };
-                let image = images.get(revision).map(String::as_str).unwrap_or_default();
-                let (failing, median) = self.traffic.answers(image, second);
-                let start = second - second.rem_euclid(WINDOW_SECONDS);
-                let key = (revision.clone(), start, applied.generation);
-                let window = served.windows.entry(key).or_insert_with(|| WindowStats {
-                    start,
-                    epoch: applied.generation,
-                    ..WindowStats::default()
-                });
+                let Some((_, (failing, median), _, window)) = arm else {
+                    continue;
+                };
                 window.started += 1;
                 window.ended += 1;
                 window.failed += u64::from(random.random_bool(failing.clamp(0.0, 1.0)));
                 // A long tail: each doubling half as likely.
                 let stretch = f64::from(1_u32 << random.random::<u32>().trailing_zeros().min(6));
-                let microseconds = (median * 1000.0 * stretch * random.random_range(0.6..1.2)) as u64;
+                let microseconds = (*median * 1000.0 * stretch * random.random_range(0.6..1.2)) as u64;
                 window.latency.record(microseconds);
                 window.first_byte.record(microseconds / 2);
             }
+            let asked = arms.into_iter().filter(|(.., window)| window.started > 0);
+            served
+                .windows
+                .extend(asked.map(|(_, _, key, window)| (key, window)));
         }
         let oldest = scene.second - KEPT * WINDOW_SECONDS;
         served.windows.retain(|(_, start, _), _| *start >= oldest);

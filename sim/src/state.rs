@@ -1,13 +1,14 @@
 //! Everything the server knows, behind one lock.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value;
 
 use crate::kinds::{KindId, Registry};
-use crate::store::Store;
+use crate::store::{Key, Store};
 
 /// What admission says to an object that is about to be created: a sentence refuses it.
 pub type Admission = Arc<dyn Fn(&Value) -> Option<String> + Send + Sync>;
@@ -18,6 +19,7 @@ pub struct State {
     pub registry: Registry,
     /// The objects.
     pub store: Store,
+    seed: u64,
     random: StdRng,
     addresses: u32,
     admission: Vec<(KindId, Admission)>,
@@ -38,15 +40,19 @@ impl State {
         Self {
             store: Store::new(registry.len()),
             registry,
+            seed,
             random: StdRng::seed_from_u64(seed),
             addresses: 0,
             admission: Vec::new(),
         }
     }
 
-    /// A random UID.
-    pub fn uid(&mut self) -> String {
-        let bits: u128 = self.random.random();
+    /// The UID of an object that is about to be made. It is drawn from the seed, where the object lives, and how many lived there
+    /// before, so that what else happened in a run has no part in it.
+    pub fn uid(&self, key: &Key) -> String {
+        let mut hasher = DefaultHasher::new();
+        (self.seed, key, self.store.ended(key)).hash(&mut hasher);
+        let bits: u128 = StdRng::seed_from_u64(hasher.finish()).random();
         let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
         let text = format!("{bits:032x}");
         format!(

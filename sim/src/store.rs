@@ -1,6 +1,6 @@
 //! What etcd and the watch cache hold: objects, numbered changes, and how far back they are kept.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -33,17 +33,17 @@ pub struct Change {
 
 impl Change {
     /// What a watcher that selects by `selected` is told, if anything: the type and the object.
-    pub fn told(&self, selected: impl Fn(&Value) -> bool) -> Option<(&'static str, Value)> {
+    pub fn told(&self, selected: impl Fn(&Value) -> bool) -> Option<(&'static str, Arc<Value>)> {
         let was = self.old.as_ref().filter(|object| selected(object));
         let is = self.new.as_ref().filter(|object| selected(object));
         match (was, is) {
             (None, None) => None,
-            (None, Some(object)) => Some(("ADDED", (**object).clone())),
-            (Some(_), Some(object)) => Some(("MODIFIED", (**object).clone())),
+            (None, Some(object)) => Some(("ADDED", Arc::clone(object))),
+            (Some(_), Some(object)) => Some(("MODIFIED", Arc::clone(object))),
             (Some(object), None) => {
                 let mut last = (**object).clone();
                 last["metadata"]["resourceVersion"] = Value::String(self.revision.to_string());
-                Some(("DELETED", last))
+                Some(("DELETED", Arc::new(last)))
             }
         }
     }
@@ -59,6 +59,7 @@ pub struct Store {
     changed: Vec<u64>,
     made: Vec<u64>,
     removed: Vec<u64>,
+    ended: HashMap<Key, u64>,
 }
 
 /// The version an empty store is at. Not small, so that versions of several digits are compared as numbers.
@@ -77,6 +78,7 @@ impl Store {
             changed: vec![FIRST; kinds],
             made: vec![0; kinds],
             removed: vec![0; kinds],
+            ended: HashMap::new(),
         }
     }
 
@@ -98,6 +100,11 @@ impl Store {
     /// How many objects of a kind were ever made, and how many went.
     pub fn counts(&self, kind: KindId) -> (u64, u64) {
         (self.made[kind.0], self.removed[kind.0])
+    }
+
+    /// How many objects that lived here have gone.
+    pub fn ended(&self, key: &Key) -> u64 {
+        self.ended.get(key).copied().unwrap_or_default()
     }
 
     /// Reads one object.
@@ -137,7 +144,10 @@ impl Store {
         self.changed[kind] = self.revision;
         match (&old, &new) {
             (None, Some(_)) => self.made[kind] += 1,
-            (Some(_), None) => self.removed[kind] += 1,
+            (Some(_), None) => {
+                self.removed[kind] += 1;
+                *self.ended.entry(key.clone()).or_default() += 1;
+            }
             _ => {}
         }
         self.log.push_back(Change {

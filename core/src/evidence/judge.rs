@@ -166,7 +166,7 @@ impl Judge<'_> {
         let is_degraded = self.evidence.is_stable_degraded(self.plan);
         // Where stable is no measure, only being good by itself counts: so a candidate that mends stable may advance.
         let ln_pass = if is_degraded && is_errors {
-            evidence.ln_acceptable()
+            evidence.ln_pass_degraded()
         } else {
             evidence.ln_pass()
         };
@@ -365,7 +365,7 @@ impl Judge<'_> {
         let (verdict, message) = match (held, slowest) {
             (Some(metric), _) => (metric.verdict, metric.message.clone()),
             (None, Some(metric)) => {
-                let is_due = self.now >= step.start.saturating_add(step.decide_within_seconds);
+                let is_due = self.now >= self.evidence.due(self.plan);
                 let is_bake = step.question == Question::Bake;
                 if is_due && !is_bake {
                     let limit = duration(step.decide_within_seconds);

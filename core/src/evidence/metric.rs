@@ -1,4 +1,25 @@
 //! The evidence on one metric.
+//!
+//! # What an outage of both arms leaves behind
+//!
+//! An outage says nothing about the candidate, but it is full of events: within minutes it drives an e-value so far down that a good
+//! candidate cannot climb back in the time of a step, and that harm which comes later stays unseen. So what is counted while
+//! stable is degraded (the guard of [`state`](super::state)) is set aside, and its time does not count for `decideWithinSeconds`:
+//!
+//! * The comparisons leave out each block of windows ([`CARRY_SECONDS`]) that begins when stable is degraded already. In one during which
+//!   it becomes so the evidence for advancing may only fall, since both fail alike for a reason that is not the candidate's.
+//! * The tests of the candidate alone leave out each window in which stable is degraded.
+//!
+//! Two tests must go on all the same: harm, for the candidate may be what breaks both, and the absolute test, for it may be what mends
+//! them. They are kept twice ([`Guarded`]), over all windows and over those that are not set aside, each with half of the stake.
+//! Without an outage the halves are equal; one that an outage has ruined costs the other ln 2.
+//!
+//! Why the bounds hold. A factor of expectation at most 1, given the past, may be replaced by 1 by any rule that depends on
+//! the past alone: whether a block begins degraded is known before its first request ends. `min(f, 1) ≤ f`. The rule for
+//! the candidate alone looks at how *stable's* requests of the same window ended, which given both rates says nothing about how the
+//! candidate's end. And the mean of two e-values is one (Vovk and Wang, arXiv 1912.06116). So each is a non-negative
+//! supermartingale from 1 as before, and Ville's inequality gives the same α and β. While stable is degraded only the part of the
+//! mean counts that goes on, which is never more than the whole.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,16 +33,32 @@ use super::window::{Counts, Observation, Tally};
 /// The choice depends on numbers of requests only, never on how they ended.
 const CARRY_SECONDS: i64 = 60;
 
+/// An e-value kept twice, see the module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Guarded<const N: usize> {
+    /// Over all windows.
+    pub all: LogE<N>,
+    /// Over those in which nothing is wrong with stable.
+    pub calm: LogE<N>,
+}
+
+impl<const N: usize> Guarded<N> {
+    /// The logarithm of the mean of both.
+    pub fn ln_mean(&self) -> f64 {
+        ln_mean([self.all.ln_mean(), self.calm.ln_mean()].into_iter())
+    }
+}
+
 /// Evidence on one series of events.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Series {
     /// That the candidate is worse than tolerated; over the whole release.
-    pub harm: LogE<RATIOS>,
+    pub harm: Guarded<RATIOS>,
     /// That it is not as bad as this step must rule out; since the step's start.
     pub pass: LogE<RATIOS>,
     /// That its rate is below the acceptable one; since the step's start.
-    pub acceptable: LogE<{ rate::BELOW }>,
+    pub acceptable: Guarded<{ rate::BELOW }>,
     /// That its rate is above `abortAbovePercent`; over the whole release.
     pub abort: LogE<{ rate::ABOVE }>,
     /// That its rate is above the bake's limit.
@@ -37,7 +74,10 @@ struct Carry {
     start: i64,
     epoch: i64,
     tally: Tally,
-    degraded: bool,
+    /// Stable was degraded before its first window.
+    begins_degraded: bool,
+    /// Stable was degraded at the end of one of its windows.
+    is_degraded: bool,
 }
 
 /// Evidence on one metric.
@@ -66,8 +106,10 @@ pub struct MetricEvidence {
 pub(super) struct Place {
     pub start: i64,
     pub epoch: i64,
-    /// Stable is degraded in it: evidence for advancing may only fall.
-    pub degraded: bool,
+    /// Stable was degraded before it.
+    pub begins_degraded: bool,
+    /// Stable is degraded, as far as its requests up to the end of this window tell.
+    pub is_degraded: bool,
 }
 
 /// The tests of one metric at one step, made once per update.
@@ -115,7 +157,7 @@ impl MetricEvidence {
                 .flatten();
             if let Some(series) = self.series.get_mut(index) {
                 series.pass = LogE::default();
-                series.acceptable = LogE::default();
+                series.acceptable = Guarded::default();
                 series.bake = LogE::default();
                 series.bake_limit_millionths = limit;
             }
@@ -194,10 +236,11 @@ impl MetricEvidence {
         let mut block = self.carry.take().filter(keep).unwrap_or_else(|| Carry {
             start: place.start,
             epoch: place.epoch,
+            begins_degraded: place.begins_degraded,
             ..Carry::default()
         });
         block.tally.add(tally);
-        block.degraded |= place.degraded;
+        block.is_degraded |= place.is_degraded;
         if block.tally.stable.requests > 0 && block.tally.candidate.requests > 0 {
             self.compare(&block, &tests, counts_for_step);
             if counts_for_step {
@@ -216,17 +259,20 @@ impl MetricEvidence {
             .map_or(1.0, super::plan::Compare::cluster);
         for (index, series) in self.series.iter_mut().enumerate() {
             let arm = candidate.arm(index);
-            if let Some(test) = &tests.abort {
-                test.observe(&mut series.abort, arm, place.degraded);
+            if let Some(test) = tests.abort.as_ref().filter(|_| !place.is_degraded) {
+                test.observe(&mut series.abort, arm);
             }
             if !counts_for_step {
                 continue;
             }
             if let Some(test) = &tests.acceptable {
-                test.observe(&mut series.acceptable, arm, false);
+                test.observe(&mut series.acceptable.all, arm);
+                if !place.is_degraded {
+                    test.observe(&mut series.acceptable.calm, arm);
+                }
             }
             if let Some(limit) = series.bake_limit_millionths {
-                RateTest::above(f64::from(limit) / 1e6, cluster).observe(&mut series.bake, arm, false);
+                RateTest::above(f64::from(limit) / 1e6, cluster).observe(&mut series.bake, arm);
             }
         }
     }
@@ -234,9 +280,15 @@ impl MetricEvidence {
     fn compare(&mut self, block: &Carry, tests: &Tests, counts_for_step: bool) {
         for (index, series) in self.series.iter_mut().enumerate() {
             let (stable, candidate) = (block.tally.stable.arm(index), block.tally.candidate.arm(index));
-            tests.harm.observe(&mut series.harm, candidate, stable, false);
+            tests.harm.observe(&mut series.harm.all, candidate, stable, false);
+            if block.begins_degraded {
+                continue;
+            }
+            tests
+                .harm
+                .observe(&mut series.harm.calm, candidate, stable, false);
             if let Some(pass) = tests.pass.as_ref().filter(|_| counts_for_step) {
-                pass.observe(&mut series.pass, stable, candidate, block.degraded);
+                pass.observe(&mut series.pass, stable, candidate, block.is_degraded);
             }
         }
     }
@@ -281,9 +333,9 @@ impl MetricEvidence {
         each.fold(f64::INFINITY, f64::min)
     }
 
-    /// ln of the e-value that the candidate's rate is below the acceptable one on every series, whatever stable does;
-    /// -∞ where none is set.
-    pub fn ln_acceptable(&self) -> f64 {
+    /// The part of [`Self::ln_pass`] that goes on while stable is degraded: that the candidate's rate is below the acceptable one on
+    /// every series; -∞ where none is set. A quarter of the absolute test over all windows, as there.
+    pub fn ln_pass_degraded(&self) -> f64 {
         if self
             .definition
             .compare()
@@ -292,7 +344,7 @@ impl MetricEvidence {
         {
             return f64::NEG_INFINITY;
         }
-        let each = self.series.iter().map(|series| series.acceptable.ln_mean());
-        each.fold(f64::INFINITY, f64::min)
+        let each = self.series.iter().map(|series| series.acceptable.all.ln_mean());
+        each.fold(f64::INFINITY, f64::min) - 4f64.ln()
     }
 }

@@ -25,19 +25,21 @@
 //! * [`mod@judge`]: verdicts, percentages and sentences. [`eta`]: how long it takes; which step to start with.
 //! * [`share`]: whether requests follow the weights.
 //! * [`breaker`]: many pools that fail at once.
-//! * [`peers`], [`simulation`], [`comparison`]: the rules of Argo Rollouts and Flagger, and the table beside ours.
+//! * [`simulation`], [`exceedance`], [`statistics`]: seeded releases, and the promises below as figures of them.
+//! * [`peers`], [`comparison`]: the rules of Argo Rollouts and Flagger, and the table beside ours.
 //!
 //! # What is guaranteed, and what it rests on
 //!
 //! With [`Strictness::Standard`], a candidate whose rates are at most the tolerated times stable's is rolled back with a probability
 //! of at most 1 % over the whole release, bake included (several metrics share it). A step lets one pass that is `ruleOutTimesWorse` times
-//! worse, and above the acceptable rate, with at most 5 %. Both hold for rates that drift, provided that both arms get the same kind of traffic, and that
+//! worse, and above the acceptable rate, with at most 5 %. An outage of both changes neither ([`metric`]). Both hold for rates that drift, provided that both arms get the same kind of traffic, and that
 //! failures are independent or come in bursts no larger than the cluster factor. [`Rule::Threshold`] has no such guarantee. During the
 //! bake there is no second arm: an outage then looks like the candidate's fault; the storm breaker is what is left.
 
 pub mod breaker;
 pub mod comparison;
 pub mod eta;
+pub mod exceedance;
 pub mod judge;
 pub mod metric;
 pub mod peers;
@@ -47,6 +49,7 @@ pub mod ratio;
 pub mod share;
 pub mod simulation;
 pub mod state;
+pub mod statistics;
 pub mod window;
 
 #[cfg(test)]

@@ -50,8 +50,8 @@ impl<const N: usize> RateTest<N> {
         }
     }
 
-    /// Adds one window's counts; none changes nothing. With `only_against` the e-value may only fall.
-    pub fn observe(&self, evidence: &mut LogE<N>, arm: Arm, only_against: bool) {
+    /// Adds one window's counts; none changes nothing.
+    pub fn observe(&self, evidence: &mut LogE<N>, arm: Arm) {
         if arm.requests == 0 {
             return;
         }
@@ -60,7 +60,7 @@ impl<const N: usize> RateTest<N> {
         for (index, (ln_bad, ln_good)) in self.gains.iter().enumerate() {
             // 0 · ln 0 is 0 here.
             let of_bad = if arm.events == 0 { 0.0 } else { bad * ln_bad };
-            evidence.multiply(index, (of_bad + good * ln_good) / self.cluster, only_against);
+            evidence.multiply(index, (of_bad + good * ln_good) / self.cluster);
         }
     }
 

@@ -44,14 +44,9 @@ impl<const N: usize> Default for LogE<N> {
 }
 
 impl<const N: usize> LogE<N> {
-    /// Multiplies the e-value of alternative `index` by `exp(ln_factor)`; with `only_against`, by at most 1, which
-    /// keeps a supermartingale one, however that choice is made.
-    pub(super) fn multiply(&mut self, index: usize, ln_factor: f64, only_against: bool) {
-        self.0[index] += if only_against {
-            ln_factor.min(0.0)
-        } else {
-            ln_factor
-        };
+    /// Multiplies the e-value of alternative `index` by `exp(ln_factor)`.
+    pub(super) fn multiply(&mut self, index: usize, ln_factor: f64) {
+        self.0[index] += ln_factor;
     }
 
     /// The logarithm of the mean of the e-values: the e-value of the mixture. -∞ when all are 0.
@@ -155,7 +150,7 @@ impl RatioTest {
     /// Adds one window's counts. A window in which one arm had no request compares nothing and changes nothing; one
     /// without events is worth a factor of 1. Costs 24 logarithms where there are events.
     ///
-    /// With `only_against` the e-value may only fall.
+    /// With `only_against` each e-value is multiplied by at most 1, which keeps a supermartingale one, however that choice is made.
     pub fn observe(&self, evidence: &mut LogE<RATIOS>, tested: Arm, reference: Arm, only_against: bool) {
         if tested.requests == 0 || reference.requests == 0 || tested.events + reference.events == 0 {
             return;
@@ -166,7 +161,8 @@ impl RatioTest {
         for (index, (alternative, ln_gain)) in self.alternatives.iter().enumerate() {
             let ln_v = null - (n_a * alternative + n_b).ln();
             let ln_factor = (x_a * (ln_gain + ln_v) + x_b * ln_v) / self.cluster;
-            evidence.multiply(index, ln_factor, only_against);
+            let most = if only_against { 0.0 } else { f64::INFINITY };
+            evidence.multiply(index, ln_factor.min(most));
         }
     }
 }

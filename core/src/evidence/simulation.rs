@@ -240,12 +240,18 @@ impl Release {
     }
 
     /// Runs it in `world`. `look` sees every judgement, with the time since the start.
-    pub fn run(
+    pub fn run(&self, world: &World, stream: Stream, look: impl FnMut(i64, usize, &Judgement)) -> Outcome {
+        self.run_to_the_end(world, stream, false, look).0
+    }
+
+    /// The same, and what was gathered; with `restarts` by an operator that is new at each look.
+    pub fn run_to_the_end(
         &self,
         world: &World,
         stream: Stream,
+        restarts: bool,
         mut look: impl FnMut(i64, usize, &Judgement),
-    ) -> Outcome {
+    ) -> (Outcome, Evidence) {
         let mut dice = Dice::new(stream);
         let phase = dice.uniform();
         let mut evidence = Evidence::new(Key::default());
@@ -260,37 +266,32 @@ impl Release {
             if second % LOOK_SECONDS != 0 {
                 continue;
             }
+            if restarts {
+                evidence = Evidence::from_checkpoint(&evidence.to_checkpoint())
+                    .unwrap_or_else(|_| Evidence::new(Key::default()));
+            }
             let now = ORIGIN + second;
             let judgement = judge(&evidence, &plan, now);
             look(second, index, &judgement);
-            let ends = |ended| Outcome {
-                ended,
-                seconds: second,
-                step: index,
+            let lasted = now - plan.step.start;
+            let ended = match (judgement.verdict, self.schedule) {
+                (Verdict::Rollback, _) => Some(Ended::RolledBack),
+                (Verdict::Advance, Schedule::Evidence) => None,
+                (_, Schedule::Evidence) if lasted >= plan.step.decide_within_seconds => Some(Ended::Held),
+                (_, Schedule::Fixed(seconds)) if lasted >= seconds => None,
+                (_, Schedule::Evidence | Schedule::Fixed(_)) => continue,
             };
-            let leaves = match (judgement.verdict, self.schedule) {
-                (Verdict::Rollback, _) => return ends(Ended::RolledBack),
-                (Verdict::Advance, Schedule::Evidence) => true,
-                (_, Schedule::Evidence) => {
-                    if now - plan.step.start >= plan.step.decide_within_seconds {
-                        return ends(Ended::Held);
-                    }
-                    false
-                }
-                (_, Schedule::Fixed(seconds)) => now - plan.step.start >= seconds,
-            };
-            if leaves {
-                index += 1;
-                if index == self.steps.len() {
-                    index -= 1;
-                    return Outcome {
-                        ended: Ended::Promoted,
-                        seconds: second,
-                        step: index,
-                    };
-                }
-                plan = self.plan(index, now);
+            let is_last = index + 1 == self.steps.len();
+            if let Some(ended) = ended.or(is_last.then_some(Ended::Promoted)) {
+                let outcome = Outcome {
+                    ended,
+                    seconds: second,
+                    step: index,
+                };
+                return (outcome, evidence);
             }
+            index += 1;
+            plan = self.plan(index, now);
         }
     }
 }

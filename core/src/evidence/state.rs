@@ -11,7 +11,7 @@ use super::window::{Observation, Scrape, Tally};
 use crate::stats::WINDOW_SECONDS;
 
 /// The version of the checkpoint's format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// How long after its close a window waits for sources that have not answered. A gateway keeps windows that long.
 pub const GRACE_SECONDS: i64 = 30;
 /// Whether stable is degraded is judged by its last minute, to see an outage start, and by its last five, to see one at
@@ -94,6 +94,8 @@ pub struct Evidence {
     /// Windows that start earlier have been applied or given up.
     sealed_before: i64,
     step: Option<Step>,
+    /// So much of the present step was spent in an outage of stable.
+    set_aside_seconds: i64,
     step_starts: VecDeque<i64>,
     pending: Vec<Pending>,
     /// By source, the start of the last of its windows that was applied or found late.
@@ -138,6 +140,7 @@ impl Evidence {
             key,
             sealed_before: i64::MIN,
             step: None,
+            set_aside_seconds: 0,
             step_starts: VecDeque::new(),
             pending: Vec::new(),
             sources: BTreeMap::new(),
@@ -168,7 +171,7 @@ impl Evidence {
         Ok(evidence)
     }
 
-    /// The checkpoint as JSON, about 0.8 kB per series of events.
+    /// The checkpoint as JSON, about 1.1 kB per series of events.
     pub fn to_checkpoint(&self) -> String {
         serde_json::to_string(self).expect("keys are strings and floats are text, so nothing can fail")
     }
@@ -191,6 +194,20 @@ impl Evidence {
     /// Whether it is about the step of `plan`.
     pub(super) fn is_at(&self, step: &Step) -> bool {
         self.step.as_ref().is_some_and(|mine| same_question(mine, step))
+    }
+
+    /// When the step of `plan` has to be decided, in seconds since the Unix epoch: `decideWithinSeconds` after its start, the time of
+    /// outages not counted.
+    pub fn due(&self, plan: &Plan) -> i64 {
+        let step = &plan.step;
+        let aside = if self.is_at(step) {
+            self.set_aside_seconds
+        } else {
+            0
+        };
+        step.start
+            .saturating_add(step.decide_within_seconds)
+            .saturating_add(aside)
     }
 
     pub(super) fn peak(&self) -> Option<&Peak> {
@@ -258,6 +275,7 @@ impl Evidence {
             }
         }
         if !self.is_at(&plan.step) {
+            self.set_aside_seconds = 0;
             for metric in self.metrics.values_mut() {
                 metric.begin_step(plan.step.question);
             }
@@ -320,6 +338,11 @@ impl Evidence {
             let last = self.sources.entry(part.instance).or_insert(start);
             *last = start.max(*last);
         }
+        let begins_degraded = self.is_stable_degraded(plan);
+        let is_first_of_start = self.recent.back().is_none_or(|last| last.start < start);
+        if begins_degraded && is_first_of_start && epoch >= plan.step.epoch {
+            self.set_aside_seconds += WINDOW_SECONDS;
+        }
         if let Some(Observation::Counts(tally)) = errors_name(plan).and_then(|name| merged.get(name)) {
             self.remember(start, tally);
         }
@@ -331,7 +354,8 @@ impl Evidence {
         let place = Place {
             start,
             epoch,
-            degraded: self.is_stable_degraded(plan),
+            begins_degraded,
+            is_degraded: self.is_stable_degraded(plan),
         };
         let counts_for_step = epoch >= plan.step.epoch;
         for (name, observation) in &merged {

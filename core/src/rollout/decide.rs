@@ -3,10 +3,12 @@
 mod climb;
 mod drain;
 mod first;
+mod roll;
+mod serve;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use super::shift::{Shift, Wait, surge};
+use super::shift::{Wait, surge};
 use super::{
     Arm, Change, Decision, Gateways, Ladder, Member, Progress, Reason, Situation, Standing, State, Subject,
     Target, Trouble, Waiting,
@@ -130,9 +132,17 @@ impl From<Decision> for Verdict {
     }
 }
 
-/// Nothing of it serves, for a reason that its pods name: there is nothing to protect, and nothing to compare with.
-fn is_down(stable: &Member) -> bool {
-    stable.arm.wanted > 0 && stable.arm.available == 0 && stable.trouble.is_some()
+/// How long nothing of stable serves before a candidate takes over unjudged.
+const DOWN_PATIENCE: SignedDuration = SignedDuration::from_mins(1);
+
+/// Nothing of it serves, for a reason that its pods name, and not only for a moment: there is nothing to protect, and nothing to
+/// compare with.
+fn is_down(stable: &Member, now: Timestamp) -> bool {
+    let is_lasting = |since| now.duration_since(since) >= DOWN_PATIENCE;
+    stable.arm.wanted > 0
+        && stable.arm.available == 0
+        && stable.trouble.is_some()
+        && stable.down_since.is_some_and(is_lasting)
 }
 
 /// One look at the members under the standings decided so far.
@@ -201,92 +211,6 @@ impl<'a> Round<'a> {
         self.serve(stable, target)
     }
 
-    /// The stable revision alone; perhaps the begin of a release.
-    fn serve(&self, stable: &Member, target: Option<&str>) -> Verdict {
-        let Situation {
-            replicas,
-            now,
-            stopped,
-            paused,
-            ..
-        } = *self.situation;
-        let others = self.others(&[stable]);
-        let mut decision = Decision {
-            stable: Some(stable.revision.clone()),
-            scale: vec![(stable.revision.clone(), replicas)],
-            traffic: vec![(stable.revision.clone(), 100)],
-            ..empty()
-        };
-        self.retire(&[stable], &mut decision);
-        let settles = match &self.situation.target {
-            Target::Revision { settles, .. } => settles.filter(|until| *until > now),
-            Target::Unknown => None,
-        };
-        let next = target.filter(|target| *target != stable.revision);
-        let rejected = next
-            .filter(|_| !seeded::has(Bug::RejectedAgain))
-            .and_then(|next| {
-                let member = self.members.iter().find(|member| member.revision == next)?;
-                (member.standing == Standing::Rejected).then(|| member.rejected.clone().unwrap_or_default())
-            });
-        let is_blocked = stopped || paused || rejected.is_some() || settles.is_some();
-        if let Some(next) = next.filter(|_| !is_blocked) {
-            return Verdict::change(next, Standing::Candidate, None);
-        }
-
-        let is_gone = stable.arm.existing == 0 && others == 0;
-        let (state, waiting) = match (stopped, rejected, next) {
-            (true, ..) if is_gone => (State::Stopped, None),
-            (true, ..) => (
-                State::Stopped,
-                Some(wait("PodsStop", "the last pods are stopping", None)),
-            ),
-            (false, Some(reason), _) => (State::Rejected(reason), None),
-            (false, None, Some(next)) if paused => {
-                let message = format!("{next} is released when spec.rollout.paused is false");
-                (State::Paused, Some(wait("Paused", message, None)))
-            }
-            (false, None, Some(next)) => {
-                let message = format!("{next} is released once the spec and its ConfigMaps have rested");
-                (State::Settling, Some(wait("Settling", message, settles)))
-            }
-            (false, None, None) => self.capacity(stable, others),
-        };
-        decision.progress = match state {
-            State::Starting => Some(self.progress(Subject::Serving, stable.arm.available, false)),
-            _ => None,
-        };
-        self.finish(
-            &mut decision,
-            state,
-            waiting,
-            stable.trouble.as_ref().map(|trouble| &trouble.reason),
-        );
-        decision.into()
-    }
-
-    fn capacity(&self, stable: &Member, others: i32) -> (State, Option<Waiting>) {
-        let Situation { replicas, .. } = *self.situation;
-        let arm = stable.arm;
-        if arm.available < replicas {
-            let message = still_needed(replicas, &stable.revision);
-            (State::Starting, Some(wait("ReplicasAvailable", message, None)))
-        } else if let Some(unconfirmed) = self.unconfirmed() {
-            (State::Starting, Some(unconfirmed))
-        } else if arm.existing > replicas || others > 0 {
-            (
-                State::Shrinking,
-                Some(wait(
-                    "PodsStop",
-                    "pods that are not needed any more are stopping",
-                    None,
-                )),
-            )
-        } else {
-            (State::Ready, None)
-        }
-    }
-
     /// A candidate takes over.
     fn release(&self, stable: &Member, candidate: &Member) -> Verdict {
         let mut decision = Decision {
@@ -307,62 +231,13 @@ impl<'a> Round<'a> {
             return decision.into();
         }
         match &self.situation.ladder {
-            Some(ladder) if !candidate.is_trusted && !rolls(ladder, stable, candidate) => {
+            Some(ladder)
+                if !candidate.is_trusted && !rolls(ladder, stable, candidate, self.situation.now) =>
+            {
                 self.climb(ladder, stable, candidate, decision)
             }
             _ => self.roll(stable, candidate, decision),
         }
-    }
-
-    /// Batch by batch. `decision` has what does not depend on the way.
-    fn roll(&self, stable: &Member, candidate: &Member, mut decision: Decision) -> Verdict {
-        let Situation { paused, replicas, .. } = *self.situation;
-        let weight = candidate.weight.unwrap_or_default();
-        let subject = self.release_of(candidate);
-        let shift = Shift {
-            replicas,
-            surge: self.surge,
-            incoming: candidate.arm,
-            outgoing: stable.arm,
-            others: self.others(&[stable, candidate]),
-            weight,
-            confirmed: self.is_confirmed(),
-            hold: paused,
-            urgent: false,
-        };
-        let step = shift.step();
-        // The last batch stays for its conversations, but the release does not wait for them.
-        let is_carried = weight == 100 && shift.confirmed && candidate.arm.available >= replicas;
-        if !paused && (step.wait == Wait::Nothing || is_carried && self.drains(stable)) {
-            return Verdict::change(&candidate.revision, Standing::Stable, None);
-        }
-        decision.scale.extend([
-            (candidate.revision.clone(), step.incoming),
-            (stable.revision.clone(), step.outgoing),
-        ]);
-        decision.traffic = split(stable, candidate, step.weight, false);
-        if paused {
-            self.pause(candidate, &mut decision);
-            return decision.into();
-        }
-        let has_moved = step.incoming != candidate.arm.wanted
-            || step.outgoing != stable.arm.wanted
-            || step.weight != weight
-            || candidate.weight.is_none();
-        let progress = self.progress(subject, candidate.arm.available, has_moved);
-        let waits_for_itself = matches!(step.wait, Wait::Available { .. });
-        if waits_for_itself && let Some(rejection) = self.rejection(candidate, &progress) {
-            return rejection;
-        }
-        decision.progress = Some(progress);
-        let trouble = candidate.trouble.as_ref().map(|trouble| &trouble.reason);
-        self.finish(
-            &mut decision,
-            State::Releasing,
-            Some(self.waiting(step.wait, candidate)),
-            trouble.filter(|_| waits_for_itself),
-        );
-        decision.into()
     }
 
     fn release_of(&self, candidate: &Member) -> Subject {
@@ -422,73 +297,6 @@ impl<'a> Round<'a> {
                 )
             }),
         }
-    }
-
-    /// Capacity and traffic go back to stable.
-    fn back(&self, stable: &Member, leaving: &Member) -> Decision {
-        let Situation {
-            stopped, replicas, ..
-        } = *self.situation;
-        let weight = leaving.weight.unwrap_or_default();
-        let mut decision = Decision {
-            stable: Some(stable.revision.clone()),
-            candidate: Some(leaving.revision.clone()),
-            ..empty()
-        };
-        self.retire(&[stable, leaving], &mut decision);
-        if stopped {
-            // Nothing runs: the weights can go back at once.
-            decision
-                .scale
-                .extend([(stable.revision.clone(), 0), (leaving.revision.clone(), 0)]);
-            decision.traffic = vec![(stable.revision.clone(), 100)];
-            self.finish(&mut decision, State::Stopped, None, None);
-            return decision;
-        }
-        let shift = Shift {
-            replicas,
-            surge: self.surge,
-            incoming: stable.arm,
-            outgoing: leaving.arm,
-            others: self.others(&[stable, leaving]),
-            weight: 100 - weight,
-            confirmed: self.is_confirmed(),
-            hold: false,
-            urgent: true,
-        };
-        let mut step = shift.step();
-        if seeded::has(Bug::DropWeightAtOnce) {
-            step.weight = 100;
-        }
-        decision.scale.extend([
-            (stable.revision.clone(), step.incoming),
-            (leaving.revision.clone(), step.outgoing),
-        ]);
-        decision.traffic = split(stable, leaving, 100 - step.weight, true);
-        let has_moved = step.weight != shift.weight
-            || step.incoming != stable.arm.wanted
-            || step.outgoing != leaving.arm.wanted;
-        decision.progress = Some(self.progress(Subject::Returning, stable.arm.available, has_moved));
-        let waiting = match step.wait {
-            Wait::Available { want, .. } => {
-                let message = still_needed(want, &stable.revision);
-                wait("ReplicasAvailable", message, None)
-            }
-            _ => self.unconfirmed().unwrap_or_else(|| {
-                wait(
-                    "TrafficReturns",
-                    format!("traffic and capacity go back to {}", stable.revision),
-                    None,
-                )
-            }),
-        };
-        self.finish(
-            &mut decision,
-            State::Returning,
-            Some(waiting),
-            stable.trouble.as_ref().map(|t| &t.reason),
-        );
-        decision
     }
 
     /// Pods of every other revision, those that still exist. What is kept for conversations takes nobody's place.
@@ -613,10 +421,10 @@ impl<'a> Round<'a> {
 
 /// Whether a candidate has left its ladder, or needs none, and goes on batch by batch. A rung of weight 0 comes first in any
 /// case.
-fn rolls(ladder: &Ladder, stable: &Member, candidate: &Member) -> bool {
+fn rolls(ladder: &Ladder, stable: &Member, candidate: &Member, now: Timestamp) -> bool {
     let has_begun = candidate.passed.is_some() || candidate.weight.unwrap_or_default() > 0;
     let begins_without = ladder.rungs.first().is_some_and(|rung| rung.weight == 0);
-    (ladder.rolls && has_begun) || (is_down(stable) && (has_begun || !begins_without))
+    (ladder.rolls && has_begun) || (is_down(stable, now) && (has_begun || !begins_without))
 }
 
 /// The weights of two revisions. Both are named as long as both matter, so that gateways know the endpoints of the

@@ -34,7 +34,9 @@
 //! * Superseding returns to stable first: a third revision never inherits the second one's traffic.
 //! * The first revision of a pool is stable from the start, since there is nothing to protect from it; with [`Ladder::tests_first`]
 //!   from its tests on.
-//! * Where nothing of stable serves, for a reason of its own pods, a candidate takes over as its pods become available: it may be the fix.
+//! * Where nothing of stable has served for a minute, for a reason of its own pods, a candidate takes over as its pods become available:
+//!   it may be the fix. Until then gateways send it what finds no replica of stable, and it is judged: a probe that was late, or a
+//!   container that starts again, must not promote a candidate that the evidence speaks against.
 
 mod decide;
 pub mod forecast;
@@ -139,6 +141,8 @@ pub struct Member {
     pub weight: Option<i32>,
     /// What keeps its pods from being available.
     pub trouble: Option<Trouble>,
+    /// Since when none of its pods is available, where none is.
+    pub down_since: Option<Timestamp>,
     /// Why it was rejected.
     pub rejected: Option<Reason>,
     /// The highest weight of a [`Ladder`] whose question this release of it has answered.

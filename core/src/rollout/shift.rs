@@ -166,7 +166,11 @@ impl Shift {
     }
 
     fn incoming_replicas(&self, outgoing_next: i32) -> i32 {
-        let wanted = self.incoming.wanted.min(self.replicas);
+        let wanted = self
+            .incoming
+            .wanted
+            .min(self.replicas)
+            .min(self.batch(outgoing_next));
         if self.hold {
             return wanted;
         }
@@ -178,6 +182,17 @@ impl Shift {
             + self.others;
         let room = self.replicas + self.surge - taken;
         wanted.max(room.min(self.replicas))
+    }
+
+    /// The most incoming pods there may be. A pool that has shrunk has a smaller surge, and of a batch that was made for the larger
+    /// one the pods that are not available would be too many, and all of them waited for. Not where the
+    /// outgoing pods fail: then each of these may be the one that serves.
+    fn batch(&self, outgoing_next: i32) -> i32 {
+        if self.urgent || self.outgoing.available < outgoing_next {
+            return self.replicas;
+        }
+        let room = self.replicas + self.surge - outgoing_next;
+        room.max(self.incoming.available)
     }
 
     fn next_weight(&self) -> i32 {
@@ -362,6 +377,37 @@ mod tests {
         };
         let step = grown.step();
         assert_eq!((step.incoming, step.outgoing), (3, 7));
+    }
+
+    /// Eight replicas with a surge of two that become four with a surge of one.
+    #[test]
+    fn a_scale_down_takes_what_is_not_available_of_a_batch_that_has_become_too_large() {
+        for (incoming, outgoing, weight, expected) in [
+            (arm(2, 0), arm(8, 8), 0, (1, 4)),
+            (arm(2, 1), arm(8, 8), 0, (1, 4)),
+            // What is available is used.
+            (arm(2, 2), arm(8, 8), 0, (2, 4)),
+            // Outgoing pods that are missing are not replaced by fewer.
+            (arm(2, 0), arm(8, 3), 0, (2, 4)),
+            // 25 % stand for one of four.
+            (arm(4, 2), arm(6, 6), 25, (2, 3)),
+        ] {
+            let step = shift(incoming, outgoing, weight).step();
+            assert_eq!(
+                (step.incoming, step.outgoing),
+                expected,
+                "{incoming:?} {outgoing:?} {weight}"
+            );
+            let held = Shift {
+                hold: true,
+                ..shift(incoming, outgoing, weight)
+            };
+            assert_eq!(
+                held.step().incoming,
+                expected.0,
+                "{incoming:?} {outgoing:?}, held"
+            );
+        }
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl World {
                     .find(|(name, _)| *name == revision.name)
                     .map(|(_, weight)| *weight),
                 trouble: None,
+                down_since: None,
                 rejected: revision.rejected.clone(),
                 passed: revision.passed,
                 is_trusted: false,

@@ -13,6 +13,7 @@ use flotilla_core::evidence::comparison::{
 };
 use flotilla_core::evidence::eta::duration;
 use flotilla_core::evidence::simulation::{Release, Schedule, World};
+use flotilla_core::evidence::statistics::{self, Cell, Promise};
 use flotilla_core::evidence::{Arm, DEFAULT_STEPS, Metric, Strictness, Traffic, expected_seconds};
 use flotilla_core::load::random::Stream;
 
@@ -35,7 +36,90 @@ pub(super) fn run(full: bool, page: Option<&Path>) -> Result<Vec<Row>> {
     if let Some(page) = page {
         write(page, releases, &beside, &whole)?;
     }
-    Ok(rows(&beside, &whole))
+    let mut rows = rows(&beside, &whole);
+    rows.extend(promises(releases / if full { 1 } else { 10 }, full));
+    Ok(rows)
+}
+
+/// What [`flotilla_core::evidence`] promises, each in its worst world.
+fn promises(releases: usize, full: bool) -> Vec<Row> {
+    type Simulate = fn(usize) -> Vec<Cell>;
+    let simulated: [(&str, Simulate); 9] = [
+        (
+            "good candidates led back: drift, daily shape, weights",
+            statistics::good_candidates,
+        ),
+        (
+            "as bad as a step must rule out, and passed",
+            statistics::at_the_margin,
+        ),
+        ("good, retries in bursts of 5, led back", statistics::retries),
+        ("good, while both fail, led back", statistics::outages),
+        (
+            "good, both failed: longer than the outage and half again",
+            statistics::after_outages,
+        ),
+        (
+            "worse errors found, median (reference), least",
+            statistics::detections,
+        ),
+        ("more latency found, median (reference)", statistics::latency),
+        ("more tokens found, median (reference)", statistics::tokens),
+        ("restarts that change a bit of the evidence", |releases| {
+            vec![statistics::restarts(releases)]
+        }),
+    ];
+    let figures = std::thread::scope(|scope| {
+        let threads = simulated.map(|(name, simulate)| (name, scope.spawn(move || simulate(releases))));
+        threads.map(|(name, thread)| (name, thread.join().unwrap_or_default()))
+    });
+    let mut rows: Vec<Row> = figures
+        .iter()
+        .flat_map(|(name, cells)| {
+            let (medians, shares): (Vec<&Cell>, Vec<&Cell>) = cells
+                .iter()
+                .partition(|cell| matches!(cell.promise, Promise::Median { .. }));
+            [promise(name, &shares, full), promise(name, &medians, full)]
+        })
+        .flatten()
+        .collect();
+    let difference = statistics::reference_difference();
+    rows.push(Row::new(
+        "reference values of ln E, greatest difference",
+        format!("{difference:.0e}"),
+        "< 1e-4",
+        difference < 1e-4,
+    ));
+    rows
+}
+
+/// A row for the cells of one promise, none where there are none.
+fn promise(name: &str, cells: &[&Cell], full: bool) -> Option<Row> {
+    let worst = cells.iter().max_by(|a, b| a.share().total_cmp(&b.share()))?;
+    let holds = cells
+        .iter()
+        .all(|cell| if full { cell.is_kept() } else { cell.is_possible() });
+    let (measured, goal) = match worst.promise {
+        Promise::Never => (
+            format!("{} of {}", worst.minutes.len(), worst.releases),
+            "none".to_owned(),
+        ),
+        Promise::AtMost(share) => (
+            format!("{:.2} % ({})", worst.share() * 100.0, worst.name),
+            format!("≤ {:.0} %", share * 100.0),
+        ),
+        Promise::Median { .. } => {
+            let medians = cells.iter().map(|cell| {
+                let median = cell.median().map_or("-".to_owned(), |median| median.to_string());
+                match cell.promise {
+                    Promise::Median { minutes, .. } => format!("{} {median} ({minutes}) min", cell.name),
+                    Promise::Never | Promise::AtMost(_) => median,
+                }
+            });
+            (medians.collect::<Vec<_>>().join(", "), "± 20 %".to_owned())
+        }
+    };
+    Some(Row::new(name, measured, goal, holds))
 }
 
 fn rows(beside: &[ComparisonRow], whole: &[ReleaseRow]) -> Vec<Row> {

@@ -86,7 +86,8 @@ pub async fn release(namespace: &Namespace, rollout: Value) -> Result<Tested> {
 /// A first revision whose smoke test fails, and then one that passes it.
 pub async fn first_revision(namespace: Namespace) -> Result<()> {
     pool::provider(&namespace).await?;
-    let rollout = |path: &str| json!({"type": "Canary", "settleSeconds": 0, "smokeTests": [{"name": "health", "type": "HTTP", "http": {"path": path}, "attempts": 1}]});
+    // Several attempts: a Service refuses connections for a moment after its first endpoint is there.
+    let rollout = |path: &str| json!({"type": "Canary", "settleSeconds": 0, "smokeTests": [{"name": "health", "type": "HTTP", "http": {"path": path}, "attempts": 3}]});
     let base = fixtures::pool("support", 1);
     namespace
         .apply(&with(base.clone(), "/spec/rollout", rollout("/no-such-path")))

@@ -19,6 +19,7 @@
 //! Where a provider has quotas a request is sent when it has reserved what it will use ([`quota`]), and settled by what it
 //! has used.
 
+mod call;
 pub mod events;
 pub mod export;
 pub mod fallback;
@@ -45,37 +46,30 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use flotilla_crds::route::Route;
-use http::header::{HeaderName, HeaderValue};
-use http::{
-    HeaderMap, Method, Request, Response, StatusCode, header, request as http_request,
-    response as http_response,
-};
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Sleep};
-use tracing::debug;
 
 use crate::config::{Config, ProviderType};
 use crate::ingress::proxy::{BodyLimit, too_large};
 use crate::observe::{Note, Plane};
-use crate::reply::{Outgoing, Passing, Refusal};
+use crate::reply::{Outgoing, Refusal};
 use crate::server::Handler;
-use crate::upstream::body::RequestBody;
-use crate::upstream::{Answer, FailureKind, Limits, forward};
+use crate::upstream::{FailureKind, Limits, forward};
+use call::{Answered, Call, proof, send, set_length};
 use fallback::{Choice, Fallbacks, Miss, Reason};
 pub use meter::Meter;
-use provider::{Place, Provider};
+use provider::Provider;
 use quota::{Ask, Permit, Quotas};
-use request::{Content, Operation, Room};
+use request::{Operation, Room};
 use spend::{OverBudget, Reserved};
 
 /// How long an unknown address may wait for the watch to tell of it.
 const IDENTITY_GRACE: Duration = Duration::from_secs(2);
 /// Requests of unknown addresses that may wait at once.
 const MAX_STRANGERS: usize = 64;
-/// Sends of one request to one provider at most.
-const MAX_SENDS: u32 = 3;
 
 /// All providers of the namespace, and who may use them.
 pub struct Egress {
@@ -461,43 +455,6 @@ impl Egress {
     }
 }
 
-/// What an agent asks for, as often as it has to be asked.
-struct Call<'a> {
-    /// Of the agent's pod.
-    address: IpAddr,
-    /// What is told of the request.
-    note: Option<Arc<Note>>,
-    operation: Operation,
-    content: Content,
-    /// What follows `/v1` in the path.
-    rest: &'a str,
-    query: Option<&'a str>,
-    method: &'a Method,
-    headers: HeaderMap,
-}
-
-impl Call<'_> {
-    /// The body with this model; the second time nothing where it passes as it comes, and then there is only one choice.
-    fn take_body(&mut self, model: Option<&str>) -> RequestBody {
-        match self.content.again(model) {
-            Some(body) => body,
-            None => std::mem::replace(&mut self.content.body, RequestBody::Held(None)),
-        }
-    }
-
-    /// A head to be changed; of the `last` attempt the only one.
-    fn head(&mut self, last: bool) -> http_request::Parts {
-        let mut request = Request::new(());
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = if last {
-            std::mem::take(&mut self.headers)
-        } else {
-            self.headers.clone()
-        };
-        request.into_parts().0
-    }
-}
-
 impl Handler for Egress {
     const PLANE: Plane = Plane::Egress;
 
@@ -505,107 +462,5 @@ impl Handler for Egress {
         self.serve(request, client)
             .await
             .unwrap_or_else(|(refusal, type_)| refused::into_response(refusal, type_))
-    }
-}
-
-/// A provider's answer before it is passed on.
-struct Answered {
-    head: http_response::Parts,
-    body: Incoming,
-    meter: Meter,
-    /// What proved us to the provider.
-    secret: Option<HeaderValue>,
-}
-
-impl Answered {
-    fn new(answer: Answer, mut meter: Meter, secret: Option<HeaderValue>) -> Self {
-        let (mut head, body) = answer.response.into_parts();
-        meter.answered(&mut head.headers, head.status, answer.connection);
-        forward::to_client(&mut head);
-        Self {
-            head,
-            body,
-            meter,
-            secret,
-        }
-    }
-
-    /// As it comes; an answer that may name our key is read first.
-    async fn pass_on(self, timer: Pin<Box<Sleep>>) -> Result<Response<Outgoing>, Refusal> {
-        let Self {
-            head,
-            body,
-            meter,
-            secret,
-        } = self;
-        if let Some(secret) = secret.filter(|_| redact::is_suspect(head.status)) {
-            return redact::answer(head, body, meter, &secret, timer).await;
-        }
-        let passing = Passing::new(body, timer, meter);
-        Ok(Response::from_parts(head, Outgoing::Provider(Box::new(passing))))
-    }
-}
-
-/// A changed body has another length.
-fn set_length(headers: &mut HeaderMap, body: &RequestBody) {
-    if let RequestBody::Held(bytes) = body {
-        let length = bytes.as_ref().map_or(0, bytes::Bytes::len);
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    }
-}
-
-/// The header that proves us to the provider; none where it needs none.
-async fn proof(provider: &Provider) -> Result<Option<(HeaderName, HeaderValue)>, Refusal> {
-    let Some(key) = &provider.key else { return Ok(None) };
-    if let Some(header) = key.header() {
-        return Ok(Some(header));
-    }
-    // It may have been mounted a moment ago.
-    key.refresh().await;
-    if let Some(header) = key.header() {
-        return Ok(Some(header));
-    }
-    let (secret, field) = provider
-        .config
-        .secret
-        .as_ref()
-        .map_or(("", ""), |(name, key)| (name, key));
-    let message = format!(
-        "the key of provider \"{}\" is missing: Secret \"{secret}\", key \"{field}\"",
-        provider.name
-    );
-    Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "KeyMissing", message).retry_after(5))
-}
-
-/// Sends to one provider, once more where nobody can have read it.
-async fn send(place: &Place, mut request: Request<RequestBody>) -> Result<Answer, FailureKind> {
-    let mut reuse = request.body().again().is_some();
-    let mut sends = 1;
-    loop {
-        let idempotent = request.method().is_idempotent();
-        let spare = request.body().again().map(|body| {
-            let mut spare = Request::new(body);
-            *spare.method_mut() = request.method().clone();
-            *spare.uri_mut() = request.uri().clone();
-            *spare.headers_mut() = request.headers().clone();
-            spare
-        });
-        let failure = match place.peer.send(request, reuse).await {
-            Ok(answer) => return Ok(answer),
-            Err(failure) => failure.kind,
-        };
-        debug!(error = %failure, "no response from the provider");
-        let again = match &failure {
-            FailureKind::Closed { unread: true, .. } => spare,
-            FailureKind::Closed { reused: true, .. } if idempotent => spare,
-            // A provider that cannot be reached now cannot be reached in a millisecond either.
-            _ => None,
-        };
-        match again {
-            Some(again) if sends < MAX_SENDS => request = again,
-            _ => return Err(failure),
-        }
-        sends += 1;
-        reuse = false;
     }
 }

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
-use crate::pool::build::controller_revision::{self, ATTEMPT, LAST_ACTION, RESTARTED_AT, change};
+use crate::pool::build::controller_revision::{self, ATTEMPT, LAST_ACTION, RESTARTED_AT, Record, change};
 use crate::pool::dereference::Revision;
 use crate::pool::memory::Standpoint;
 use crate::runtime::uid_of;
@@ -95,11 +95,11 @@ fn restart(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]
     let made = action.creation_timestamp().map(|time| time.0).unwrap_or_default();
     let before = known.record.restarted_at.map_or(made, |before| before.max(made));
     let patch = json!({"metadata": {"annotations": {RESTARTED_AT: before.to_string()}}});
-    Ok((
-        stable.to_owned(),
-        patch,
-        format!("pods of {stable} made before {before} are replaced"),
-    ))
+    let after = Record {
+        restarted_at: Some(before),
+        ..known.record.clone()
+    };
+    Ok((stable.to_owned(), patch, carried_out(ActionType::Restart, &after)))
 }
 
 fn abort(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision], now: Timestamp) -> Judged {
@@ -120,7 +120,7 @@ fn abort(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision], 
         None,
         now,
     );
-    Ok((name.clone(), patch, format!("the release of {name} is stopped")))
+    Ok((name.clone(), patch, carried_out(ActionType::Abort, &known.record)))
 }
 
 fn retry(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision], now: Timestamp) -> Judged {
@@ -147,11 +147,11 @@ fn retry(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision], 
     let attempt = known.record.attempt.saturating_add(1);
     let mut patch = change(Standing::Candidate, None, Some(order), now);
     patch["metadata"]["annotations"][ATTEMPT] = json!(attempt.to_string());
-    Ok((
-        name.clone(),
-        patch,
-        format!("{name} is released again, attempt {attempt}"),
-    ))
+    let after = Record {
+        attempt,
+        ..known.record.clone()
+    };
+    Ok((name.clone(), patch, carried_out(ActionType::Retry, &after)))
 }
 
 fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -> Judged {
@@ -166,7 +166,7 @@ fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -
         return Ok((
             name.clone(),
             controller_revision::pass(100),
-            format!("{name} gets all the traffic as soon as it has the replicas"),
+            carried_out(ActionType::PromoteFull, &known.record),
         ));
     }
     let step = standpoint
@@ -192,11 +192,33 @@ fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -
         }
         _ => step.weight,
     };
+    let after = Record {
+        passed: Some(weight),
+        ..known.record.clone()
+    };
     Ok((
         name.clone(),
         controller_revision::pass(weight),
-        format!("{name} goes on from {} %", step.weight),
+        carried_out(action.spec.type_, &after),
     ))
+}
+
+/// What a command has done, in one sentence, out of the record where it took effect: an operator that finds a mark of one that
+/// died before it answered says the same.
+pub fn carried_out(type_: ActionType, record: &Record) -> String {
+    let name = &record.revision;
+    match type_ {
+        ActionType::Restart => {
+            let before = record.restarted_at.unwrap_or_default();
+            format!("pods of {name} made before {before} are replaced")
+        }
+        ActionType::Abort => format!("the release of {name} is stopped"),
+        ActionType::Retry => format!("{name} is released again, attempt {}", record.attempt),
+        ActionType::PromoteFull => format!("{name} gets all the traffic as soon as it has the replicas"),
+        ActionType::Promote | ActionType::SkipStep => {
+            format!("{name} goes on from {} %", record.passed.unwrap_or_default())
+        }
+    }
 }
 
 /// The record of the revision that is expected, or of `default` when nothing is.
@@ -339,5 +361,34 @@ mod tests {
             patch["metadata"]["annotations"][RESTARTED_AT],
             "2026-01-01T00:00:00Z"
         );
+    }
+
+    #[test]
+    fn an_answer_that_was_lost_is_given_again_in_the_same_words() {
+        for (type_, revision, candidate, target) in [
+            ("Restart", None, None, "s-1"),
+            ("Abort", Some("s-3"), Some("s-3"), "s-3"),
+            ("Retry", Some("s-2"), None, "s-2"),
+            ("PromoteFull", Some("s-3"), Some("s-3"), "s-3"),
+        ] {
+            let action = command(type_, revision, None);
+            let Verdict::Apply {
+                revision,
+                patch,
+                message,
+            } = judge(&action, candidate, target)
+            else {
+                panic!("{type_} is rejected");
+            };
+            let before = record(&revision, Standing::Candidate, 1);
+            let mut object = serde_json::to_value(&*before.object).unwrap();
+            for (name, value) in patch["metadata"]["annotations"].as_object().unwrap() {
+                if value.is_string() {
+                    object["metadata"]["annotations"][name] = value.clone();
+                }
+            }
+            let after = read(&serde_json::from_value(object).unwrap());
+            assert_eq!(carried_out(action.spec.type_, &after), message);
+        }
     }
 }

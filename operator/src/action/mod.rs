@@ -152,12 +152,13 @@ impl Reconciler for ActionReconciler {
             })
             .collect();
         let uid = uid_of(&*action);
-        if records
+        let marked = records
             .iter()
-            .any(|known| known.object.annotations().get(LAST_ACTION) == Some(&uid))
-        {
+            .find(|known| known.object.annotations().get(LAST_ACTION) == Some(&uid));
+        if let Some(known) = marked {
+            let message = command::carried_out(action.spec.type_, &known.record);
             return self
-                .answer(&action, visit, ActionResult::Applied, String::new(), now)
+                .answer(&action, visit, ActionResult::Applied, message, now)
                 .await;
         }
         let standpoint = self.standpoints.get(&pool_key).filter(|standpoint| {

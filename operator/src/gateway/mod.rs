@@ -143,6 +143,14 @@ impl Reconciler for GatewayReconciler {
             return Ok(Next::on_change());
         }
         let deployment = self.caches.deployments.get(&Key::new(&namespace, names::GATEWAY));
+        // It had one: its pool may be gone with it, and whatever is made for that is collected at once.
+        let is_known = |pool: &AgentPool| pool.status.as_ref().is_some_and(|status| status.stable.is_some());
+        if deployment.is_none() && is_known(&pool) {
+            let live = visit.read::<AgentPool>(visit.key()).await?;
+            if live.is_none_or(|live| live.metadata.uid != pool.metadata.uid) {
+                return Ok(Next::on_change());
+            }
+        }
         let providers = self.caches.providers.in_namespace(&namespace);
         let desired = self.desired(&namespace, deployment.as_deref(), &pools, &providers);
 

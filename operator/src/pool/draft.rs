@@ -52,7 +52,7 @@ impl Draft<'_> {
         self.route();
         if self.decision.changes.is_empty() {
             self.actions
-                .extend(prune::prune(self.observed, self.wanted, self.decision));
+                .extend(prune::prune(self.observed, self.wanted, self.decision, self.now));
         }
         self.events();
         restarting

@@ -277,6 +277,13 @@ impl Reconciler for PoolReconciler {
         let (key, now) = (visit.key(), visit.now());
         let uid = uid_of(&*pool);
         let mut observed = self.look(&pool, visit, false).await?;
+        // Nothing is left of what it had: it may be gone, too, and whatever is made for it is collected at once.
+        if observed.revisions.is_empty() && observed.status.stable.is_some() {
+            let live = visit.read::<AgentPool>(key).await?;
+            if live.is_none_or(|live| live.metadata.uid != pool.metadata.uid) {
+                return Ok(Next::on_change());
+            }
+        }
         let mut wanted = validate(&observed);
         let mut memory = self.memories.recall(key, &uid, &observed.status);
         memory.heard = self.court.hear(visit, &observed, &memory, now).await?;

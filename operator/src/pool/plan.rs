@@ -288,6 +288,7 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
             },
             weight: share.map(|share| share.weight),
             trouble,
+            down_since: trouble::down_since(set.map(|set| &**set), pods.iter().map(|pod| &**pod)),
             rejected: record
                 .and_then(|record| record.rejected.clone())
                 .map(|(reason, _)| reason),

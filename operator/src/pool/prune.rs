@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 
 use flotilla_core::rollout::{Decision, Standing};
 use flotilla_core::seeded::{self, Bug};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 
 use super::build::{service, snapshot};
@@ -13,8 +15,16 @@ use super::dereference::{Observed, Revision};
 use super::validate::Wanted;
 use crate::runtime::Action;
 
+/// A watch that is behind, or whose connection died in silence, has been replaced by then: see `runtime::informer`.
+const SEEN_BY_THEN: SignedDuration = SignedDuration::from_secs(60);
+
 /// The deletions. A revision's record goes last, so that a crash in between forgets nothing that is still there.
-pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) -> Vec<Action> {
+pub fn prune(
+    observed: &Observed,
+    wanted: Option<&Wanted>,
+    decision: &Decision,
+    now: Timestamp,
+) -> Vec<Action> {
     if decision.stable.is_none() {
         return Vec::new();
     }
@@ -58,14 +68,21 @@ pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) 
     let limit = usize::try_from(spec.revision_history_limit).unwrap_or_default();
     let surplus: Vec<&Revision> = history.into_iter().skip(limit).collect();
     let is_surplus = |revision: &str| surplus.iter().any(|known| known.record.revision == revision);
-    // Pods' parents without a record: it was deleted by hand.
-    let is_orphan = |revision: &str| observed.record(revision).is_none() && !is_kept(revision);
-    let goes = |revision: &str| is_surplus(revision) || is_orphan(revision);
+    // Children without a record: it was deleted by hand. Of young ones the record may only not have been seen yet, by an
+    // operator that has just started.
+    let is_young = |child: &ObjectMeta| {
+        let made = child.creation_timestamp.as_ref().map(|time| time.0);
+        made.is_some_and(|made| now.duration_since(made) < SEEN_BY_THEN)
+    };
+    let is_orphan = |revision: &str, child: &ObjectMeta| {
+        observed.record(revision).is_none() && !is_kept(revision) && !is_young(child)
+    };
+    let goes = |revision: &str, child: &ObjectMeta| is_surplus(revision) || is_orphan(revision, child);
 
     let mut actions: Vec<Action> = observed
         .sets
         .iter()
-        .filter(|(revision, _)| goes(revision))
+        .filter(|(revision, set)| goes(revision, &set.metadata))
         .map(|(_, set)| Action::delete(&**set))
         .collect();
     let pool = observed.pool.name_any();
@@ -73,7 +90,7 @@ pub fn prune(observed: &Observed, wanted: Option<&Wanted>, decision: &Decision) 
     for of_pool in &observed.services {
         let name = of_pool.name_any();
         let is_unused = if service::is_of_revision(of_pool) {
-            goes(&name)
+            goes(&name, &of_pool.metadata)
         } else {
             front != Some(name.as_str())
         };

@@ -101,7 +101,7 @@ pub fn build(
         gateway_port: observed.port,
         traffic_generation,
         traffic,
-        rollout: rollout(observed, plan, problem),
+        rollout: rollout(observed, plan, problem, now),
         rejected: rejected(observed, decision, now),
         last_action: last_action(observed),
         plan: plan.forecast.clone(),
@@ -373,7 +373,12 @@ fn conditions(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: 
     conditions.into_vec()
 }
 
-fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Option<RolloutStatus> {
+fn rollout(
+    observed: &Observed,
+    plan: &Plan,
+    problem: Option<&Problem>,
+    now: Timestamp,
+) -> Option<RolloutStatus> {
     let progress = plan.decision.progress.as_ref();
     let waiting = match problem {
         Some(problem) => {
@@ -382,13 +387,13 @@ fn rollout(observed: &Observed, plan: &Plan, problem: Option<&Problem>) -> Optio
                 .waiting_since
                 .or(plan.memory.blocked_since.filter(|_| problem.may_mend));
             let until = since.and_then(|since| since.checked_add(deadline(observed)).ok());
-            Some(waiting(problem.word, &problem.sentence, until))
+            Some(waiting(problem.word, &problem.sentence, until, now))
         }
         None => plan
             .decision
             .waiting
             .as_ref()
-            .map(|wait| waiting(&wait.reason.word, &wait.reason.message, wait.deadline)),
+            .map(|wait| waiting(&wait.reason.word, &wait.reason.message, wait.deadline, now)),
     };
     let start = progress
         .map(|progress| progress.start)
@@ -478,10 +483,16 @@ fn metrics(plan: &Plan) -> Vec<MetricStatus> {
         .collect()
 }
 
-fn waiting(reason: &str, message: &str, until: Option<Timestamp>) -> WaitingFor {
+/// What is waited for; where the wait has an end the sentence says when, for those who see nothing else of it.
+fn waiting(reason: &str, message: &str, until: Option<Timestamp>, now: Timestamp) -> WaitingFor {
+    let end = until.map_or(String::new(), |until| {
+        let how = if now < until { "until" } else { "overdue since" };
+        let second = Timestamp::from_second(until.as_second()).unwrap_or(until);
+        format!("; {how} {second}")
+    });
     WaitingFor {
         reason: reason.to_owned(),
-        message: truncate(message, MAX_MESSAGE).to_owned(),
+        message: format!("{}{end}", truncate(message, MAX_MESSAGE - end.len())),
         deadline_time: until.map(Time),
     }
 }

@@ -6,16 +6,18 @@
 //! | `Unschedulable` | the pod's condition `PodScheduled` |
 //! | `ImagePull`, `ConfigError` | a container's waiting state |
 //! | `CrashLoop` | restarts and the last termination; three restarts need no deadline |
-//! | `ProbeFailing` | running for 30 s, or half the progress deadline, without being ready |
+//! | `ProbeFailing` | running, and unready for 30 s, or half the progress deadline |
 //!
 //! Sentences are made so that they stay the same while the trouble does (kubelet alternates between two states for
 //! one image), because each other sentence would be a write of status.
 
 use flotilla_core::rollout::{Reason, Trouble};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
+
+use super::dereference::is_ready;
 
 /// Restarts after which a candidate is given up: kubelet has waited 10 s and 20 s by then.
 const HOPELESS_RESTARTS: i32 = 3;
@@ -55,11 +57,40 @@ pub fn steady(before: Option<&Reason>, now: Reason) -> Reason {
     }
 }
 
-fn of_set(set: &ReplicaSet) -> Option<Trouble> {
+/// Since when none of a revision's pods is ready: since the last of them was, or since there could be none.
+pub fn down_since<'a>(set: Option<&ReplicaSet>, pods: impl Iterator<Item = &'a Pod>) -> Option<Timestamp> {
+    let mut since = None;
+    for pod in pods.filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+        if is_ready(pod) {
+            return None;
+        }
+        since = since.max(unready_since(pod));
+    }
+    since.or_else(|| Some(failure(set?)?.last_transition_time.as_ref()?.0))
+}
+
+/// Since when a pod is not ready; since it was made, where that is all that is known.
+fn unready_since(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    let mut conditions = conditions.unwrap_or_default().iter();
+    let ready = conditions.find(|condition| condition.type_ == "Ready" && condition.status != "True");
+    let changed = ready.and_then(|condition| condition.last_transition_time.as_ref());
+    let made = pod.metadata.creation_timestamp.as_ref();
+    changed.or(made).map(|time| time.0)
+}
+
+fn failure(set: &ReplicaSet) -> Option<&ReplicaSetCondition> {
     let conditions = set.status.as_ref()?.conditions.as_ref()?;
-    let failure = conditions
+    conditions
         .iter()
-        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")?;
+        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")
+}
+
+fn of_set(set: &ReplicaSet) -> Option<Trouble> {
+    let failure = failure(set)?;
     let message = failure.message.as_deref().unwrap_or("pods cannot be created");
     // `pods "support-1a2b-x7k2p" is forbidden: …`: the name is another one at each try.
     let steady = message.split_once("\" is ").map_or(message, |(_, rest)| rest);
@@ -136,9 +167,10 @@ fn of_pod(pod: &Pod, patience: SignedDuration, now: Timestamp) -> Option<(u8, Tr
             );
         }
         let running = container.state.as_ref().and_then(|state| state.running.as_ref());
+        // One that was ready is unready since then.
         let since = running
             .and_then(|running| running.started_at.as_ref())
-            .map(|time| time.0);
+            .map(|time| time.0.max(unready_since(pod).unwrap_or(time.0)));
         if since.is_some_and(|since| now.duration_since(since) >= patience) {
             let message = format!("container {name} runs, but its readiness probe does not succeed");
             return trouble(1, PROBE_FAILING, message, false);
@@ -220,6 +252,50 @@ mod tests {
         let now = Timestamp::from_second(NOW).unwrap();
         let trouble = find(None, [pod("p", status)].iter(), 600, now)?;
         Some((trouble.reason.word, trouble.reason.message, trouble.is_final))
+    }
+
+    fn ago(seconds: i64) -> Timestamp {
+        Timestamp::from_second(NOW - seconds).unwrap()
+    }
+
+    /// A pod that runs for an hour and is unready since then.
+    fn unready(seconds: i64) -> Value {
+        let mut status = container(json!({"running": {"startedAt": ago(3_600)}}), 0, json!({}));
+        status["conditions"] =
+            json!([{"type": "Ready", "status": "False", "lastTransitionTime": ago(seconds)}]);
+        status
+    }
+
+    #[test]
+    fn a_probe_that_was_late_is_no_trouble() {
+        assert_eq!(seen(unready(29)), None);
+        assert_eq!(seen(unready(30)).unwrap().0, PROBE_FAILING);
+    }
+
+    #[test]
+    fn a_revision_is_down_since_the_last_of_its_pods_was_ready() {
+        let ready =
+            json!({"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": ago(50)}]});
+        let mut leaving = pod("l", ready.clone());
+        leaving.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(ago(5)));
+        let mut young = pod("y", json!({}));
+        young.metadata.creation_timestamp = leaving.metadata.deletion_timestamp.clone();
+        let first = pod("a", unready(90));
+        for (pods, since) in [
+            (vec![&first], Some(90)),
+            (vec![&first, &leaving], Some(90)),
+            (vec![&first, &young], Some(5)),
+            (vec![&first, &pod("r", ready)], None),
+            (vec![], None),
+        ] {
+            assert_eq!(down_since(None, pods.into_iter()), since.map(ago));
+        }
+        let set = serde_json::from_value(json!({"status": {"replicas": 0, "conditions": [
+            {"type": "ReplicaFailure", "status": "True", "lastTransitionTime": ago(70)}
+        ]}}))
+        .unwrap();
+        assert_eq!(down_since(Some(&set), std::iter::empty()), Some(ago(70)));
     }
 
     #[test]

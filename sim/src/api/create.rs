@@ -99,7 +99,7 @@ pub(super) fn insert(
         }
         fields.retain(|_, value| !value.is_null());
     }
-    metadata["uid"] = json!(state.uid());
+    metadata["uid"] = json!(state.uid(&call.key(&name)));
     metadata["creationTimestamp"] = json!(seconds(call.now));
     if kind.namespaced {
         metadata["namespace"] = json!(call.namespace);

@@ -78,7 +78,7 @@ pub fn delete(
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
         })));
     }
-    Ok(Answer::ok((*object).clone()))
+    Ok(Answer::ok(object))
 }
 
 /// The seconds a deletion of this object takes at least.
@@ -212,6 +212,7 @@ pub fn evict(state: &mut State, request: &Request, path: &Path, call: &Call<'_>)
     delete(state, call, name, &options, request)?;
     Ok(Answer::Whole {
         code: 201,
-        body: json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+        body: json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
+            .into(),
     })
 }

@@ -38,7 +38,10 @@ pub fn serve(state: &mut State, request: &Request, path: &Path, now: Timestamp) 
                 }),
                 None => translated(&body, false),
             };
-            Ok(Answer::Whole { code, body })
+            Ok(Answer::Whole {
+                code,
+                body: body.into(),
+            })
         }
         watch => Ok(watch),
     }

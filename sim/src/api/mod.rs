@@ -45,15 +45,18 @@ pub enum Answer {
         /// HTTP status.
         code: u16,
         /// JSON.
-        body: Value,
+        body: Arc<Value>,
     },
     /// A stream of changes.
     Watch(watch::Plan),
 }
 
 impl Answer {
-    fn ok(body: Value) -> Self {
-        Self::Whole { code: 200, body }
+    fn ok(body: impl Into<Arc<Value>>) -> Self {
+        Self::Whole {
+            code: 200,
+            body: body.into(),
+        }
     }
 }
 
@@ -166,7 +169,7 @@ fn dispatch(state: &mut State, request: &Request, path: &Path, call: &Call<'_>) 
                 let created = create::create(state, call, request.body.clone())?;
                 Ok(Answer::Whole {
                     code: 201,
-                    body: (*created).clone(),
+                    body: created,
                 })
             }
             Method::DELETE => delete::collection(state, request, path, call).map(Answer::ok),
@@ -174,7 +177,7 @@ fn dispatch(state: &mut State, request: &Request, path: &Path, call: &Call<'_>) 
         };
     };
     match request.method {
-        Method::GET => read::get(state, call, name).map(|object| Answer::ok((*object).clone())),
+        Method::GET => read::get(state, call, name).map(Answer::ok),
         Method::PUT => update::replace(state, call, name, part, request.body.clone()),
         Method::PATCH => patch::patch(state, request, call, name, part),
         Method::DELETE if part == Part::Main => delete::delete(state, call, name, &request.body, request),
@@ -200,7 +203,10 @@ fn present(answer: Answer, view: View) -> Answer {
                 }),
                 None => metadata_only(&body),
             };
-            Answer::Whole { code, body }
+            Answer::Whole {
+                code,
+                body: body.into(),
+            }
         }
         answer => answer,
     }

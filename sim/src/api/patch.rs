@@ -63,7 +63,7 @@ pub fn patch(
     let updated = update::change(state, call, &live, new, part, None)?;
     Ok(Answer::Whole {
         code: 200,
-        body: (*updated).clone(),
+        body: updated,
     })
 }
 
@@ -143,7 +143,7 @@ fn apply(
         let created = create::insert(state, call, object, Some(managed))?;
         return Ok(Answer::Whole {
             code: 201,
-            body: (*created).clone(),
+            body: created,
         });
     };
     let force = request.query.flag("force");
@@ -162,7 +162,7 @@ fn apply(
     let updated = update::change(state, call, &live, new, part, Some(managed))?;
     Ok(Answer::Whole {
         code: 200,
-        body: (*updated).clone(),
+        body: updated,
     })
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::failure::{Cause, Failure};
 use super::{Answer, Call, Part, create};
-use crate::apply::managed::{Managed, is_same};
+use crate::apply::managed::{Managed, is_same, members_without};
 use crate::kinds::{Generation, Kind};
 use crate::schema::{Type, admission};
 use crate::state::State;
@@ -47,7 +47,7 @@ pub fn replace(
         let created = create::insert(state, call, body, None)?;
         return Ok(Answer::Whole {
             code: 201,
-            body: (*created).clone(),
+            body: created,
         });
     };
     let uid = live["metadata"]["uid"].as_str().unwrap_or_default();
@@ -66,7 +66,7 @@ pub fn replace(
     let updated = change(state, call, &live, body, part, None)?;
     Ok(Answer::Whole {
         code: 200,
-        body: (*updated).clone(),
+        body: updated,
     })
 }
 
@@ -103,23 +103,21 @@ pub(super) fn change(
     }
     keep_metadata(kind, live, &mut new, &name)?;
     match part {
-        Part::Main if kind.status => copy(live, &mut new, "status"),
-        Part::Main => {}
+        Part::Main => {
+            if kind.status {
+                copy(live, &mut new, "status");
+            }
+            admission::normalise(kind, &mut new)?;
+        }
         Part::Status => {
-            let status = new.get("status").cloned();
-            let managed_fields = new["metadata"].get("managedFields").cloned();
+            // All else was normalised when it was written.
+            let mut said = json!({"metadata": {}});
+            copy(&new, &mut said, "status");
+            admission::normalise(kind, &mut said)?;
             new = (**live).clone();
-            match (status, new.as_object_mut()) {
-                (Some(status), Some(fields)) => drop(fields.insert("status".to_owned(), status)),
-                (None, Some(fields)) => drop(fields.remove("status")),
-                _ => {}
-            }
-            if let Some(entries) = managed_fields {
-                new["metadata"]["managedFields"] = entries;
-            }
+            copy(&said, &mut new, "status");
         }
     }
-    admission::normalise(kind, &mut new)?;
     allocated(kind, live, &mut new);
     let mut causes = finalizers_added(live, &new);
     causes.extend(admission::check(kind, &new, Some(live)));
@@ -252,17 +250,12 @@ fn is_new_content(kind: &Kind, live: &Value, new: &Value) -> bool {
         Generation::None => false,
         Generation::Spec => live.get("spec") != new.get("spec"),
         Generation::Content => {
-            let content = |object: &Value| {
-                let mut object = object.clone();
-                if let Some(fields) = object.as_object_mut() {
-                    fields.remove("metadata");
-                    if kind.status {
-                        fields.remove("status");
-                    }
-                }
-                object
+            let but: &[&str] = if kind.status {
+                &["metadata", "status"]
+            } else {
+                &["metadata"]
             };
-            content(live) != content(new)
+            members_without(live, but).ne(members_without(new, but))
         }
     }
 }

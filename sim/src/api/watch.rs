@@ -74,6 +74,8 @@ struct Watcher {
     plan: Plan,
     since: u64,
     begun: bool,
+    /// It has once been up to date.
+    live: bool,
     over: bool,
     end: Instant,
     bookmark: Instant,
@@ -85,9 +87,10 @@ pub fn stream(cluster: Cluster, plan: Plan) -> impl Stream<Item = Bytes> + Send 
     let now = Instant::now();
     let end = now + plan.length;
     let watcher = Watcher {
-        changed: cluster.changes(),
+        changed: cluster.changes_of(plan.kind),
         since: plan.since.unwrap_or_default(),
         begun: plan.since.is_some(),
+        live: false,
         over: false,
         end,
         bookmark: next_bookmark(now, end),
@@ -148,13 +151,20 @@ impl Watcher {
 
     /// Takes what is new.
     fn collect(&mut self, state: &State) {
-        let plan = self.plan.clone();
+        let Self { plan, waiting, .. } = self;
         let namespace = plan.namespace.as_deref();
+        // What nobody had to tell it is nothing it has missed, whatever history is still kept.
+        let is_current = self.live && state.store.changed(plan.kind) <= self.since;
+        self.live = true;
+        if is_current {
+            self.since = state.store.revision();
+            return;
+        }
         if !self.begun {
             self.begun = true;
             for (_, object) in state.store.of_kind(plan.kind, namespace) {
                 if plan.selector.matches(object) {
-                    self.push("ADDED", object);
+                    waiting.push_back(line("ADDED", object, plan.view));
                 }
             }
             self.since = state.store.revision();
@@ -169,7 +179,7 @@ impl Watcher {
                 let message = format!("too old resource version: {} ({oldest})", self.since);
                 let line =
                     json!({"type": "ERROR", "object": Failure::expired(message).body()}).to_string() + "\n";
-                self.waiting.push_back(line.into());
+                waiting.push_back(line.into());
                 self.over = true;
                 return;
             }
@@ -181,20 +191,10 @@ impl Watcher {
                 continue;
             }
             if let Some((type_, object)) = change.told(|object| plan.selector.matches(object)) {
-                self.push(type_, &object);
+                waiting.push_back(line(type_, &object, plan.view));
             }
         }
         self.since = self.since.max(state.store.revision());
-    }
-
-    fn push(&mut self, type_: &str, object: &Value) {
-        let line = match self.plan.view {
-            View::Full => format!("{{\"type\":\"{type_}\",\"object\":{object}}}\n"),
-            View::Metadata => {
-                format!("{{\"type\":\"{type_}\",\"object\":{}}}\n", metadata_only(object))
-            }
-        };
-        self.waiting.push_back(line.into());
     }
 
     fn push_bookmark(&mut self, state: &State, version: u64, is_end: bool) {
@@ -212,4 +212,14 @@ impl Watcher {
         let line = json!({"type": "BOOKMARK", "object": object}).to_string() + "\n";
         self.waiting.push_back(line.into());
     }
+}
+
+fn line(type_: &str, object: &Value, view: View) -> Bytes {
+    let line = match view {
+        View::Full => format!("{{\"type\":\"{type_}\",\"object\":{object}}}\n"),
+        View::Metadata => {
+            format!("{{\"type\":\"{type_}\",\"object\":{}}}\n", metadata_only(object))
+        }
+    };
+    line.into()
 }

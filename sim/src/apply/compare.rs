@@ -1,6 +1,6 @@
 //! What differs between two versions of an object.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::fields::{Element, Set, element_of, is_leaf};
 use crate::schema::Type;
@@ -53,33 +53,26 @@ impl Difference {
             self.removed.insert(path);
         }
         if old.or(new).is_some_and(Value::is_object) {
-            let fields = |value: Option<&'_ Value>| value.and_then(Value::as_object).cloned();
-            let (old, new) = (fields(old).unwrap_or_default(), fields(new).unwrap_or_default());
-            let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
+            let (old, new) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
+            let mut names: Vec<&String> = [old, new].into_iter().flatten().flat_map(Map::keys).collect();
             names.sort();
             names.dedup();
             for name in names {
-                path.push(Element::Field(name.clone()));
-                self.walk(path, old.get(name), new.get(name), shape.field(name));
-                path.pop();
+                let old = old.and_then(|fields| fields.get(name));
+                let new = new.and_then(|fields| fields.get(name));
+                if old != new {
+                    path.push(Element::Field(name.clone()));
+                    self.walk(path, old, new, shape.field(name));
+                    path.pop();
+                }
             }
             return;
         }
-        let items = |value: Option<&Value>| -> Vec<(Element, Value)> {
-            let items = value.and_then(Value::as_array).into_iter().flatten();
-            items
-                .map(|item| (element_of(item, shape), item.clone()))
-                .collect()
-        };
-        let (old, new) = (items(old), items(new));
-        let find = |items: &[(Element, Value)], element: &Element| {
-            let found = items.iter().find(|(other, _)| other == element);
-            found.map(|(_, item)| item.clone())
-        };
+        let (old, new) = (items(old, shape), items(new, shape));
         let inner = shape.item();
         for (element, item) in &old {
             path.push(element.clone());
-            self.walk(path, Some(item), find(&new, element).as_ref(), inner);
+            self.walk(path, Some(item), find(&new, element), inner);
             path.pop();
         }
         for (element, item) in &new {
@@ -90,4 +83,14 @@ impl Difference {
             }
         }
     }
+}
+
+fn items<'a>(value: Option<&'a Value>, shape: Type<'_>) -> Vec<(Element, &'a Value)> {
+    let items = value.and_then(Value::as_array).into_iter().flatten();
+    items.map(|item| (element_of(item, shape), item)).collect()
+}
+
+fn find<'a>(items: &[(Element, &'a Value)], element: &Element) -> Option<&'a Value> {
+    let found = items.iter().find(|(other, _)| other == element);
+    found.map(|(_, item)| *item)
 }

@@ -1,7 +1,7 @@
 //! `metadata.managedFields`: who owns which fields, after each kind of write.
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::compare::Difference;
 use super::fields::Set;
@@ -101,18 +101,12 @@ impl Managed {
 
     /// Writes them into an object.
     pub fn store(&self, object: &mut Value) {
-        let mut entries = self.0.clone();
-        entries.retain(|entry| !entry.set.is_empty());
-        entries.sort_by(|a, b| {
-            let order = |entry: &Entry| {
-                (
-                    !entry.is_apply,
-                    entry.time.clone(),
-                    entry.writer.manager.clone(),
-                    entry.writer.subresource.clone(),
-                )
-            };
-            order(a).cmp(&order(b))
+        let mut entries: Vec<&Entry> = self.0.iter().filter(|entry| !entry.set.is_empty()).collect();
+        entries.sort_by_key(|&entry| {
+            let Writer {
+                manager, subresource, ..
+            } = &entry.writer;
+            (!entry.is_apply, &entry.time, manager, subresource)
         });
         let entries: Vec<Value> = entries
             .iter()
@@ -175,7 +169,7 @@ impl Managed {
         shape: Type<'_>,
         now: Timestamp,
     ) -> Self {
-        let difference = Difference::between(&bare(live), &bare(new), shape);
+        let difference = Difference::between(live, new, shape);
         let owned = stripped(difference.added.union(&difference.modified), reset);
         self.take(writer, false, &difference);
         let entry = self.entry(writer, false);
@@ -255,23 +249,33 @@ fn bare(object: &Value) -> Value {
 
 /// Whether two objects differ in nothing but when fields were written.
 pub fn is_same(a: &Value, b: &Value) -> bool {
-    let timeless = |object: &Value| {
-        let mut object = object.clone();
-        let entries = object
-            .pointer_mut("/metadata/managedFields")
-            .and_then(Value::as_array_mut);
-        for entry in entries.into_iter().flatten() {
-            entry["time"] = Value::Null;
-        }
-        if let Some(entries) = object
-            .pointer_mut("/metadata/managedFields")
-            .and_then(Value::as_array_mut)
-        {
-            entries.sort_by_key(Value::to_string);
-        }
-        object
-    };
-    bare(a) == bare(b) && timeless(a) == timeless(b)
+    members_without(a, &["metadata"]).eq(members_without(b, &["metadata"]))
+        && members_without(&a["metadata"], &["managedFields"])
+            .eq(members_without(&b["metadata"], &["managedFields"]))
+        && timeless(a) == timeless(b)
+}
+
+/// The members of an object but some.
+pub fn members_without<'a>(
+    object: &'a Value,
+    names: &'a [&str],
+) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    let members = object.as_object().into_iter().flatten();
+    members.filter(|(name, _)| !names.contains(&name.as_str()))
+}
+
+/// The entries without their times, in an order of their own.
+fn timeless(object: &Value) -> Vec<String> {
+    let entries = object["metadata"]["managedFields"].as_array();
+    let entries = entries.into_iter().flatten().map(|entry| {
+        let members: Map<String, Value> = members_without(entry, &["time"])
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        Value::Object(members).to_string()
+    });
+    let mut entries: Vec<String> = entries.collect();
+    entries.sort();
+    entries
 }
 
 #[cfg(test)]

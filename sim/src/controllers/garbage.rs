@@ -30,8 +30,18 @@ impl Controller for Collector {
     }
 
     fn pass(&mut self, cluster: &Cluster) -> Option<Instant> {
+        let seen = self.seen;
         let (objects, turnover) = cluster.with(|state| {
             let registry = state.registry.clone();
+            let counts = registry.iter().map(|(id, _)| state.store.counts(id));
+            let turnover = counts.map(|(made, removed)| made + removed).sum::<u64>();
+            let is_waiting = |object: &Value| {
+                object["metadata"]["deletionTimestamp"].is_string()
+                    && (has_finalizer(object, ORPHAN) || has_finalizer(object, FOREGROUND))
+            };
+            if turnover == seen && !state.store.iter().any(|(_, object)| is_waiting(object)) {
+                return (Vec::new(), turnover);
+            }
             let objects: Vec<Found> = state
                 .store
                 .iter()
@@ -41,21 +51,13 @@ impl Controller for Collector {
                     object: std::sync::Arc::clone(object),
                 })
                 .collect();
-            let counts = registry.iter().map(|(id, _)| state.store.counts(id));
-            let turnover = counts.map(|(made, removed)| made + removed).sum::<u64>();
             (objects, turnover)
         });
-        let waits = |found: &Found| has_finalizer(found, ORPHAN) || has_finalizer(found, FOREGROUND);
-        let is_news =
-            turnover != self.seen || objects.iter().any(|found| found.is_deleting() && waits(found));
         self.seen = turnover;
-        if !is_news {
-            return None;
-        }
         let owners: BTreeMap<&str, Owner> = objects
             .iter()
             .map(|found| {
-                let waiting = found.is_deleting() && has_finalizer(found, FOREGROUND);
+                let waiting = found.is_deleting() && has_finalizer(&found.object, FOREGROUND);
                 (found.uid(), if waiting { Owner::Waiting } else { Owner::There })
             })
             .collect();
@@ -68,10 +70,10 @@ impl Controller for Collector {
                     .iter()
                     .any(|reference| reference["uid"] == owner.uid())
             });
-            if has_finalizer(owner, ORPHAN) {
+            if has_finalizer(&owner.object, ORPHAN) {
                 dependents.for_each(|dependent| release(cluster, dependent, &[owner.uid()]));
                 unmark(cluster, owner, ORPHAN);
-            } else if has_finalizer(owner, FOREGROUND) {
+            } else if has_finalizer(&owner.object, FOREGROUND) {
                 let blocks = |dependent: &Found| {
                     references(dependent).iter().any(|reference| {
                         reference["uid"] == owner.uid() && reference["blockOwnerDeletion"] == true
@@ -91,8 +93,8 @@ fn references(found: &Found) -> Vec<Value> {
     owners.cloned().unwrap_or_default()
 }
 
-fn has_finalizer(found: &Found, name: &str) -> bool {
-    let finalizers = found.object["metadata"]["finalizers"].as_array();
+fn has_finalizer(object: &Value, name: &str) -> bool {
+    let finalizers = object["metadata"]["finalizers"].as_array();
     finalizers
         .into_iter()
         .flatten()
@@ -119,9 +121,9 @@ fn collect(cluster: &Cluster, found: &Found, owners: &BTreeMap<&str, Owner>) {
     let waited_for = references
         .iter()
         .any(|reference| standing(reference) == Some(&Owner::Waiting));
-    let policy = if has_finalizer(found, ORPHAN) {
+    let policy = if has_finalizer(&found.object, ORPHAN) {
         "Orphan"
-    } else if has_finalizer(found, FOREGROUND) || waited_for {
+    } else if has_finalizer(&found.object, FOREGROUND) || waited_for {
         "Foreground"
     } else {
         "Background"

@@ -277,7 +277,7 @@ impl Life {
     /// Writes what kubelet writes: phase, addresses, conditions, containers.
     fn tell(&self, cluster: &Cluster, pod: &Found, phase: &str, state: Value, time: &str) {
         // Binding has changed the pod meanwhile.
-        let Some(object) = cluster.get(&pod.path) else {
+        let Some(object) = cluster.object(&pod.path) else {
             return;
         };
         let ready = if self.ready { "True" } else { "False" };
@@ -317,7 +317,7 @@ impl Life {
             .collect();
         status["containerStatuses"] = json!(containers);
         let found = Found {
-            object: Arc::new(object),
+            object,
             ..pod.clone()
         };
         write_status(cluster, &found, status);

@@ -191,8 +191,8 @@ fn write_status(cluster: &Cluster, found: &Found, status: Value) {
     let _ = request(cluster, Method::PUT, &format!("{}/status", found.path), object);
 }
 
-fn request(cluster: &Cluster, method: Method, path: &str, body: Value) -> Result<Value, Failure> {
-    cluster.request_as("kube-controller-manager", method, path, body)
+fn request(cluster: &Cluster, method: Method, path: &str, body: Value) -> Result<Arc<Value>, Failure> {
+    cluster.shared_request_as("kube-controller-manager", method, path, body)
 }
 
 fn delete(cluster: &Cluster, found: &Found, grace: Option<i64>) {

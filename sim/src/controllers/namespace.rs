@@ -34,7 +34,7 @@ fn furnish(cluster: &Cluster, namespace: &str) {
         (account, "default", json!({})),
         (authority, "kube-root-ca.crt", json!({"ca.crt": "-"})),
     ] {
-        if cluster.get(&format!("{collection}/{name}")).is_some() {
+        if cluster.object(&format!("{collection}/{name}")).is_some() {
             continue;
         }
         let mut object = json!({"metadata": {"name": name}});

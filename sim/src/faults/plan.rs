@@ -153,7 +153,7 @@ impl Plan {
         Ok(Self { seed, faults })
     }
 
-    pub(super) fn late(&self, plural: &str) -> Duration {
+    pub(crate) fn late(&self, plural: &str) -> Duration {
         let late = self.faults.iter().filter_map(|fault| match fault {
             Fault::Late { plural: kind, by } if kind == plural => Some(*by),
             _ => None,
@@ -161,7 +161,7 @@ impl Plan {
         Duration::from_millis(late.max().unwrap_or_default())
     }
 
-    pub(super) fn stale(&self) -> Option<u64> {
+    pub(crate) fn stale(&self) -> Option<u64> {
         self.faults.iter().find_map(|fault| match fault {
             Fault::Stale(versions) => Some(*versions),
             _ => None,

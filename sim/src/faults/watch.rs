@@ -1,5 +1,6 @@
 //! Watches on a bad line: late, doubled, broken, ended by 410, silent in a black hole.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ struct Carrier {
     line: Line,
     life: u64,
     late: Duration,
+    /// What was sent, and when it arrives.
+    coming: VecDeque<(Instant, Bytes)>,
+    /// Nothing more is sent.
+    ended: bool,
     again: Option<Bytes>,
     over: bool,
 }
@@ -36,6 +41,8 @@ pub(super) fn carry(
         line,
         life,
         late,
+        coming: VecDeque::new(),
+        ended: false,
         again: None,
         over: false,
     };
@@ -46,6 +53,27 @@ pub(super) fn carry(
 }
 
 impl Carrier {
+    /// The next line, as long after it was sent as the plan says.
+    async fn arrive(&mut self) -> Option<Bytes> {
+        if self.late.is_zero() {
+            return self.lines.next().await;
+        }
+        loop {
+            let due = self.coming.front().map(|(due, _)| *due);
+            if due.is_some_and(|due| due <= Instant::now()) || (self.ended && due.is_none()) {
+                return self.coming.pop_front().map(|(_, line)| line);
+            }
+            tokio::select! {
+                biased;
+                line = self.lines.next(), if !self.ended => match line {
+                    Some(line) => self.coming.push_back((Instant::now() + self.late, line)),
+                    None => self.ended = true,
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+        }
+    }
+
     async fn next(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
         if let Some(line) = self.again.take() {
             return Some(Ok(Frame::data(line)));
@@ -53,10 +81,7 @@ impl Carrier {
         if self.over {
             return None;
         }
-        let line = self.lines.next().await?;
-        if !self.late.is_zero() {
-            sleep_until(Instant::now() + self.late).await;
-        }
+        let line = self.arrive().await?;
         while let Some(end) = self.line.0.plan.hole(self.line.0.cluster.age()) {
             let left = end.saturating_sub(self.line.0.cluster.age());
             sleep_until(Instant::now() + left).await;
@@ -83,5 +108,22 @@ impl Carrier {
             }
         }
         Some(Ok(Frame::data(line)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Cluster;
+    use crate::faults::Plan;
+
+    #[tokio::test(start_paused = true)]
+    async fn late_events_are_late_and_no_slower() {
+        let line = Line::new(&Cluster::new(1), Plan::none(1));
+        let _wire = line.connect();
+        let sent = futures::stream::iter(["a", "b", "c"].map(Bytes::from));
+        let start = Instant::now();
+        let arrived: Vec<_> = carry(sent, line, 1, Duration::from_secs(10)).collect().await;
+        assert_eq!((arrived.len(), start.elapsed().as_secs()), (3, 10));
     }
 }

@@ -36,8 +36,9 @@ use crate::gateways::Applied;
 use crate::kinds::{KindId, Registry};
 use crate::store::{Change, Key, OLDEST};
 
-/// What was broken, a line each: the rule, the version it was broken at, and how.
-pub fn violations(cluster: &Cluster, applied: &[Applied]) -> Vec<String> {
+/// What was broken, a line each: the rule, the version it was broken at, and how. `stale` is how many versions old the lists are
+/// that the operator was given: of pods it may know no more than that.
+pub fn violations(cluster: &Cluster, applied: &[Applied], stale: u64) -> Vec<String> {
     let (registry, changes) = cluster.with(|state| {
         let changes: Vec<Change> = match state.store.since(OLDEST) {
             Ok(changes) => changes.cloned().collect(),
@@ -50,6 +51,8 @@ pub fn violations(cluster: &Cluster, applied: &[Applied]) -> Vec<String> {
         kinds: Kinds::of(&registry),
         objects: BTreeMap::new(),
         applied,
+        stale,
+        ready: BTreeMap::new(),
         reached: 0,
         in_force: BTreeMap::new(),
         generations: BTreeMap::new(),
@@ -86,6 +89,10 @@ struct Replay<'a> {
     kinds: Kinds,
     objects: BTreeMap<Key, Arc<Value>>,
     applied: &'a [Applied],
+    /// See [`violations`].
+    stale: u64,
+    /// How many pods of each pool and revision were ready since which version.
+    ready: BTreeMap<(String, String, String), Vec<(u64, i64)>>,
     /// How much of `applied` has happened.
     reached: usize,
     /// Weights by gateway and pool.
@@ -113,6 +120,9 @@ impl Replay<'_> {
             None => drop(self.objects.remove(&change.key)),
         }
         let kind = Some(change.key.kind);
+        if kind == self.kinds.pods && self.stale > 0 {
+            self.count(change);
+        }
         if kind == self.kinds.pools {
             self.pool(change);
         } else if kind == self.kinds.sets {
@@ -146,10 +156,26 @@ impl Replay<'_> {
     }
 
     fn of_pool(&self, kind: Option<KindId>, namespace: &str, pool: &str) -> Vec<Arc<Value>> {
-        let ours = self.objects.iter().filter(|(key, object)| {
-            Some(key.kind) == kind && key.namespace == namespace && label(object, names::POOL) == pool
+        let ours = self.of_kind(kind, namespace);
+        ours.filter(|(_, object)| label(object, names::POOL) == pool)
+            .map(|(_, object)| Arc::clone(object))
+            .collect()
+    }
+
+    fn of_kind(
+        &self,
+        kind: Option<KindId>,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&'_ Key, &'_ Arc<Value>)> {
+        let first = kind.map(|kind| Key {
+            kind,
+            namespace: namespace.to_owned(),
+            name: String::new(),
         });
-        ours.map(|(_, object)| Arc::clone(object)).collect()
+        first.into_iter().flat_map(|first| {
+            let all = self.objects.range(first.clone()..);
+            all.take_while(move |(key, _)| key.kind == first.kind && key.namespace == first.namespace)
+        })
     }
 
     /// The pool of a child, if it lives and its present spec was seen.
@@ -174,6 +200,33 @@ impl Replay<'_> {
                 && !is_deleting(pod)
         });
         i64::try_from(ready.count()).unwrap_or(i64::MAX)
+    }
+
+    /// Notes how many pods there are for who reads of them later.
+    fn count(&mut self, change: &Change) {
+        let Some(pod) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let (pool, revision) = (label(pod, names::POOL), label(pod, names::REVISION));
+        let count = self.ready_pods(&change.key.namespace, pool, Some(revision));
+        let place = (change.key.namespace.clone(), pool.to_owned(), revision.to_owned());
+        self.ready
+            .entry(place)
+            .or_default()
+            .push((change.revision, count));
+    }
+
+    /// The most pods that the operator may believe in: as many as there were at any version from the oldest that it may have read.
+    fn believed_pods(&self, at: u64, namespace: &str, pool: &str, revision: &str) -> i64 {
+        let now = self.ready_pods(namespace, pool, Some(revision));
+        let place = (namespace.to_owned(), pool.to_owned(), revision.to_owned());
+        let counts = self.ready.get(&place).map(Vec::as_slice).unwrap_or_default();
+        let oldest = at.saturating_sub(self.stale);
+        let first = counts
+            .partition_point(|(since, _)| *since <= oldest)
+            .saturating_sub(1);
+        let counts = counts.iter().skip(first).map(|(_, count)| *count);
+        counts.chain([now]).max().unwrap_or_default()
     }
 
     fn standing(&self, namespace: &str, revision: &str) -> Option<String> {

@@ -18,13 +18,10 @@ impl Replay<'_> {
         self.traffic(change, &old, new);
         self.conditions(change, new);
         let port = &new["status"]["gatewayPort"];
-        let twin = self.objects.iter().find(|(key, other)| {
-            Some(key.kind) == self.kinds.pools
-                && key.namespace == change.key.namespace
-                && key.name != change.key.name
-                && port.is_number()
-                && other["status"]["gatewayPort"] == *port
-        });
+        let pools = self.of_kind(self.kinds.pools, &change.key.namespace);
+        let twin = pools
+            .filter(|(key, _)| key.name != change.key.name && port.is_number())
+            .find(|(_, other)| other["status"]["gatewayPort"] == *port);
         if let Some(name) = twin.map(|(key, _)| key.name.clone()) {
             self.broken("ports", change, format!("{name} has port {port}, too"));
         }
@@ -96,8 +93,9 @@ impl Replay<'_> {
             );
         }
         let replicas = pool["spec"]["replicas"].as_i64().unwrap_or_default();
-        let available = self.ready_pods(&namespace, &name, Some(revision));
-        let others = self.ready_pods(&namespace, &name, None) - available;
+        let available = self.believed_pods(change.revision, &namespace, &name, revision);
+        let others =
+            self.ready_pods(&namespace, &name, None) - self.ready_pods(&namespace, &name, Some(revision));
         let needed = weight * replicas / 100;
         let others_carry = others * 100 >= (100 - was) * replicas;
         if is_current(pool) && available < needed && others_carry {

@@ -54,12 +54,8 @@ impl Replay<'_> {
 
     /// The weight that a ready gateway still gives a revision.
     fn still_sent(&self, namespace: &str, pool: &str, revision: &str) -> Option<i32> {
-        let pods = self.objects.iter().filter(|(key, pod)| {
-            Some(key.kind) == self.kinds.pods
-                && key.namespace == namespace
-                && label(pod, names::APP_NAME) == names::GATEWAY
-                && is_ready(pod)
-                && !is_deleting(pod)
+        let pods = self.of_kind(self.kinds.pods, namespace).filter(|(_, pod)| {
+            label(pod, names::APP_NAME) == names::GATEWAY && is_ready(pod) && !is_deleting(pod)
         });
         let place = format!("{namespace}/{pool}");
         pods.filter_map(|(_, pod)| {

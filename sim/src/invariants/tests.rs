@@ -44,7 +44,7 @@ fn record(cluster: &Cluster, name: &str, state: &str) {
 }
 
 fn rules(cluster: &Cluster) -> Vec<String> {
-    let found = violations(cluster, &[]);
+    let found = violations(cluster, &[], 0);
     found
         .iter()
         .filter_map(|line| line.split_once(':'))

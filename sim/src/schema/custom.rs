@@ -60,13 +60,7 @@ impl Custom {
     /// What is wrong with an object that is new or replaces `old`. Rules run only on a sound structure, as on the server.
     pub fn check(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = Vec::new();
-        let mut rest = object.clone();
-        if let Some(fields) = rest.as_object_mut() {
-            for name in ["apiVersion", "kind", "metadata"] {
-                fields.remove(name);
-            }
-        }
-        self.visit("", &rest, &self.schema, &mut causes);
+        self.visit("", object, &self.schema, &mut causes);
         if !causes.is_empty() {
             return causes;
         }
@@ -147,6 +141,10 @@ impl Custom {
             causes,
         );
         for (name, value) in map {
+            // They are every kind's, and checked elsewhere.
+            if path.is_empty() && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
+                continue;
+            }
             if let Some(field) = member(schema, name) {
                 self.visit(&join(path, name), value, field, causes);
             }

@@ -1,10 +1,11 @@
 //! Are the oracles worth anything? Each seeded bug is turned on in the operator, and runs must fail because of it.
 //!
-//! `cargo test -p flotilla-sim --features seeded-bugs --test it bugs -- --nocapture` prints what found each.
+//! `cargo test -p flotilla-sim --features seeded-bugs --test it bugs -- --nocapture` prints what found each: the bug, after
+//! how many plans, the plan, and what it broke.
 
 use flotilla_core::seeded::{Bug, seed};
 use flotilla_sim::faults::{Fault, Plan};
-use flotilla_sim::run::{Outcome, Workload, compare};
+use flotilla_sim::run::{Outcome, Violation, Workload, compare};
 
 use crate::campaign::{SEED, in_parallel};
 use crate::operator::simulate;
@@ -15,7 +16,7 @@ const ENOUGH: usize = 23;
 /// A crash at each so-manieth write.
 const STRIDE: u64 = 3;
 
-/// What is tried until the bug is found: no fault, a crash here and there, refusals, late and old news.
+/// What is tried after the runs without faults until the bug is found: a crash here and there, refusals, late news.
 fn plans(writes: u64) -> Vec<Plan> {
     let crashes = (0..writes).filter(|at| at % STRIDE == 0).flat_map(|at| {
         [
@@ -40,64 +41,70 @@ fn plans(writes: u64) -> Vec<Plan> {
         };
         Plan::one(SEED, fault)
     });
-    [Plan::none(SEED)]
-        .into_iter()
-        .chain(crashes)
-        .chain(refusals)
-        .chain(late)
-        .collect()
+    crashes.chain(refusals).chain(late).collect()
 }
 
-fn found(workload: &Workload, expected: &Outcome, plan: &Plan) -> Option<String> {
-    let outcome = match simulate(workload, plan) {
-        Ok(outcome) => outcome,
-        Err(violation) => return Some(violation.to_string()),
-    };
-    if plan.faults.is_empty() && !outcome.idle.is_empty() {
-        return Some(format!("{} writes changed nothing", outcome.idle.len()));
+/// Runs a workload with the bug, and compares the end with that of the run without faults, if there is one: with the bug as well,
+/// for nobody who makes a mistake knows the end without it.
+fn run(bug: Bug, workload: &Workload, plan: &Plan, expected: Option<&Outcome>) -> Result<Outcome, Violation> {
+    seed(Some(bug));
+    let outcome = simulate(workload, plan);
+    seed(None);
+    let outcome = outcome?;
+    match expected {
+        Some(expected) => compare(workload, expected, &outcome)?,
+        None if !outcome.idle.is_empty() => {
+            return Err(Violation(format!(
+                "{} writes changed nothing",
+                outcome.idle.len()
+            )));
+        }
+        None => {}
     }
-    compare(workload, expected, &outcome)
-        .err()
-        .map(|violation| violation.to_string())
+    Ok(outcome)
 }
 
-fn hunt(bug: Bug, expected: &[(Workload, Outcome)]) -> Option<String> {
-    let most = expected
-        .iter()
-        .map(|(_, outcome)| plans(outcome.writes).len())
-        .max()
-        .unwrap_or_default();
+/// How a bug was found: after how many plans, by which, and what it broke.
+fn hunt(bug: Bug, workloads: &[Workload]) -> (usize, Option<String>) {
+    let mut tried = 0;
+    let mut told = |workload: &Workload, plan: &Plan, ran: Result<Outcome, Violation>| {
+        tried += 1;
+        ran.map_err(|violation| {
+            let short: String = violation.to_string().chars().take(160).collect();
+            (tried, Some(format!("{}: {plan} | {short}", workload.name)))
+        })
+    };
+    let mut ends = Vec::new();
+    for workload in workloads {
+        let plan = Plan::none(SEED);
+        match told(workload, &plan, run(bug, workload, &plan, None)) {
+            Ok(end) => ends.push(end),
+            Err(found) => return found,
+        }
+    }
+    let plans: Vec<Vec<Plan>> = ends.iter().map(|end| plans(end.writes)).collect();
+    let most = plans.iter().map(Vec::len).max().unwrap_or_default();
     for turn in 0..most {
-        for (workload, outcome) in expected {
-            let Some(plan) = plans(outcome.writes).into_iter().nth(turn) else {
+        for ((workload, end), plans) in workloads.iter().zip(&ends).zip(&plans) {
+            let Some(plan) = plans.get(turn) else {
                 continue;
             };
-            seed(Some(bug));
-            let violation = found(workload, outcome, &plan);
-            seed(None);
-            if let Some(violation) = violation {
-                let short: String = violation.chars().take(160).collect();
-                return Some(format!("{}: {plan}: {short}", workload.name));
+            if let Err(found) = told(workload, plan, run(bug, workload, plan, Some(end))) {
+                return found;
             }
         }
     }
-    None
+    (tried, None)
 }
 
 #[test]
 fn seeded_bugs_are_found() {
-    let expected: Vec<(Workload, Outcome)> = workloads::all()
-        .into_iter()
-        .map(|workload| {
-            let outcome = simulate(&workload, &Plan::none(SEED));
-            let outcome = outcome.unwrap_or_else(|why| panic!("{} without a bug: {why}", workload.name));
-            (workload, outcome)
-        })
-        .collect();
-    let found = in_parallel(&Bug::ALL, |bug| (*bug, hunt(*bug, &expected)));
-    for (bug, by) in &found {
-        println!("{bug:?}: {}", by.as_deref().unwrap_or("NOT FOUND"));
-    }
-    let count = found.iter().filter(|(_, by)| by.is_some()).count();
-    assert!(count >= ENOUGH, "{count} of {} bugs are found", found.len());
+    let workloads = workloads::all();
+    let hunted = in_parallel(&Bug::ALL, |bug| {
+        let (tried, by) = hunt(*bug, &workloads);
+        println!("{bug:?} | {tried} | {}", by.as_deref().unwrap_or("NOT FOUND"));
+        by.is_some()
+    });
+    let count = hunted.iter().filter(|is_found| **is_found).count();
+    assert!(count >= ENOUGH, "{count} of {} bugs are found", hunted.len());
 }

@@ -1,13 +1,14 @@
 //! Every workload under every crash at every write, under late and old news, and under plans by lot.
 //!
-//! `FLOTILLA_FULL=1` runs all plans, otherwise a sample; `FLOTILLA_PLAN="rolling: 1 crash-before:7"` runs one of them again
-//! and prints its transcript.
+//! `FLOTILLA_FULL=1` runs all plans, otherwise a sample that is the same each time; `FLOTILLA_PLAN="rolling: 1 crash-before:7"`
+//! runs one of them again and prints its transcript.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex};
+use std::time::Instant;
 
 use flotilla_sim::faults::{Fault, Plan};
-use flotilla_sim::run::{Outcome, Workload, compare};
+use flotilla_sim::run::{Outcome, Violation, Workload, compare};
 
 use crate::operator::simulate;
 use crate::workloads;
@@ -17,7 +18,7 @@ pub const SEED: u64 = 1;
 /// Plans by lot for each workload, in full.
 const RANDOM: u64 = 60;
 /// Of a sampled campaign every so-manieth plan is run.
-const SAMPLE: usize = 97;
+const SAMPLE: usize = 193;
 /// Workloads there must be.
 const WORKLOADS: usize = 18;
 /// Plans there must be in full.
@@ -46,6 +47,16 @@ pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync)
     let mut answers = answers.into_inner().unwrap();
     answers.sort_by_key(|(index, _)| *index);
     answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// Every workload, and what becomes of it without faults.
+pub fn fault_free() -> &'static [(Workload, Result<Outcome, Violation>)] {
+    static ALL: LazyLock<Vec<(Workload, Result<Outcome, Violation>)>> = LazyLock::new(|| {
+        let workloads = workloads::all();
+        let outcomes = in_parallel(&workloads, |workload| simulate(workload, &Plan::none(SEED)));
+        workloads.into_iter().zip(outcomes).collect()
+    });
+    &ALL
 }
 
 fn plans(writes: u64) -> Vec<Plan> {
@@ -86,46 +97,52 @@ fn plans(writes: u64) -> Vec<Plan> {
         .chain(stale)
         .chain(late)
         .chain(storm)
-        .chain((0..RANDOM).map(|seed| Plan::random(1000 + seed, writes)))
+        .chain((0..RANDOM).map(|lot| Plan {
+            seed: SEED,
+            ..Plan::random(lot, writes)
+        }))
         .collect()
 }
 
+/// What is wrong with a run; it is told at once, with the command that repeats it.
 fn check(workload: &Workload, expected: &Outcome, plan: &Plan) -> Option<String> {
-    let told = |violation| {
-        format!(
-            "{violation}\n  again: FLOTILLA_PLAN={:?} cargo test -p flotilla-sim --test it one_plan -- --nocapture",
-            format!("{}: {plan}", workload.name)
-        )
-    };
-    let checked = simulate(workload, plan).and_then(|found| compare(workload, expected, &found));
-    checked.err().map(told)
+    let checked = simulate(workload, plan).and_then(|found| {
+        let most = found.counts.values().map(|(made, _)| *made).max();
+        if most.unwrap_or_default() > CHURN {
+            return Err(Violation(format!(
+                "objects are made again and again: {:?}",
+                found.counts
+            )));
+        }
+        compare(workload, expected, &found)
+    });
+    let violation = checked.err()?;
+    let told = format!(
+        "{violation}\n  again: FLOTILLA_PLAN={:?} cargo test -p flotilla-sim --test it one_plan -- --nocapture",
+        format!("{}: {plan}", workload.name)
+    );
+    println!("{told}");
+    Some(told)
 }
 
 #[test]
-#[ignore = "some ends still differ; run it by `make simulate`"]
 fn no_plan_changes_the_end() {
-    let workloads = workloads::all();
-    assert!(workloads.len() >= WORKLOADS);
-    let expected = in_parallel(&workloads, |workload| {
-        simulate(workload, &Plan::none(SEED)).unwrap_or_else(|why| panic!("{}: {why}", workload.name))
-    });
-    let all: Vec<_> = workloads
+    let all: Vec<_> = fault_free()
         .iter()
-        .zip(&expected)
         .flat_map(|(workload, expected)| {
-            plans(expected.writes)
-                .into_iter()
-                .map(move |plan| (workload, expected, plan))
+            let expected = expected
+                .as_ref()
+                .unwrap_or_else(|why| panic!("{}: {why}", workload.name));
+            let plans = plans(expected.writes).into_iter();
+            plans.map(move |plan| (workload, expected, plan))
         })
         .collect();
+    assert!(fault_free().len() >= WORKLOADS);
     assert!(all.len() >= PLANS, "{} plans", all.len());
     let total = all.len();
-    let work: Vec<_> = all
-        .into_iter()
-        .enumerate()
-        .filter(|(index, _)| is_full() || index.is_multiple_of(SAMPLE))
-        .map(|(_, work)| work)
-        .collect();
+    let each = if is_full() { 1 } else { SAMPLE };
+    let work: Vec<_> = all.into_iter().step_by(each).collect();
+    let begin = Instant::now();
     let failures: Vec<String> = in_parallel(&work, |(workload, expected, plan)| {
         check(workload, expected, plan)
     })
@@ -133,9 +150,10 @@ fn no_plan_changes_the_end() {
     .flatten()
     .collect();
     println!(
-        "{} workloads, {} of {total} plans, {} violations",
-        workloads.len(),
+        "{} workloads, {} of {total} plans in {:.0?}, {} violations",
+        fault_free().len(),
         work.len(),
+        begin.elapsed(),
         failures.len()
     );
     assert!(
@@ -144,6 +162,30 @@ fn no_plan_changes_the_end() {
         failures.len(),
         failures.join("\n")
     );
+}
+
+/// Plans that have found something, and what that was.
+const ONCE_BROKEN: [&str; 3] = [
+    // A command whose answer was lost was answered without its sentence.
+    "action: 1 crash-after:24",
+    // A Service was deleted because the record of its revision had not been seen yet.
+    "pause: 1 crash-after:20 stale:21",
+    // Children were made for a pool that was gone as fast as they were collected.
+    "gateway: 1 twice:6 late:agentpools:8937",
+];
+/// More objects than a run may make.
+const CHURN: u64 = 60;
+
+#[test]
+fn what_was_once_broken_holds() {
+    let failures = in_parallel(&ONCE_BROKEN, |text| {
+        let (name, plan) = text.split_once(": ").unwrap();
+        let mut all = fault_free().iter();
+        let (workload, expected) = all.find(|(workload, _)| workload.name == name).unwrap();
+        check(workload, expected.as_ref().unwrap(), &Plan::parse(plan).unwrap())
+    });
+    let failures: Vec<String> = failures.into_iter().flatten().collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails where the test does")]
 
+/// A run is mostly small objects that come and go.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[cfg(feature = "seeded-bugs")]
 mod bugs;
 mod campaign;

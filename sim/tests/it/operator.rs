@@ -91,7 +91,7 @@ pub fn panics() -> usize {
 pub fn simulate(workload: &Workload, plan: &Plan) -> Result<Outcome, Violation> {
     let before = panics();
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+        .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime can be made");

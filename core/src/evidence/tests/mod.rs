@@ -1,7 +1,6 @@
 //! Vectors, the checkpoint, the verdicts, and seeded releases.
 
 mod checkpoint;
-mod latency;
 mod releases;
 mod vectors;
 mod verdicts;

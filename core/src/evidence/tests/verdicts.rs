@@ -189,6 +189,72 @@ fn an_outage_of_both_holds_and_passes() {
     assert!(!verdicts.contains(&Verdict::Rollback));
 }
 
+/// Windows until the verdict after `calm` good ones, `outage` in which both fail half of their requests, and then `counts` for ever.
+fn windows_after_outage(
+    plan: &Plan,
+    calm: i64,
+    outage: i64,
+    good: [(u64, u64); 2],
+    then: [(u64, u64); 2],
+    verdict: Verdict,
+) -> i64 {
+    let mut evidence = Evidence::new(Key::default());
+    let half = |(requests, _): (u64, u64)| (requests, requests / 2);
+    let over = calm + outage;
+    for n in 0..over + 1_000 {
+        let [stable, candidate] = match n {
+            _ if n < calm => good,
+            _ if n < over => good.map(half),
+            _ => then,
+        };
+        let now = plan.closes(n * 15);
+        evidence.update(plan, &look(now, vec![window(n * 15, 1, stable, candidate)]));
+        let said = judge(&evidence, plan, now).verdict;
+        if n >= over && said == verdict {
+            return n + 1 - over;
+        }
+        let may_be = [Verdict::Continue, Verdict::CommonMode].contains(&said);
+        assert!(may_be, "window {n}: {said:?} instead of {verdict:?}");
+    }
+    panic!("no verdict after 1,000 windows")
+}
+
+/// The guard looks back five minutes, which is 20 windows; what comes after that takes as long as it would have taken without the
+/// outage, or a little longer.
+#[test]
+fn an_outage_of_both_takes_no_more_than_its_time() {
+    let plan = plan();
+    for good in [[(540, 0), (60, 0)], [(540, 3), (60, 0)], [(54, 0), (6, 0)]] {
+        let without = windows_after_outage(&plan, 0, 0, good, good, Verdict::Advance);
+        for outage in [4, 20, 240] {
+            let after = windows_after_outage(&plan, 2, outage, good, good, Verdict::Advance);
+            assert!(
+                after <= 20 + without * 3 / 2,
+                "{good:?}, {outage} windows: {after} instead of {without}"
+            );
+        }
+    }
+}
+
+#[test]
+fn harm_that_comes_after_an_outage_is_found() {
+    let mut plan = plan();
+    plan.step.min_seconds = 100_000;
+    let (good, bad) = ([(540, 3), (60, 0)], [(540, 3), (60, 3)]);
+    for outage in [4, 20, 240] {
+        // The window in which the guard fires has counted against it.
+        let after = windows_after_outage(&plan, 4, outage, good, bad, Verdict::Rollback);
+        assert!(after <= 60, "{outage} windows: {after}");
+    }
+}
+
+/// What breaks both is found while it does.
+#[test]
+fn a_candidate_that_is_worse_in_the_outage_goes_back() {
+    let judgement = verdict(&plan(), 40, (540, 100), (60, 45));
+    assert_eq!(judgement.verdict, Verdict::Rollback, "{judgement:?}");
+}
+
 #[test]
 fn an_absolute_limit_aborts_what_the_comparison_tolerates() {
     let mut plan = plan();

@@ -212,17 +212,21 @@ impl Round<'_> {
             return Verdict::change(name, Standing::Stable, None);
         }
         let waiting = match gate {
-            Some(gate) if is_held || gate.by_test && !is_tested => said(gate),
+            Some(gate) if gate.by_test && !is_tested => said(gate),
+            Some(gate) if is_held => Waiting {
+                deadline: Some(baked),
+                ..said(gate)
+            },
             None if !is_tested => {
                 let message = format!("{name} has all the traffic and is being tested");
                 wait("Testing", message, None)
             }
             _ if now < baked => {
-                let message = format!("{name} serves and is still judged; until then it can be led back");
+                let message = format!("{name} serves, is still judged, and can be led back");
                 wait("Baking", message, Some(baked))
             }
             _ => {
-                let message = format!("{name} serves; the pods of the former revision are kept until then");
+                let message = format!("{name} serves; the pods of the former revision are kept");
                 wait("ScaleDownDelay", message, Some(end))
             }
         };

@@ -267,6 +267,103 @@ fn a_lead_back_after_the_pods_are_gone_grows_them_first() {
     );
 }
 
+/// Each wait has an end by itself, or its sentence says who or what ends it.
+#[test]
+fn every_state_says_what_it_waits_for_and_until_when() {
+    let wait_of = |situation: &Situation| {
+        let decision = decide(situation);
+        let waiting = decision.waiting.unwrap_or_else(|| panic!("{situation:?}"));
+        (decision.state, waiting)
+    };
+    let since = |situation: Situation| situation.waiting_since(1000);
+    let first = |situation: Situation| Situation {
+        progress: Some(Progress {
+            subject: Subject::Serving,
+            start: at(1000),
+            moved: Some(at(1000)),
+            best: 0,
+        }),
+        ..situation
+    };
+    let returning = pool(4).with(STABLE, Standing::Stable, ready(4), Some(75)).with(
+        CANDIDATE,
+        Standing::Rejected,
+        ready(1),
+        Some(25),
+    );
+    let approval = Ladder {
+        rungs: vec![Rung {
+            needs_approval: true,
+            ..rung(10)
+        }],
+        ..ladder()
+    };
+    let delayed = Ladder {
+        bake: SignedDuration::ZERO,
+        scale_down_delay: SignedDuration::from_secs(300),
+        ..ladder()
+    };
+    let ends = |situation: Situation, state: State, until: i64| (situation, state, Some(until), "");
+    let asks = |situation: Situation, state: State, who: &'static str| (situation, state, None, who);
+    for (situation, state, until, who) in [
+        ends(first(pool(2).serving(ready(1))), State::Starting, 1_600),
+        ends(
+            first(pool(2).serving(ready(2)).gateways(Gateways::Pending)),
+            State::Starting,
+            1_600,
+        ),
+        ends(
+            pool(4).serving(ready(4)).resting_until(CANDIDATE, 1_003),
+            State::Settling,
+            1_003,
+        ),
+        ends(
+            since(pool(4).releasing(ready(4), stuck(1), 0)),
+            State::Releasing,
+            1_600,
+        ),
+        ends(
+            pool(10).releasing(ready(10), stuck(1), 0).climbing(ladder()),
+            State::Releasing,
+            1_600,
+        ),
+        ends(returning, State::Returning, 1_600),
+        ends(baking(), State::Baking, 1_200),
+        ends(baking().hearing(100, Opinion::Hold), State::Baking, 1_200),
+        ends(baking().climbing(delayed), State::Baking, 1_200),
+        asks(pool(4).serving(ready(5)), State::Shrinking, "are stopping"),
+        asks(
+            pool(4).stopped().serving(ready(1)),
+            State::Stopped,
+            "are stopping",
+        ),
+        asks(
+            pool(4).serving(ready(4)).asking(CANDIDATE).paused(),
+            State::Paused,
+            "spec.rollout.paused",
+        ),
+        asks(
+            pool(4).releasing(ready(4), ready(1), 0).paused(),
+            State::Paused,
+            "spec.rollout.paused",
+        ),
+        asks(
+            first_rung().climbing(approval).hearing(10, Opinion::Advance),
+            State::Judging,
+            "RolloutAction",
+        ),
+        asks(
+            first_rung().hearing(10, Opinion::Undecided),
+            State::Judging,
+            "RolloutAction",
+        ),
+    ] {
+        let (is, waiting) = wait_of(&situation);
+        assert_eq!((&is, waiting.deadline), (&state, until.map(at)), "{waiting:?}");
+        assert!(waiting.reason.message.contains(who), "{waiting:?}");
+    }
+}
+
 #[test]
 fn rungs_edited_on_the_way_keep_the_weight() {
     let edited = Ladder {
@@ -414,21 +511,24 @@ fn nothing_is_remembered_of_a_superseded_candidate() {
 
 #[test]
 fn where_nothing_of_stable_serves_the_candidate_may_be_the_fix() {
-    let down = |trouble: bool| {
+    let down = |trouble: bool, seconds: i64| {
         let mut situation = pool(10).releasing(stuck(10), ready(3), 0).climbing(ladder());
-        if trouble {
-            situation.members[0].trouble = Some(Trouble {
-                reason: Reason::new("CrashLoop", "because"),
-                is_final: true,
-            });
-        }
+        let now = situation.now.as_second();
+        let stable = &mut situation.members[0];
+        stable.down_since = Some(at(now - seconds));
+        stable.trouble = trouble.then(|| Trouble {
+            reason: Reason::new("CrashLoop", "because"),
+            is_final: true,
+        });
         situation
     };
-    // Without a word from its pods they may only be late: the ladder holds.
-    assert_eq!(traffic(&decide(&down(false))), [(STABLE, 90), (CANDIDATE, 10)]);
-    assert_eq!(traffic(&decide(&down(true))), [(STABLE, 70), (CANDIDATE, 30)]);
+    // Without a word from its pods they may only be late, and what lasts for a moment may be a late probe: the ladder holds.
+    for held in [down(false, 3_600), down(true, 0), down(true, 59)] {
+        assert_eq!(traffic(&decide(&held)), [(STABLE, 90), (CANDIDATE, 10)]);
+    }
+    assert_eq!(traffic(&decide(&down(true, 60))), [(STABLE, 70), (CANDIDATE, 30)]);
     // Once stable serves again the ladder goes on, at the first rung that is not below the weight in force.
-    let mut recovered = down(true);
+    let mut recovered = down(true, 60);
     recovered.members[0].arm = ready(10);
     recovered.members[1].weight = Some(30);
     recovered.members[0].weight = Some(70);

@@ -163,22 +163,22 @@ fn a_missing_config_map_is_waited_for_and_stalls_at_the_deadline() {
     world.settle(0);
     assert_eq!(state(&world), said("WaitingForReference", "FFTF"));
     assert!(world.sentence().contains("ConfigMap prompts does not exist"));
-    let until = world
-        .status()
-        .rollout
-        .unwrap()
-        .waiting_for
-        .unwrap()
-        .deadline_time
-        .unwrap()
-        .0;
+    let waiting = |world: &World| world.status().rollout.unwrap().waiting_for.unwrap();
+    let until = waiting(&world).deadline_time.unwrap().0;
     assert_eq!(until.duration_since(world.now).as_secs(), 600);
+    let message = waiting(&world).message;
+    assert!(message.ends_with(&format!("; until {until}")), "{message}");
     assert!(world.peek().look_again.is_some());
     // A new operator counts on.
     world.memory = Memory::recovered("u-1", &world.status());
     world.pass(600);
     world.settle(0);
     assert_eq!(state(&world), said("WaitingForReference", "FFFT"));
+    let message = waiting(&world).message;
+    assert!(
+        message.ends_with(&format!("; overdue since {until}")),
+        "{message}"
+    );
     world.prompt = Some("here".into());
     world.settle(0);
     assert_eq!(state(&world), said("Ready", "TTFF"));

@@ -10,6 +10,7 @@
 
 mod analysis;
 mod autoscalers;
+mod batches;
 mod blue_green;
 mod canary;
 mod commands;
@@ -107,7 +108,7 @@ pub fn scenario(spec: Value, story: impl AsyncFnOnce(&mut Scene)) {
 pub fn unready_scenario(spec: Value, story: impl AsyncFnOnce(&mut Scene)) {
     let before = panics();
     let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
+        .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime can be made");
@@ -463,7 +464,7 @@ impl Scene {
             );
         }
         self.process.abort();
-        let broken = violations(&self.cluster, &self.world.gateways.timeline());
+        let broken = violations(&self.cluster, &self.world.gateways.timeline(), 0);
         assert!(broken.is_empty(), "{}", broken.join("\n"));
         let idle = self.line.idle();
         assert!(idle.is_empty(), "writes that changed nothing: {idle:#?}");

@@ -48,11 +48,13 @@ fn workload(name: &'static str, steps: Vec<Step>) -> Workload {
         fates: Arc::new(fate),
         traffic: Arc::new(Silence),
         steps,
-        may_differ: &[],
+        counted: &[],
+        renewed: &[],
     }
 }
 
-/// A workload whose pool is asked for something, and what the counts are differs from run to run.
+/// A workload whose pool is asked for something. How many requests a release was judged by depends on when each step
+/// was reached, and so do the sentences that say it.
 fn judged(name: &'static str, steps: Vec<Step>) -> Workload {
     let traffic = Steady {
         rate: 100.0,
@@ -60,12 +62,7 @@ fn judged(name: &'static str, steps: Vec<Step>) -> Workload {
     };
     Workload {
         traffic: Arc::new(traffic),
-        may_differ: &[
-            "/data/checkpoint.json",
-            "/annotations/flotilla.dev/applied-hash",
-            "/message",
-            "/annotations/flotilla.dev/rejected-reason",
-        ],
+        counted: &["/message", "/annotations/flotilla.dev/rejected-reason"],
         ..workload(name, steps)
     }
 }
@@ -154,6 +151,17 @@ fn says(path: &str, word: &'static str) -> impl Fn(&Cluster) -> Result<(), Strin
             Err(format!("not {word}: {:#}", object["status"]))
         }
     }
+}
+
+/// The same, and nothing is being released any more: pods in trouble are called by the same word before they are given up.
+fn led_back(word: &'static str) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
+    both(says(POOL, word), |cluster: &Cluster| {
+        let pool = cluster.object(POOL).unwrap_or_default();
+        match &pool["status"]["candidate"] {
+            Value::Null => Ok(()),
+            candidate => Err(format!("{candidate} is still being released")),
+        }
+    })
 }
 
 fn gone(prefix: &'static str) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {

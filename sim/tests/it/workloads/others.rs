@@ -72,8 +72,15 @@ fn gateway() -> Workload {
         json!({"metadata": {"name": "other"}, "spec": {"replicas": 1, "agent": {"image": "agent:1"}}});
     let steps = vec![
         step("a pool", create(POOLS, pool(json!({}))), says(POOL, "Ready")),
+        // Until it is theirs as well, the gateway goes with its first pool.
         step("another", create(POOLS, other), |cluster| {
-            says(&format!("{POOLS}/other"), "Ready")(cluster)
+            let gateway = cluster
+                .object("/apis/apps/v1/namespaces/shop/deployments/flotilla-gateway")
+                .unwrap_or_default();
+            match gateway["metadata"]["ownerReferences"].as_array().map(Vec::len) {
+                Some(2) => says(&format!("{POOLS}/other"), "Ready")(cluster),
+                owners => Err(format!("the gateway has {owners:?} owners")),
+            }
         }),
         step(
             "the first goes",
@@ -207,7 +214,18 @@ fn again() -> Workload {
             says(POOL, "Ready"),
         ),
     ];
-    workload("again", steps)
+    Workload {
+        // The gateway goes with the first pool unless the second one owns it, too, when the garbage collector comes by.
+        renewed: &[
+            "deployments.apps",
+            "replicasets.apps",
+            "poddisruptionbudgets.policy",
+            "rolebindings.rbac.authorization.k8s.io",
+            "serviceaccounts",
+            "services",
+        ],
+        ..workload("again", steps)
+    }
 }
 
 /// A restore from a backup that has no status, at rest and in the middle of a release.
@@ -220,8 +238,8 @@ fn lost_status() -> Workload {
     };
     let steps = vec![
         step("a pool", create(POOLS, pool(json!({}))), says(POOL, "Ready")),
-        step("a bad release", image("agent:bad"), says(POOL, "CrashLoop")),
-        step("its status is lost", lose, says(POOL, "CrashLoop")),
+        step("a bad release", image("agent:bad"), led_back("CrashLoop")),
+        step("its status is lost", lose, led_back("CrashLoop")),
         step(
             "a good release",
             image("agent:2"),

@@ -26,7 +26,7 @@ fn rolling() -> Workload {
             says(POOL, "Ready"),
         ),
         step("a release", image("agent:2"), says(POOL, "Ready")),
-        step("a bad release", image("agent:bad"), says(POOL, "CrashLoop")),
+        step("a bad release", image("agent:bad"), led_back("CrashLoop")),
         step("the way back", image("agent:2"), says(POOL, "Ready")),
     ];
     workload("rolling", steps)
@@ -40,16 +40,16 @@ fn action() -> Workload {
             create(POOLS, pool(json!({}))),
             says(POOL, "Ready"),
         ),
-        step("a bad release", image("agent:bad"), says(POOL, "CrashLoop")),
+        step("a bad release", image("agent:bad"), led_back("CrashLoop")),
         step(
             "a retry",
             retry("a-retry"),
-            both(answered("a-retry", "Applied"), says(POOL, "CrashLoop")),
+            both(answered("a-retry", "Applied"), led_back("CrashLoop")),
         ),
         step(
             "the same again",
             retry("b-retry"),
-            both(answered("b-retry", "Rejected"), says(POOL, "CrashLoop")),
+            both(answered("b-retry", "Rejected"), led_back("CrashLoop")),
         ),
     ];
     workload("action", steps)
@@ -196,7 +196,7 @@ fn missing_image() -> Workload {
         step(
             "a release that cannot start",
             image("agent:missing"),
-            says(POOL, "ImagePull"),
+            led_back("ImagePull"),
         ),
         step("its correction", image("agent:2"), says(POOL, "Ready")),
     ];
