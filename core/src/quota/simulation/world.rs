@@ -126,6 +126,8 @@ pub(super) struct World {
     stored: Option<Checkpoint>,
     leader: usize,
     counts: Vec<Counts>,
+    /// The same, of each request at most what it was estimated at.
+    sure: Vec<Counts>,
     intervals: Vec<(u64, u64)>,
     largest_error: Vec<u64>,
     writes: u64,
@@ -134,8 +136,10 @@ pub(super) struct World {
 /// What a run showed.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// By limit: units over it, by the worst way of counting.
+    /// By limit: units over it, by the worst way of counting, where of no request more is counted than was estimated.
     pub(super) over: Vec<u64>,
+    /// The same of what the requests did use.
+    pub(super) over_by_estimates: Vec<u64>,
     /// By limit: units counted.
     pub(super) counted: Vec<u64>,
     /// By limit: the largest amount by which one estimate was too small.
@@ -166,6 +170,7 @@ impl World {
             stored: None,
             leader: 0,
             counts: (0..count).map(|_| Counts::default()).collect(),
+            sure: (0..count).map(|_| Counts::default()).collect(),
             intervals: Vec::new(),
             largest_error: vec![0; count],
             writes: 0,

@@ -55,7 +55,7 @@ pub use store::Store;
 use crate::config::Config;
 use crate::peers::Peers;
 use crate::reply::{Outgoing, Refusal, held};
-use election::{Candidate, Look};
+use election::{Candidate, Doubt, Look};
 use link::{Link, MAX_BYTES};
 use office::{Known, Limits, Office};
 
@@ -141,6 +141,7 @@ impl Quotas {
             terms,
             limits: limits_seen,
             leader: leader.clone(),
+            look: look.clone(),
             asked,
             peers: peers.clone(),
             known: known.clone(),
@@ -183,6 +184,17 @@ impl Quotas {
             .iter()
             .map(|(name, provider)| (name.as_str(), provider.quotas.as_slice()));
         self.set(quotas);
+        self.see_who_is_there();
+    }
+
+    /// The list of gateways may have changed: one that deals out and is not on it any more is replaced at once.
+    pub fn see_who_is_there(&self) {
+        let leader = self.link.leader.borrow().clone();
+        if let Leader::Other(pod) = leader
+            && self.peers.has_left(&pod)
+        {
+            self.link.look.at_once(Some((&pod, Doubt::Ended)));
+        }
     }
 
     /// Puts these quotas in force, by provider.
