@@ -185,7 +185,11 @@ async fn requests_that_are_given_up_leave_their_turn_to_others() {
     for number in 0..400u64 {
         let (quotas, ask) = (quotas.clone(), ask(9_000 + number * 10));
         waiting.spawn(async move {
-            let patience = Duration::from_millis(if number % 2 == 0 { 8_000 + number * 10 } else { 60_000 });
+            let patience = Duration::from_millis(if number % 2 == 0 {
+                8_000 + number * 10
+            } else {
+                60_000
+            });
             let reserved = tokio::time::timeout(patience, quotas.reserve("main", ask)).await;
             if let Ok(Ok(Some(permit))) = reserved {
                 permit.cancel();
