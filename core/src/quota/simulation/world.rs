@@ -319,7 +319,7 @@ impl World {
                 let landed = reached && !lost && self.version == over;
                 if landed {
                     // What is written is read as JSON, which takes as long as all the rest.
-                    self.stored = Some(if self.version % 8 == 0 {
+                    self.stored = Some(if self.version.is_multiple_of(8) {
                         Checkpoint::from_json(&checkpoint.to_json()).expect("what was written")
                     } else {
                         checkpoint
