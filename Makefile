@@ -76,9 +76,14 @@ acceptance: install ## Run the full figures and write docs/measurements.md (ONLY
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md $(if $(ONLY),--only $(ONLY))
 
 .PHONY: simulate
-simulate: cluster ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
+simulate: cluster simulate-quota ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
 	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture --include-ignored
+
+.PHONY: simulate-quota
+simulate-quota: ## Run the model of the quota protocol 100,000 times, and look for the bugs planted in it (needs no cluster)
+	$(call STEP,simulation of quotas)
+	FLOTILLA_FULL=1 cargo test --locked --profile image -p flotilla-core --lib quota::simulation -- --nocapture
 
 .PHONY: fuzz
 fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)

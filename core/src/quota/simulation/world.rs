@@ -12,7 +12,7 @@ mod acts;
 mod judge;
 mod process;
 
-use process::{Asked, Office, Process, Running, mono, process, wall_ms};
+use process::{Asked, Office, Process, Running, process};
 
 enum Event {
     Tick {
@@ -234,22 +234,6 @@ impl World {
         self.at(self.now + length, event);
     }
 
-    fn mono(&self, slot: usize) -> u64 {
-        mono(&self.processes[slot], self.now)
-    }
-
-    fn system_ms(&self, slot: usize) -> i64 {
-        wall_ms(&self.plan, self.now) + self.processes[slot].system_ahead_ms
-    }
-
-    fn clock(&mut self, slot: usize) -> Now {
-        let (nanos, system) = (self.mono(slot), self.system_ms(slot));
-        Now {
-            nanos,
-            unix_ms: self.processes[slot].clock.observe(nanos, system),
-        }
-    }
-
     fn is_calm(&self) -> bool {
         self.plan.calm || self.now >= self.plan.calm_from
     }
@@ -334,9 +318,12 @@ impl World {
                 let lost = !calm && self.dice.percent(3);
                 let landed = reached && !lost && self.version == over;
                 if landed {
-                    // What is written is read as JSON.
-                    let text = checkpoint.to_json();
-                    self.stored = Some(Checkpoint::from_json(&text).expect("what was written"));
+                    // What is written is read as JSON, which takes as long as all the rest.
+                    self.stored = Some(if self.version.is_multiple_of(8) {
+                        Checkpoint::from_json(&checkpoint.to_json()).expect("what was written")
+                    } else {
+                        checkpoint
+                    });
                     self.version += 1;
                     self.writes += 1;
                     for slot in 0..self.plan.slots {

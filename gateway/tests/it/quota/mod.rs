@@ -6,9 +6,10 @@ mod world;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flotilla_gateway::egress::quota::{Ask, Used};
+use flotilla_gateway::egress::quota::{Ask, Permit, Used};
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use world::{Load, World};
 
@@ -156,6 +157,52 @@ async fn one_that_lives_on_when_its_pod_is_deleted_takes_nothing_with_it() {
     for (others, afterlife) in [(0, 2 * SECOND), (30, SECOND / 2), (150, 2 * SECOND)] {
         the_one_that_deals_out_is_lost(others, Some(afterlife)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_given_up_leave_their_turn_to_others() {
+    let quota = json!({"name": "rps", "resource": "Requests", "limit": 10, "windowSeconds": 10});
+    let mut world = World::new(quota);
+    world.start("g-0", &[]);
+    let quotas = world.processes["g-0"].quotas.clone();
+    let ask = |patience: u64| Ask {
+        pool: "support",
+        model: None,
+        bytes: 0,
+        max_tokens: None,
+        deadline: Instant::now() + Duration::from_millis(patience),
+    };
+    let sent = |permit: Option<Permit>| {
+        let mut permit = permit.expect("there is a quota");
+        permit.answered(StatusCode::OK, &HeaderMap::new());
+        permit.settle(Used::default());
+    };
+    for _ in 0..10 {
+        sent(quotas.reserve("main", ask(5_000)).await.unwrap());
+    }
+    // Their time ends, or their client goes, before and while the quota comes back after 10 s.
+    let mut waiting = JoinSet::new();
+    for number in 0..400u64 {
+        let (quotas, ask) = (quotas.clone(), ask(9_000 + number * 10));
+        waiting.spawn(async move {
+            let patience = Duration::from_millis(if number % 2 == 0 {
+                8_000 + number * 10
+            } else {
+                60_000
+            });
+            let reserved = tokio::time::timeout(patience, quotas.reserve("main", ask)).await;
+            if let Ok(Ok(Some(permit))) = reserved {
+                permit.cancel();
+            }
+        });
+    }
+    while waiting.join_next().await.is_some() {}
+    let (before, mut at_once) = (Instant::now(), 0);
+    for _ in 0..10 {
+        sent(quotas.reserve("main", ask(5_000)).await.unwrap());
+        at_once += u32::from(before.elapsed() < SECOND);
+    }
+    assert_eq!(at_once, 10, "none of them has used anything");
 }
 
 #[tokio::test(start_paused = true)]
