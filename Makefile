@@ -55,7 +55,7 @@ test: ## Pass every test: units, the chart, and the scenarios on a real cluster 
 e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 	$(call STEP,scenarios on a real cluster)
 	@# All packages are named, so that dependencies are those of the unit tests: fewer features would build them again.
-	$(E2E) cargo test --locked --workspace --test alone --test together -- --test-threads=4
+	$(E2E) cargo test --locked --workspace --test alone --test together --test conformance -- --test-threads=4
 
 ONLY ?=
 .PHONY: acceptance
@@ -67,7 +67,7 @@ acceptance: install ## Run the full figures and write docs/measurements.md (ONLY
 .PHONY: simulate
 simulate: cluster ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
-	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture --include-ignored
+	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile simulate -p flotilla-sim --features seeded-bugs --test it --test conformance -- --nocapture
 
 .PHONY: fuzz
 fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)
