@@ -139,10 +139,8 @@ fn apply(
             );
             return Err(Failure::conflict(kind, name, &cause));
         }
-        if config["metadata"]["resourceVersion"]
-            .as_str()
-            .is_some_and(|version| !version.is_empty())
-        {
+        let version = config["metadata"]["resourceVersion"].as_str();
+        if version.is_some_and(|version| !version.is_empty()) && !kind.create_on_update {
             return Err(Failure::not_found(kind, name));
         }
         let nothing = json!({});
