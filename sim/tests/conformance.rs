@@ -1,4 +1,4 @@
-//! The same requests to the simulated server and to a real one, that of `FLOTILLA_KUBECONFIG`: some hundred sequences, or 10,000
+//! The same requests to the simulated server and to a real one, that of `FLOTILLA_KUBECONFIG`: a hundred sequences, or 10,000
 //! with `FLOTILLA_FULL=1`. `FLOTILLA_SEQUENCE=7` sends one of them and prints what was answered.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails where the test does")]
@@ -13,7 +13,7 @@ use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 
 /// Sequences in full, and in a sample.
-const COUNT: [u64; 2] = [10_000, 320];
+const COUNT: [u64; 2] = [10_000, 120];
 /// Sequences that are under way at once.
 const LANES: usize = 16;
 /// How long a real server takes at most to end a namespace or to serve a new kind.

@@ -259,7 +259,8 @@ async fn is_behind(
         return Ok(false);
     };
     let live: Option<ControllerRevision> = visit.read(&Key::new(&visit.key().namespace, name)).await?;
-    let is_of_pool = |live: &ControllerRevision| live.labels().get(names::POOL) == Some(&action.spec.pool_ref.name);
+    let is_of_pool =
+        |live: &ControllerRevision| live.labels().get(names::POOL) == Some(&action.spec.pool_ref.name);
     let live = live.filter(is_of_pool);
     let known = records.iter().find(|known| known.object.name_any() == *name);
     Ok(live.map(|live| live.resource_version()) != known.map(|known| known.object.resource_version()))

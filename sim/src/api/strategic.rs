@@ -76,7 +76,9 @@ fn lists(old: &[Value], new: &[Value], shape: Type<'_>) -> Vec<Value> {
         }
         Form::Set => {
             let left = old.iter().filter(|item| !new.contains(item));
-            woven(left.cloned().collect(), new.to_vec(), old, |one, other| one == other)
+            woven(left.cloned().collect(), new.to_vec(), old, |one, other| {
+                one == other
+            })
         }
         Form::Plain | Form::Atomic => new.to_vec(),
     }
@@ -140,10 +142,18 @@ mod tests {
     fn what_only_the_object_has_stays_between_its_neighbours() {
         let place = |left: Value, patched: Value, old: Value| {
             let list = |value: Value| value.as_array().cloned().unwrap();
-            Value::Array(woven(list(left), list(patched), &list(old), |one, other| one == other))
+            Value::Array(woven(list(left), list(patched), &list(old), |one, other| {
+                one == other
+            }))
         };
         assert_eq!(place(json!(["p"]), json!(["x"]), json!(["p"])), json!(["x", "p"]));
-        assert_eq!(place(json!(["b"]), json!(["a", "c"]), json!(["a", "b", "c"])), json!(["a", "b", "c"]));
-        assert_eq!(place(json!(["a"]), json!(["c", "b"]), json!(["a", "b", "c"])), json!(["a", "c", "b"]));
+        assert_eq!(
+            place(json!(["b"]), json!(["a", "c"]), json!(["a", "b", "c"])),
+            json!(["a", "b", "c"])
+        );
+        assert_eq!(
+            place(json!(["a"]), json!(["c", "b"]), json!(["a", "b", "c"])),
+            json!(["a", "c", "b"])
+        );
     }
 }

@@ -71,14 +71,22 @@ pub fn remove(object: &Value, paths: &Set, shape: Type<'_>) -> Value {
                     Some((name.clone(), member))
                 })
                 .collect();
-            if kept.is_empty() { Value::Null } else { Value::Object(kept) }
+            if kept.is_empty() {
+                Value::Null
+            } else {
+                Value::Object(kept)
+            }
         }
         Value::Array(items) if !is_leaf(object, shape) => {
             let kept: Vec<Value> = items
                 .iter()
                 .filter_map(|item| keep(item, &element_of(item, shape), paths, shape.item()))
                 .collect();
-            if kept.is_empty() { Value::Null } else { Value::Array(kept) }
+            if kept.is_empty() {
+                Value::Null
+            } else {
+                Value::Array(kept)
+            }
         }
         _ => object.clone(),
     }

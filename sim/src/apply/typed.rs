@@ -45,10 +45,22 @@ mod tests {
             let kind = registry.get(registry.by_kind(version, kind).unwrap());
             mistake(&config, Type::of(kind))
         };
-        let pool = |spec: Value| of("flotilla.dev/v1alpha1", "AgentPool", json!({"metadata": {"name": "a"}, "spec": spec}));
-        assert_eq!(pool(json!({"agent": {"image": "a", "env": [{"name": "A", "value": "1"}]}})), None);
+        let pool = |spec: Value| {
+            of(
+                "flotilla.dev/v1alpha1",
+                "AgentPool",
+                json!({"metadata": {"name": "a"}, "spec": spec}),
+            )
+        };
+        assert_eq!(
+            pool(json!({"agent": {"image": "a", "env": [{"name": "A", "value": "1"}]}})),
+            None
+        );
         let unknown = pool(json!({"unknown": {}}));
-        assert_eq!(unknown.as_deref(), Some(".spec.unknown: field not declared in schema"));
+        assert_eq!(
+            unknown.as_deref(),
+            Some(".spec.unknown: field not declared in schema")
+        );
         let ports = json!({"spec": {"ports": [{"port": 80}, {"port": 80, "name": "again"}]}});
         assert_eq!(
             of("v1", "Service", ports).as_deref(),

@@ -230,7 +230,9 @@ fn emptied(path: &str, value: &Value, schema: &Value, causes: &mut Vec<Cause>) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                let Some(field) = member(schema, name) else { continue };
+                let Some(field) = member(schema, name) else {
+                    continue;
+                };
                 let at = join(path, name);
                 if value.is_null() && field.get("default").is_none() && !flag(field, "nullable") {
                     let expected = field.get("type").and_then(Value::as_str).unwrap_or_default();

@@ -18,7 +18,7 @@ pub const SEED: u64 = 1;
 /// Plans by lot for each workload, in full.
 const RANDOM: u64 = 60;
 /// Of a sampled campaign every so-manieth plan is run.
-const SAMPLE: usize = 193;
+const SAMPLE: usize = 601;
 /// Workloads there must be.
 const WORKLOADS: usize = 18;
 /// Plans there must be in full.

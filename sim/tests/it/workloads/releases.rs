@@ -67,7 +67,9 @@ fn is_given_up(cluster: &Cluster) -> Result<(), String> {
             && metadata["labels"]["flotilla.dev/revision-state"] == "rejected"
     };
     let found = records.iter().find(is_it);
-    found.map(|_| ()).ok_or_else(|| "no second attempt has been given up".to_owned())
+    found
+        .map(|_| ())
+        .ok_or_else(|| "no second attempt has been given up".to_owned())
 }
 
 /// The same command each time: about the first attempt.
