@@ -61,7 +61,8 @@ ONLY ?=
 .PHONY: acceptance
 acceptance: install ## Run the full figures and write docs/measurements.md (ONLY=pool,rest chooses)
 	$(call STEP,acceptance)
-	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance -p flotilla-fuzz --bin flotilla-fuzz
+	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance
+	cargo build --locked --profile fuzz -p flotilla-fuzz --bin flotilla-fuzz
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md $(if $(ONLY),--only $(ONLY))
 
 .PHONY: simulate
@@ -72,7 +73,7 @@ simulate: cluster ## Run every fault plan and every seeded bug on the simulated 
 .PHONY: fuzz
 fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)
 	$(call STEP,fuzz)
-	cargo run --locked -p flotilla-fuzz --bin flotilla-fuzz
+	cargo run --locked --profile fuzz -p flotilla-fuzz --bin flotilla-fuzz
 
 .PHONY: bench
 bench: install ## Print ratios against peers, each measured in one run
