@@ -9,7 +9,9 @@ use std::time::Duration;
 use flotilla_core::quota::{Reply, Terms};
 use flotilla_gateway::config::{Config, Quota};
 use flotilla_gateway::egress::quota::store::{Claim, Contents, Memory, StoreError, Version};
-use flotilla_gateway::egress::quota::{Ask, Clock, Message, Pace, Quotas, Setup, Store, Transport, Used};
+use flotilla_gateway::egress::quota::{
+    Ask, Clock, Message, Pace, Quotas, SendError, Setup, Store, Transport, Used, Word,
+};
 use flotilla_gateway::peers::Peers;
 use futures::future::BoxFuture;
 use http::{HeaderMap, StatusCode};
@@ -18,8 +20,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The longest time in which the provider answers.
-pub const WITHIN: Duration = Duration::from_secs(5);
+/// The longest time in which the provider answers, as gateways have it by default.
+const WITHIN: Duration = Duration::from_secs(600);
+/// Until a pod that was deleted is in nobody's list of gateways any more.
+const NOTICED: Duration = Duration::from_secs(1);
 
 /// The store as one gateway reaches it.
 #[derive(Debug)]
@@ -69,6 +73,7 @@ impl Store for Reach {
 #[derive(Default)]
 struct Network {
     gateways: Mutex<BTreeMap<String, Arc<Quotas>>>,
+    /// Addresses from which nothing comes back: packets are dropped, not refused.
     cut: Mutex<BTreeSet<String>>,
 }
 
@@ -76,24 +81,49 @@ struct Network {
 struct Wire {
     from: String,
     network: Arc<Network>,
+    peers: Arc<Peers>,
+}
+
+impl Wire {
+    async fn reach(&self, pod: &str) -> Result<Arc<Quotas>, SendError> {
+        if self.peers.has_left(pod) {
+            return Err(SendError::Ended("its pod is gone".into()));
+        }
+        if self.peers.has_left(&self.from) {
+            return Err(SendError::Unwilling("only gateways report here".into()));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let is_cut = {
+            let cut = self.network.cut.lock();
+            cut.contains(pod) || cut.contains(&self.from)
+        };
+        if is_cut {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        let gateway = self.network.gateways.lock().get(pod).cloned();
+        gateway.ok_or_else(|| SendError::Ended("connection refused".into()))
+    }
 }
 
 impl Transport for Wire {
-    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, String>> {
+    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, SendError>> {
         Box::pin(async move {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            let is_cut = {
-                let cut = self.network.cut.lock();
-                cut.contains(pod) || cut.contains(&self.from)
-            };
-            if is_cut {
-                tokio::time::sleep(Duration::from_secs(60)).await;
-            }
-            let gateway = self.network.gateways.lock().get(pod).cloned();
-            let gateway = gateway.ok_or("connection refused")?;
-            let reply = gateway.answer(message).await.ok_or("not elected")?;
+            let gateway = self.reach(pod).await?;
+            let reply = gateway.answer(message).await;
+            let reply = reply.ok_or_else(|| SendError::Unwilling("not elected".into()))?;
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(reply)
+        })
+    }
+
+    fn vouch<'a>(&'a self, pod: &'a str, word: Word) -> BoxFuture<'a, Result<(), SendError>> {
+        Box::pin(async move {
+            let gateway = self.reach(pod).await?;
+            let agreed = gateway.vouch(word);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            agreed
+                .then_some(())
+                .ok_or_else(|| SendError::Unwilling("no witness".into()))
         })
     }
 }
@@ -103,6 +133,8 @@ impl Transport for Wire {
 pub struct Provider {
     counted: Mutex<Vec<(u64, u64)>>,
     pub largest_error: AtomicU64,
+    /// In milliseconds, of one that was answered.
+    pub longest_wait: AtomicU64,
 }
 
 impl Provider {
@@ -154,6 +186,7 @@ pub struct World {
     store: Arc<Memory>,
     network: Arc<Network>,
     peers: Arc<Peers>,
+    pods: Arc<Mutex<BTreeSet<String>>>,
     lives: u64,
     weighs: bool,
 }
@@ -183,6 +216,7 @@ impl World {
             store: Arc::default(),
             network: Arc::default(),
             peers: Arc::new(Peers::new(9090)),
+            pods: Arc::default(),
             lives: 0,
             weighs,
         }
@@ -209,6 +243,7 @@ impl World {
                 transport: Arc::new(Wire {
                     from: pod.to_owned(),
                     network: self.network.clone(),
+                    peers: self.peers.clone(),
                 }),
                 clock: Clock::new(move || {
                     // 2026-11-05T12:00:00Z.
@@ -236,26 +271,51 @@ impl World {
             agents,
         };
         self.processes.insert(pod.to_owned(), process);
+        self.pods.lock().insert(pod.to_owned());
         self.tell_who_is_there();
     }
 
-    fn tell_who_is_there(&self) {
-        let address = std::net::IpAddr::from([10, 0, 0, 1]);
-        self.peers.apply(&Config {
-            gateway_pods: self.processes.keys().map(|pod| (pod.clone(), address)).collect(),
-            ..Config::default()
-        });
-    }
-
-    fn agent(&self, quotas: Arc<Quotas>, load: Load, seed: u64) -> impl Future<Output = ()> + use<> {
-        let agent = Agent {
+    fn agent_at(&self, quotas: Arc<Quotas>, pool: &'static str, patience: Duration) -> Agent {
+        Agent {
             quotas,
             provider: self.provider.clone(),
             refused: self.refused.clone(),
             started: self.started,
             weighs: self.weighs,
-            pool: load.pool,
-        };
+            pool,
+            patience,
+        }
+    }
+
+    /// One request after another to the gateway in `pod`, or to another where that one is gone; whether earlier ones have ended
+    /// or not.
+    pub fn stream(&self, pod: &str, every: Duration, patience: Duration, count: u32) -> JoinHandle<()> {
+        let (network, peers, pod) = (self.network.clone(), self.peers.clone(), pod.to_owned());
+        let somebody = network.gateways.lock().values().next().cloned().unwrap();
+        let agent = self.agent_at(somebody, "support", patience);
+        tokio::spawn(async move {
+            let mut under_way = JoinSet::new();
+            for number in 0..count {
+                let gateway = {
+                    let gateways = network.gateways.lock();
+                    let there = gateways.iter().filter(|(pod, _)| peers.has(pod));
+                    let mut there = there.map(|(_, gateway)| gateway);
+                    let own = gateways.get(&pod).filter(|_| peers.has(&pod));
+                    own.or_else(|| there.next()).cloned()
+                };
+                let agent = Agent {
+                    quotas: gateway.unwrap(),
+                    ..agent.clone()
+                };
+                under_way.spawn(agent.request(u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+                tokio::time::sleep(every).await;
+            }
+            while under_way.join_next().await.is_some() {}
+        })
+    }
+
+    fn agent(&self, quotas: Arc<Quotas>, load: Load, seed: u64) -> impl Future<Output = ()> + use<> {
+        let agent = self.agent_at(quotas, load.pool, Duration::from_secs(600));
         async move {
             // Ends with the agent.
             let mut under_way = JoinSet::new();
@@ -281,7 +341,8 @@ impl World {
             .map(|(pod, _)| pod.clone())
     }
 
-    /// Ends a process without a word. What it has sent is still counted by the provider.
+    /// Ends a process without a word, as a container is killed: its machine says so to who connects. What it has sent is still
+    /// counted by the provider.
     pub fn kill(&mut self, pod: &str) {
         let Some(process) = self.processes.remove(pod) else {
             return;
@@ -290,7 +351,29 @@ impl World {
         process.stop.cancel();
         process.agents.iter().for_each(JoinHandle::abort);
         self.network.gateways.lock().remove(pod);
+    }
+
+    /// The same, with its pod and its address: nothing answers there, and it is taken off the list a moment later.
+    pub fn vanish(&mut self, pod: &str) {
+        self.network.cut.lock().insert(pod.to_owned());
+        self.kill(pod);
+        let (pods, peers, pod) = (self.pods.clone(), self.peers.clone(), pod.to_owned());
+        let network = self.network.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(NOTICED).await;
+            pods.lock().remove(&pod);
+            tell_who_is_there(&pods, &peers, &network);
+        });
+    }
+
+    /// Takes a pod off everybody's list; its process goes on for some time, and then ends without a word. So does a pod that is
+    /// deleted by force.
+    pub async fn delete(&mut self, pod: &str, afterlife: Duration) {
+        self.pods.lock().remove(pod);
         self.tell_who_is_there();
+        tokio::time::sleep(afterlife).await;
+        self.network.cut.lock().insert(pod.to_owned());
+        self.kill(pod);
     }
 
     /// Ends a process as a drain does.
@@ -302,6 +385,7 @@ impl World {
         process.quotas.leave().await;
         process.stop.cancel();
         self.network.gateways.lock().remove(pod);
+        self.pods.lock().remove(pod);
         self.tell_who_is_there();
     }
 
@@ -321,6 +405,21 @@ impl World {
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::SeqCst)
     }
+
+    fn tell_who_is_there(&self) {
+        tell_who_is_there(&self.pods, &self.peers, &self.network);
+    }
+}
+
+fn tell_who_is_there(pods: &Mutex<BTreeSet<String>>, peers: &Peers, network: &Network) {
+    let address = std::net::IpAddr::from([10, 0, 0, 1]);
+    peers.apply(&Config {
+        gateway_pods: pods.lock().iter().map(|pod| (pod.clone(), address)).collect(),
+        ..Config::default()
+    });
+    for gateway in network.gateways.lock().values() {
+        gateway.see_who_is_there();
+    }
 }
 
 #[derive(Clone)]
@@ -331,6 +430,8 @@ struct Agent {
     started: Instant,
     weighs: bool,
     pool: &'static str,
+    /// How long a request waits.
+    patience: Duration,
 }
 
 impl Agent {
@@ -351,12 +452,14 @@ impl Agent {
             model: Some("mini"),
             bytes: input * 4,
             max_tokens: Some(200),
-            deadline: Instant::now() + Duration::from_secs(600),
+            deadline: Instant::now() + self.patience,
         };
         let Ok(Some(mut permit)) = self.quotas.reserve("main", ask).await else {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return tokio::time::sleep(Duration::from_secs(1)).await;
         };
+        let waited = permit.waited().as_millis() as u64;
+        self.provider.longest_wait.fetch_max(waited, Ordering::SeqCst);
         let head = 20 + draw(180);
         let counted_after = draw(head + 1);
         tokio::time::sleep(Duration::from_millis(counted_after)).await;
