@@ -73,7 +73,8 @@ ONLY ?=
 .PHONY: acceptance
 acceptance: install ## Run the full figures and write docs/measurements.md (ONLY=pool,rest chooses)
 	$(call STEP,acceptance)
-	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance -p flotilla-fuzz --bin flotilla-fuzz
+	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance
+	cargo build --locked --profile fuzz -p flotilla-fuzz --bin flotilla-fuzz
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md $(if $(ONLY),--only $(ONLY))
 
 .PHONY: simulate
@@ -89,7 +90,7 @@ simulate-quota: ## Run the model of the quota protocol 100,000 times, and look f
 .PHONY: fuzz
 fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)
 	$(call STEP,fuzz)
-	cargo run --locked -p flotilla-fuzz --bin flotilla-fuzz
+	cargo run --locked --profile fuzz -p flotilla-fuzz --bin flotilla-fuzz
 
 .PHONY: bench
 bench: install ## Print ratios against peers, each measured in one run

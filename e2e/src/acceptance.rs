@@ -120,9 +120,14 @@ async fn output(program: &str, arguments: &[&str]) -> String {
     )
 }
 
-/// Every parser of foreign input, by the program that `make acceptance` builds beside this one.
+/// Every parser of foreign input, by the program that `make acceptance` builds in the profile `fuzz`.
 async fn fuzz(executions: u64) -> Result<Vec<Row>> {
-    let program = std::env::current_exe()?.with_file_name("flotilla-fuzz");
+    let own = std::env::current_exe()?;
+    let target = own
+        .ancestors()
+        .nth(2)
+        .context("this program is in no target folder")?;
+    let program = target.join("fuzz/flotilla-fuzz");
     let executions_each = executions.to_string();
     let output = tokio::process::Command::new(&program)
         .args(["--executions", &executions_each])

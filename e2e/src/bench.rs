@@ -20,8 +20,8 @@ const ROUNDS: usize = 5;
 #[derive(Debug, Parser)]
 #[command(name = "flotilla-bench")]
 pub struct Args {
-    /// Run only these, separated by commas. Default: all. `gateway` means all parts from cpu to weights; only fleet needs
-    /// a cluster.
+    /// Run only these, separated by commas. Default: all. `gateway` means admission and all parts from cpu to weights; only
+    /// fleet needs a cluster.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub only: Vec<Selection>,
     /// Rounds of each comparison of the gateway.
@@ -73,11 +73,11 @@ pub enum Selection {
     Histogram,
     /// How releases are judged, beside the rules of Argo Rollouts and Flagger; simulated.
     Evidence,
-    /// What a quota costs a request.
+    /// What quotas and budgets cost a request.
     Admission,
     /// Pools against Deployments, on the local cluster.
     Fleet,
-    /// All parts from cpu to weights.
+    /// Admission, and all parts from cpu to weights.
     Gateway,
     /// The gateway's CPU per request, against Envoy, nginx, LiteLLM and Portkey.
     Cpu,
@@ -126,6 +126,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => {}
     }
     let wants = |one: Selection| args.only.is_empty() || args.only.contains(&one);
+    let whole_gateway = args.only.contains(&Selection::Gateway);
     if wants(Selection::Histogram) {
         for row in histogram::run()? {
             println!("{row}");
@@ -136,14 +137,14 @@ pub fn run(args: &Args) -> Result<()> {
             println!("{row}");
         }
     }
-    if wants(Selection::Admission) {
-        for row in admission::run(args.rounds)? {
+    if wants(Selection::Admission) || whole_gateway {
+        for row in admission::run()? {
             println!("{row}");
         }
     }
     let parts: Vec<Part> = Selection::value_variants()
         .iter()
-        .filter(|one| wants(**one) || args.only.contains(&Selection::Gateway))
+        .filter(|one| wants(**one) || whole_gateway)
         .filter_map(|one| one.part())
         .collect();
     if !parts.is_empty() {

@@ -1,4 +1,5 @@
-//! A budget that blocks: spent to its end under load, with a fallback, and through the loss of every gateway at once.
+//! Budgets that block: a provider's, spent to its end under load, with a fallback, and through the loss of every gateway at
+//! once; and one of a single model, beside another model of the same provider.
 
 use crate::fixtures::with;
 use crate::scenario::pool::{self, SOON};
@@ -7,7 +8,10 @@ use crate::{Namespace, fixtures, wait};
 use anyhow::{Context, Result, ensure};
 use flotilla_crds::ModelProvider;
 use flotilla_crds::common::find;
+use k8s_openapi::api::core::v1::Event;
+use kube::api::ListParams;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -36,6 +40,34 @@ fn expensive(name: &str) -> serde_json::Value {
     )
 }
 
+/// Sends `per_second` requests to a pool.
+async fn traffic(namespace: &Namespace, pool: &str, per_second: u32) -> Result<Traffic> {
+    Ok(Traffic::start(Plan {
+        address: pool::address(namespace, pool).await?,
+        host: format!("{pool}.{}.svc", namespace.name),
+        per_second,
+        connections: 8,
+        timeout: Duration::from_secs(30),
+    }))
+}
+
+/// Waits until the condition BudgetAlert of provider `main` says that a budget is spent; gives its message.
+async fn exhausted(namespace: &Namespace) -> Result<String> {
+    wait::until("the budget to be exhausted", Duration::from_secs(180), || async {
+        let provider = namespace.api::<ModelProvider>().get("main").await;
+        let status = provider.map_err(|e| e.to_string())?.status.ok_or("no status")?;
+        let alert = find(&status.conditions, "BudgetAlert").ok_or("no condition")?;
+        match alert.reason.as_str() {
+            "Exhausted" => Ok(alert.message.clone()),
+            reason => Err(format!(
+                "{reason}: {:?} {:?}",
+                status.budget, status.model_budgets
+            )),
+        }
+    })
+    .await
+}
+
 /// Spends the budget, deletes every gateway pod, and goes on.
 pub async fn spend_and_lose_every_gateway(namespace: Namespace) -> Result<Spent> {
     let budget = json!({"limit": "20.00", "window": "Year"});
@@ -52,26 +84,8 @@ pub async fn spend_and_lose_every_gateway(namespace: Namespace) -> Result<Spent>
         ))
         .await?;
     pool::ready(&namespace, "support", SOON).await?;
-    let traffic = async || {
-        Ok::<_, anyhow::Error>(Traffic::start(Plan {
-            address: pool::address(&namespace, "support").await?,
-            host: format!("support.{}.svc", namespace.name),
-            per_second: 5,
-            connections: 8,
-            timeout: Duration::from_secs(30),
-        }))
-    };
-    let first = traffic().await?;
-    wait::until("the budget to be exhausted", Duration::from_secs(180), || async {
-        let provider = namespace.api::<ModelProvider>().get("main").await;
-        let status = provider.map_err(|e| e.to_string())?.status.ok_or("no status")?;
-        let alert = find(&status.conditions, "BudgetAlert").ok_or("no condition")?;
-        match alert.reason.as_str() {
-            "Exhausted" => Ok(()),
-            reason => Err(format!("{reason}: {:?}", status.budget)),
-        }
-    })
-    .await?;
+    let first = traffic(&namespace, "support", 5).await?;
+    exhausted(&namespace).await?;
     // What was in flight is counted by the next writing.
     tokio::time::sleep(Duration::from_secs(35)).await;
     let first = first.stop().await;
@@ -100,7 +114,7 @@ pub async fn spend_and_lose_every_gateway(namespace: Namespace) -> Result<Spent>
     .await?;
     pool::ready(&namespace, "support", SOON).await?;
     pool::two_gateways(&namespace, "support").await?;
-    let second = traffic().await?;
+    let second = traffic(&namespace, "support", 5).await?;
     second.reach(50).await;
     tokio::time::sleep(Duration::from_secs(50)).await;
     let second = second.stop().await;
@@ -110,6 +124,84 @@ pub async fn spend_and_lose_every_gateway(namespace: Namespace) -> Result<Spent>
         dollars: [before.0, after.0],
         fallback: [before.1, after.1],
         traffic: [first, second],
+    })
+}
+
+/// What came of a budget of one model.
+#[derive(Clone, Debug)]
+pub struct OfOneModel {
+    /// The condition's message when the budget was spent.
+    pub message: String,
+    /// Of its 40 dollars, at the end.
+    pub dollars: f64,
+    /// Reasons of the events that announced it.
+    pub announced: BTreeSet<String>,
+    /// What clients of the pool that uses it saw after that.
+    pub blocked: Outcome,
+    /// What clients of the pool that uses the other model saw, from beginning to end.
+    pub other: Outcome,
+}
+
+/// Spends the budget of `sim-fast` by one pool, while another uses `sim` of the same provider at the same price.
+pub async fn spend_on_one_model(namespace: Namespace) -> Result<OfOneModel> {
+    let price = json!({"inputPerMillion": "10000", "outputPerMillion": "10000"});
+    let models = json!([
+        {"name": "sim-fast", "price": price, "budget": {"limit": "40.00", "window": "Year"}},
+        {"name": "sim", "price": price},
+    ]);
+    namespace
+        .apply(&with(fixtures::provider("main"), "/spec/models", models))
+        .await?;
+    namespace.apply(&fixtures::pool("support", 1)).await?;
+    let other = with(
+        fixtures::pool("sales", 1),
+        "/spec/agent/models/0/model",
+        json!("sim"),
+    );
+    namespace.apply(&other).await?;
+    pool::ready(&namespace, "support", SOON).await?;
+    pool::ready(&namespace, "sales", SOON).await?;
+    let (spends, other) = (
+        traffic(&namespace, "support", 2).await?,
+        traffic(&namespace, "sales", 2).await?,
+    );
+    let message = exhausted(&namespace).await?;
+    spends.stop().await;
+    let blocked = traffic(&namespace, "support", 5).await?;
+    let reached = other.sent() + 20;
+    blocked.reach(30).await;
+    other.reach(reached).await;
+    let (blocked, other) = (blocked.stop().await, other.stop().await);
+    let announced = wait::until("the events of three thresholds", SOON, || async {
+        let params =
+            ListParams::default().fields("involvedObject.kind=ModelProvider,involvedObject.name=main");
+        let events = namespace.api::<Event>().list(&params).await;
+        let reasons = events
+            .map_err(|e| e.to_string())?
+            .into_iter()
+            .filter_map(|e| e.reason);
+        let reasons: BTreeSet<String> = reasons.filter(|reason| reason.starts_with("Budget")).collect();
+        if reasons.len() >= 3 {
+            Ok(reasons)
+        } else {
+            Err(format!("{reasons:?}"))
+        }
+    })
+    .await?;
+    let status = namespace.api::<ModelProvider>().get("main").await?.status;
+    let budgets = status.map(|status| status.model_budgets).unwrap_or_default();
+    let own = budgets.iter().find(|budget| budget.name == "sim-fast");
+    let dollars = own
+        .context("no budget of the model in the status")?
+        .budget
+        .spent
+        .parse()?;
+    Ok(OfOneModel {
+        message,
+        dollars,
+        announced,
+        blocked,
+        other,
     })
 }
 

@@ -5,8 +5,11 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crate::support::{Agent, Body, Client, Fixture, PoolExt as _, config, fresh_ip, full, pool, request};
+use crate::support::{
+    Agent, Body, Client, Fixture, PoolExt as _, config, fresh_ip, full, pool, request, settings,
+};
 use bytes::Bytes;
 use flotilla_gateway::config::{AppProtocol, PoolConfig};
 use futures::StreamExt as _;
@@ -150,7 +153,14 @@ async fn more_requests_than_a_connection_takes_get_another() {
         }
     })
     .await;
-    let fixture = Fixture::with(config(h2c(&[agent.address]))).await;
+    // A request that waits too long for a connection opens one of its own: on a busy machine a second is soon over.
+    let patience = Duration::from_secs(60);
+    let mut settings = settings();
+    settings.agents.connect = patience;
+    let fixture = Fixture::start(settings).await;
+    let mut pool = h2c(&[agent.address]);
+    pool.request_timeout = patience;
+    fixture.tell(config(pool)).await;
     let (sender, path) = (h2_client(fixture.gateway.ingress).await, fixture.path("/"));
     let waiting: Vec<_> = (0..150)
         .map(|_| {

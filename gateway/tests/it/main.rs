@@ -3,6 +3,7 @@
 
 mod abuse;
 mod balancing;
+mod budgets;
 mod choice;
 mod collector;
 mod egress;
