@@ -54,7 +54,8 @@ TOGETHER := --test together -- --test-threads=4
 .PHONY: test
 test: ## Pass every test: units, the chart, and the scenarios on a real cluster (sampled sizes)
 	$(call STEP,building the tests)
-	$(CARGO_TEST) --tests $(ALONE) --test together --no-run
+	$(CARGO_TEST) --tests --no-run
+	$(CARGO_TEST) $(ALONE) --test together --no-run
 	$(MAKE) --no-print-directory install
 	$(call STEP,unit tests; beside them the scenarios that need the cluster alone and mostly wait)
 	@mkdir -p $(STATE)/logs; $(E2E) $(CARGO_TEST) $(ALONE) >$(STATE)/logs/alone.log 2>&1 & alone=$$!; \
