@@ -2,13 +2,17 @@
 //!
 //! Gateways speak to each other on the admin port. Who asks is known by its address and by nothing it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::config::Config;
+
+/// Pods that are remembered as gone.
+const MAX_LEFT: usize = 256;
 
 /// Who the gateways are, ready or not, this one among them.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub struct Peers {
     port: u16,
     /// By pod name.
     addresses: ArcSwap<BTreeMap<String, IpAddr>>,
+    /// Those that were there once.
+    left: Mutex<BTreeSet<String>>,
 }
 
 impl Peers {
@@ -25,14 +31,24 @@ impl Peers {
         Self {
             port,
             addresses: ArcSwap::default(),
+            left: Mutex::default(),
         }
     }
 
     /// Takes over who is there.
     pub fn apply(&self, config: &Config) {
-        if **self.addresses.load() != config.gateway_pods {
-            self.addresses.store(Arc::new(config.gateway_pods.clone()));
+        let there = &config.gateway_pods;
+        let known = self.addresses.load();
+        if **known == *there {
+            return;
         }
+        let mut left = self.left.lock();
+        left.retain(|pod| !there.contains_key(pod));
+        if left.len() >= MAX_LEFT {
+            left.clear();
+        }
+        left.extend(known.keys().filter(|pod| !there.contains_key(*pod)).cloned());
+        self.addresses.store(Arc::new(there.clone()));
     }
 
     /// Whether a gateway has this address.
@@ -44,6 +60,11 @@ impl Peers {
     /// Whether this pod is there.
     pub fn has(&self, pod: &str) -> bool {
         self.addresses.load().contains_key(pod)
+    }
+
+    /// Whether this pod was there and is not any more: it was deleted, or has ended.
+    pub fn has_left(&self, pod: &str) -> bool {
+        self.left.lock().contains(pod)
     }
 
     /// The admin port of a pod.
@@ -74,5 +95,16 @@ mod tests {
             Some("10.0.0.7:9090".parse().expect("an address"))
         );
         assert_eq!(peers.admin("g-2"), None);
+        assert!(
+            !peers.has_left("g-1") && !peers.has_left("g-2"),
+            "it may still come"
+        );
+        peers.apply(&Config::default());
+        assert!(peers.has_left("g-1") && !peers.has("g-1"));
+        peers.apply(&Config {
+            gateway_pods: [("g-1".to_owned(), address)].into(),
+            ..Config::default()
+        });
+        assert!(!peers.has_left("g-1"), "it is back");
     }
 }

@@ -5,20 +5,26 @@
 //! after the ConfigMap says so. What the ConfigMap says is kept as `written`: renewals that stay below it need no write,
 //! so a steady state writes once in half a lease, and nothing while all rest.
 //!
-//! A holder that is silent keeps what it was granted until its lease is over, and then for as long as a request admitted
-//! at the very end may count: until it must have been counted, and a window. In a calendar window it keeps it until
-//! that window is over.
+//! A holder that is silent keeps what it was granted until its lease is over. Of that, what it had in use and could not have
+//! given back before, is free when it said ([`fade`]); the rest when a request admitted at the very end counts no more: it
+//! must have been counted, and a window has passed. In a calendar window it keeps all until that window is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::slope::Ramp;
-use super::{Claim, Grant, Limit, MILLISECOND, Nanos, Now, Reply, Report, Terms, Window};
+use super::{Claim, Grant, Limit, MILLISECOND, Nanos, Now, Reply, Report, Terms, Vouch, Window};
 
 mod checkpoint;
 mod deal;
+mod fade;
 mod lapse;
+mod witness;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Recorded};
+pub use witness::Witness;
+
+use fade::Fading;
+use witness::Witnessing;
 
 /// Holders recorded at once, the silent ones among them; more silent ones are added up under one name.
 pub const MAX_HOLDERS: usize = 64;
@@ -34,6 +40,9 @@ pub enum Action {
     Write(Checkpoint),
     /// Send this to the holder.
     Send(String, Reply),
+    /// Tell this to the holder that is named first, the witness ([`super::Holder::vouch`]). Then call [`Allocator::vouched`] if it
+    /// agreed, else, or when it could not be asked, [`Allocator::not_vouched`].
+    Vouch(String, Vouch),
     /// There is an allocator of this newer term: drop this one. A later one must be told ([`Allocator::after`]), in case the
     /// checkpoint was lost.
     StepDown(u64),
@@ -50,17 +59,20 @@ struct Rule {
     correction: Option<(u64, Nanos)>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Part {
     granted: u64,
     written: u64,
     claim: Claim,
+    /// Of what it has in use, what will be free when.
+    fades: Vec<Fading>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// The newest report of this term.
+    /// The newest report of this term, and when it came.
     seq: Option<u64>,
+    heard_at: Nanos,
     weight: u64,
     /// Its wall clock less ours.
     clock_ahead_ms: i64,
@@ -70,8 +82,17 @@ struct Entry {
     expires_written: Nanos,
     floored: bool,
     floored_written: bool,
+    /// It had floors when it ended, and may have gone on with them until then, whatever a witness knows of its leases.
+    outlived_lease: bool,
     released: bool,
     parts: Vec<Part>,
+}
+
+impl Entry {
+    /// Whether it has spoken to this allocator and goes on.
+    fn speaks(&self) -> bool {
+        self.seq.is_some() && !self.released
+    }
 }
 
 /// What an allocator knows of one limit, in its units.
@@ -97,6 +118,10 @@ pub struct Allocator {
     /// The answers that wait for the write under way.
     writing: Option<Vec<(String, u64, Grant)>>,
     must_write: bool,
+    /// When the write under way was asked for, and how long writes have taken of late.
+    write_began: Nanos,
+    write_took: Nanos,
+    witnessing: Witnessing,
     #[cfg(test)]
     pub(super) fault: Option<crate::quota::simulation::Fault>,
 }
@@ -140,40 +165,10 @@ impl Allocator {
             }
         };
         let rules: Vec<Rule> = limits.iter().take(super::holder::MAX_LIMITS).map(rule).collect();
-        let entry = |recorded: &Recorded| {
-            let length = terms.stretch(recorded.expires_in_ms.unsigned_abs().saturating_mul(MILLISECOND));
-            let expires = if recorded.expires_in_ms >= 0 {
-                seen.saturating_add(length)
-            } else {
-                seen.saturating_sub(
-                    terms.shrink(recorded.expires_in_ms.unsigned_abs().saturating_mul(MILLISECOND)),
-                )
-            };
-            let part = |rule: &Rule| {
-                let granted = recorded.granted.get(&rule.key).copied().unwrap_or(0);
-                Part {
-                    granted,
-                    written: granted,
-                    claim: Claim::default(),
-                }
-            };
-            Entry {
-                seq: None,
-                weight: 1,
-                clock_ahead_ms: 0,
-                expires,
-                expires_unix_ms: recorded.expires_unix_ms,
-                expires_written: expires,
-                floored: recorded.floored,
-                floored_written: recorded.floored,
-                released: false,
-                parts: rules.iter().map(part).collect(),
-            }
-        };
         let entries = before
             .holders
             .iter()
-            .map(|(id, recorded)| (id.clone(), entry(recorded)))
+            .map(|(id, recorded)| (id.clone(), Entry::recorded(recorded, &rules, &terms, seen)))
             .collect();
         Self {
             rules,
@@ -183,9 +178,19 @@ impl Allocator {
             due: BTreeSet::new(),
             writing: None,
             must_write: true,
+            write_began: now.nanos,
+            write_took: 0,
+            witnessing: Witnessing::after(before),
             #[cfg(test)]
             fault: None,
         }
+    }
+
+    /// The ids of holders in the allocator's own process begin with `process`: they are lost with it, so they need a witness.
+    #[must_use]
+    pub fn beside(mut self, process: impl Into<String>) -> Self {
+        self.witnessing.process = Some(process.into());
+        self
     }
 
     /// Takes a term later than `term`, which a holder was heard to speak to.
@@ -205,6 +210,8 @@ impl Allocator {
         if report.term > self.term {
             return vec![Action::StepDown(report.term)];
         }
+        self.witnessing
+            .rests(&report.holder, report.released && !report.leaving);
         if report.term < self.term {
             // Grants of an earlier term may still reach this holder; once it speaks to this one, they cannot.
             return if report.released && !self.entries.contains_key(&report.holder) {
@@ -217,12 +224,17 @@ impl Allocator {
         if !fits || report.holder == OTHERS {
             return Vec::new();
         }
+        if let Some(testimony) = &report.testimony {
+            self.hear(&report.holder, testimony, now);
+        }
         let count = self.rules.len();
+        let unix_ms = self.agreed(now);
         let entry = self
             .entries
             .entry(report.holder.clone())
             .or_insert_with(|| Entry {
                 seq: None,
+                heard_at: now.nanos,
                 weight: 1,
                 clock_ahead_ms: 0,
                 expires: now.nanos,
@@ -230,6 +242,7 @@ impl Allocator {
                 expires_written: 0,
                 floored: false,
                 floored_written: false,
+                outlived_lease: false,
                 released: false,
                 parts: vec![Part::default(); count],
             });
@@ -238,9 +251,16 @@ impl Allocator {
         }
         let is_first = entry.seq.is_none();
         entry.seq = Some(report.seq);
+        entry.heard_at = now.nanos;
         entry.weight = u64::from(report.weight.max(1));
         entry.released = report.released;
         entry.floored = report.floored;
+        if let Some(left) = report.leased_ms {
+            entry.expires = now
+                .nanos
+                .saturating_add(self.terms.stretch(left.saturating_mul(MILLISECOND)));
+            entry.expires_unix_ms = unix_ms.saturating_add(ms_until(entry.expires, now.nanos));
+        }
         let ahead = report.unix_ms.saturating_sub(now.unix_ms);
         // The report that was least delayed says most about its sender's clock.
         entry.clock_ahead_ms = if is_first {
@@ -253,6 +273,8 @@ impl Allocator {
             // Earlier grants are dead: this is all it can have.
             part.granted = claim.share.max(claim.held);
             part.claim = claim;
+            let fades = report.fades.get(&rule.key).map_or(&[][..], Vec::as_slice);
+            part.fades = Fading::reported(fades, report.heard, now.nanos, &self.terms);
         }
         if report.released {
             entry.expires = now.nanos;
@@ -281,7 +303,12 @@ impl Allocator {
 
     /// The write under way is done.
     pub fn written(&mut self, now: Now) -> Vec<Action> {
-        let mut actions = self.answer();
+        if self.writing.is_some() {
+            let took = now.nanos.saturating_sub(self.write_began);
+            self.write_took = took.max(self.write_took / 8 * 7);
+            self.witnessing.written();
+        }
+        let mut actions = self.answer(now);
         actions.extend(self.proceed(now));
         actions
     }
@@ -301,23 +328,20 @@ impl Allocator {
         if !entry.floored && now.nanos >= entry.expires {
             return;
         }
+        // With a floor it may have gone on until now, however long its lease has been over.
+        entry.outlived_lease = entry.floored;
         entry.floored = false;
         entry.released = true;
-        if now.nanos < entry.expires {
-            entry.expires = now.nanos;
-            entry.expires_unix_ms = now.unix_ms;
-        }
+        entry.expires = now.nanos;
+        entry.expires_unix_ms = now.unix_ms;
         self.due.remove(holder);
         self.must_write = true;
     }
 
     /// This holder's pod is gone, as far as can be seen: if it is silent as well, its floors end.
     pub fn lost(&mut self, holder: &str, now: Now) {
-        if self
-            .entries
-            .get(holder)
-            .is_some_and(|entry| now.nanos >= entry.expires)
-        {
+        let silent = |entry: &Entry| !self.is_of_late(entry, now);
+        if self.entries.get(holder).is_some_and(silent) {
             self.gone(holder, now);
         }
     }
@@ -354,14 +378,17 @@ impl Allocator {
         self.due.is_empty() && self.writing.is_none() && !self.must_write && self.entries.values().all(unused)
     }
 
-    fn answer(&mut self) -> Vec<Action> {
+    fn answer(&mut self, now: Now) -> Vec<Action> {
         let answers = self.writing.take().unwrap_or_default();
-        let entries = &self.entries;
+        // A newer report makes an answer to an older one useless, and what it granted was taken back with it.
+        let newest = |(id, seq, _): &(String, u64, Grant)| {
+            let entry = self.entries.get(id);
+            entry.is_some_and(|entry| entry.seq == Some(*seq))
+        };
+        let answers: Vec<_> = answers.into_iter().filter(newest).collect();
         answers
             .into_iter()
-            // A newer report makes an answer to an older one useless, and what it granted was taken back with it.
-            .filter(|(id, seq, _)| entries.get(id).is_some_and(|entry| entry.seq == Some(*seq)))
-            .map(|(id, _, grant)| Action::Send(id, Reply::Grant(grant)))
+            .map(|(id, seq, grant)| self.send(id, seq, grant, now))
             .collect()
     }
 
@@ -372,24 +399,30 @@ impl Allocator {
         }
         self.lapse(now);
         self.roll(now);
+        self.choose_witness(now);
         let mut answers = Vec::new();
         for id in std::mem::take(&mut self.due) {
             if let Some((seq, grant)) = self.grant(&id, now) {
                 answers.push((id, seq, grant));
             }
         }
+        self.must_write |= !answers.is_empty() && self.is_stale(now.nanos);
         if !self.must_write && self.entries.values().all(is_written) {
             self.writing = Some(answers);
-            return self.answer();
+            return self.answer(now);
         }
         self.must_write = false;
+        self.write_began = now.nanos;
         let horizon = self.terms.stretch(self.terms.lease / 2);
-        for entry in self.entries.values_mut() {
-            let live = entry.seq.is_some() && !entry.released && now.nanos < entry.expires;
-            entry.expires_written = if live {
-                entry.expires.saturating_add(horizon)
-            } else {
+        for (id, entry) in &mut self.entries {
+            let left = entry.expires.saturating_sub(now.nanos);
+            entry.expires_written = if !entry.speaks() || left == 0 {
                 entry.expires
+            } else if self.witnessing.is_alone(id) {
+                // Nobody but the record will speak for it.
+                entry.expires.saturating_add(horizon.min(left / 2))
+            } else {
+                entry.expires.saturating_add(horizon)
             };
             entry.floored_written = entry.floored;
             for part in &mut entry.parts {
@@ -400,13 +433,18 @@ impl Allocator {
         self.writing = Some(answers);
         #[cfg(test)]
         if self.fault == Some(crate::quota::simulation::Fault::SendBeforeWrite) {
-            let mut actions = self.answer();
+            let mut actions = self.answer(now);
             self.writing = Some(Vec::new());
             actions.push(Action::Write(checkpoint));
             return actions;
         }
         vec![Action::Write(checkpoint)]
     }
+}
+
+/// Milliseconds from `now` to `later`, rounded up.
+fn ms_until(later: Nanos, now: Nanos) -> i64 {
+    i64::try_from(later.saturating_sub(now).div_ceil(MILLISECOND)).unwrap_or(i64::MAX)
 }
 
 /// Whether everything this holder may have is written.

@@ -5,6 +5,7 @@
 //! nanoseconds together; a refusal also looks through at most 128 buckets per limit to say when to come back.
 //! Everything else happens once per report.
 
+use super::vouch::Testimony;
 use super::window::Held;
 use super::{Amounts, Counted, Hint, Limit, MILLISECOND, Nanos, Resource, Seen, Terms, Window};
 
@@ -112,7 +113,7 @@ pub struct Holder {
     weight: u32,
     terms: Terms,
     limits: Vec<Local>,
-    term: u64,
+    pub(super) term: u64,
     seq: u64,
     sent_at: Nanos,
     answered: bool,
@@ -124,8 +125,13 @@ pub struct Holder {
     interval_at: Nanos,
     next_report: Option<Nanos>,
     resting: bool,
-    leaving: bool,
+    pub(super) leaving: bool,
     wanting: bool,
+    /// [`super::Grant::at`] of the newest grant of this term.
+    heard: Option<Nanos>,
+    /// As the allocator wishes it; 0: own pace.
+    report_every: Nanos,
+    pub(super) testimony: Option<Testimony>,
     #[cfg(test)]
     pub(super) fault: Option<crate::quota::simulation::Fault>,
 }
@@ -164,6 +170,9 @@ impl Holder {
             resting: false,
             leaving: false,
             wanting: false,
+            heard: None,
+            report_every: 0,
+            testimony: None,
             #[cfg(test)]
             fault: None,
         }
@@ -223,6 +232,11 @@ impl Holder {
     /// The newest allocator's term it knows, for [`super::Allocator::after`].
     pub fn term(&self) -> u64 {
         self.term
+    }
+
+    /// Whether it has been without a lease for longer than another allocator takes to be elected at worst.
+    pub fn is_cut_off(&self, now: Nanos) -> bool {
+        now >= self.lease_until.saturating_add(self.terms.lease)
     }
 
     /// Whether a lease is in force.
@@ -302,6 +316,10 @@ impl Holder {
                 let counted_at = at.min(ticket.admitted_at.saturating_add(local.limit.within));
                 local.in_flight = local.in_flight.saturating_sub(units);
                 local.held.add(counted_at, units, now);
+                // Nothing gives a request back that was sent; tokens are settled at its end.
+                if local.limit.resource == Resource::Requests {
+                    local.held.settle(counted_at, units, now);
+                }
             }
         }
     }
@@ -325,10 +343,14 @@ impl Holder {
                     if self.fault == Some(crate::quota::simulation::Fault::RefundTwice) {
                         local.held.correct(at, reserved, used, now);
                     }
+                    if local.limit.resource != Resource::Requests {
+                        local.held.settle(at, used, now);
+                    }
                 }
                 Counted::ByEnd => {
                     local.in_flight = local.in_flight.saturating_sub(reserved);
                     local.held.add(now.min(latest), used, now);
+                    local.held.settle(now.min(latest), used, now);
                 }
             }
         }

@@ -39,6 +39,34 @@
 //! * Ages in the ConfigMap count from when its reader first saw that version, on the reader's own clock, so no two
 //!   clocks are ever compared for a rolling window.
 //!
+//! # Why a limit is never exceeded
+//!
+//! 1. A holder never has more in use than its share, and without a lease it only gives back (but for a floor).
+//! 2. For every holder the allocator counts at least what it can have in use: what its newest report claims, or what was granted
+//!    since, if that is more. This becomes less by three things only: the next report; once the lease is over, units that the report
+//!    said to be given back after that, when they are ([`Fade`]); and the end of everything, a window after its last request must
+//!    have been counted ([`Limit::within_lost`]).
+//! 3. It raises a share only while all that it counts stays within the limit.
+//! 4. Whoever takes over counts as much: every grant is written before it is sent, or is told to a witness that the record
+//!    names ([`Vouch`]); and of two that take over from one record only one can write the next.
+//!
+//! # What the loss of a replica costs
+//!
+//! What a holder may have used unseen, since its last report and to the end of its lease, is set aside until the last of it
+//! must have been counted, and for a window more. It was used in part or not at all, so it is wasted. Four things keep it small:
+//!
+//! * Leases are short ([`Terms::shortest_lease`]) where too little would be left for all if their holder was lost. A holder
+//!   that finds no allocator then pauses, which is cheap: what it does not use meanwhile it may use after. Where there is
+//!   plenty leases are long, and outlast the election of another allocator.
+//! * Reports say when the units in use will be free. Those that outlast the lease were in use at its end, so they
+//!   are free when they said, and only the rest is set aside.
+//! * What the ConfigMap says of leases is far ahead of them, so that it is seldom written. That is harmless for a holder that the
+//!   allocator outlives, and for one that outlives it. But the allocator's own holder goes with it. So that one has a
+//!   *witness*: another holder, named in the ConfigMap, that is told of each of its grants before it may use it and
+//!   tells the next allocator. One that rests will do: it says that it is there when another allocator is elected. Without a second gateway there is no witness, and the ConfigMap is written as often
+//!   as the lease is renewed.
+//! * A holder's successor in the same pod says that it has ended ([`Allocator::gone`]), and one that leaves gives all back.
+//!
 //! Only the calendar needs wall clocks. There the allocator alone says when a new window has begun, by the lower median
 //! of the replicas' clocks, each of which is slewed and never jumps ([`clock`]), and with a margin on both sides.
 //!
@@ -53,6 +81,7 @@ pub mod record;
 mod share;
 mod slope;
 pub mod spec;
+mod vouch;
 pub mod window;
 
 #[cfg(test)]
@@ -73,6 +102,7 @@ pub use hint::{Hint, parse};
 pub use holder::{Admission, Class, Holder, Ticket, Waiting};
 pub use record::{Found, Record};
 pub use slope::Slope;
+pub use vouch::Vouch;
 pub use window::{Calendar, CalendarUnit, Window};
 
 /// An instant or a length in nanoseconds; instants count from the origin of one process's monotonic clock.
@@ -203,6 +233,9 @@ pub struct Terms {
     /// How long a grant lasts. Longer than the election of an allocator takes, or holders stop meanwhile; a replica that
     /// vanishes keeps its share for this time and a window.
     pub lease: Nanos,
+    /// The shortest lease. Leases are short where the loss of their holder would leave too little of a window of at most ten
+    /// minutes for all; then it reports four times in each. Grows by itself where writes are slow.
+    pub shortest_lease: Nanos,
     /// How often a busy holder reports; four times as often while requests wait.
     pub report_every: Nanos,
     /// How much two clocks may differ in rate, in millionths. Also lengthens windows, for the provider's clock.
@@ -216,6 +249,7 @@ impl Default for Terms {
     fn default() -> Self {
         Self {
             lease: 15 * SECOND,
+            shortest_lease: 400 * MILLISECOND,
             report_every: SECOND,
             drift_ppm: 500,
             calendar_margin_ms: 5_000,
@@ -262,11 +296,54 @@ pub struct Report {
     pub unix_ms: i64,
     /// It will admit nothing before its next grant: it rests, or leaves for good. Not answered.
     pub released: bool,
+    /// It leaves for good, and will be nobody's witness.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// It may fall back to its floors.
     #[serde(default)]
     pub floored: bool,
+    /// How long the lease that it has lasts from here on, in milliseconds. None: it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leased_ms: Option<u64>,
+    /// [`Grant::at`] of the newest grant of this term that it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<Nanos>,
     /// By [`Limit::key`].
     pub limits: BTreeMap<String, Claim>,
+    /// When units in use will be free, by [`Limit::key`]; soonest first. Not all of them: only those of which it is certain.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fades: BTreeMap<String, Vec<Fade>>,
+    /// What it knows, as the witness, of the holder beside an earlier allocator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub testimony: Option<Box<Vouch>>,
+}
+
+/// Units that are in use for certain until they are given back by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 3]", into = "[u64; 3]")]
+pub struct Fade {
+    /// None of them is given back earlier than this, in milliseconds.
+    pub from_ms: u64,
+    /// All of them are given back by then, in milliseconds.
+    pub until_ms: u64,
+    /// How many.
+    pub units: u64,
+}
+
+impl From<[u64; 3]> for Fade {
+    fn from([from_ms, until_ms, units]: [u64; 3]) -> Self {
+        Self {
+            from_ms,
+            until_ms,
+            units,
+        }
+    }
+}
+
+impl From<Fade> for [u64; 3] {
+    fn from(fade: Fade) -> Self {
+        [fade.from_ms, fade.until_ms, fade.units]
+    }
 }
 
 /// What a holder says of one limit.
@@ -325,6 +402,12 @@ pub struct Grant {
     pub seq: u64,
     /// The lease in milliseconds, from the sending of that report.
     pub lease_ms: u64,
+    /// When it was decided, on the allocator's clock.
+    #[serde(default)]
+    pub at: Nanos,
+    /// The holder is to report again after this many milliseconds; 0: at its own pace.
+    #[serde(default)]
+    pub report_ms: u64,
     /// The holder may fall back to its floors when the lease is over.
     pub floored: bool,
     /// By [`Limit::key`].

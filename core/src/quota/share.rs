@@ -18,10 +18,11 @@ pub(super) struct Demand {
 /// Shares of `capacity`, one per demand, together at most `capacity`.
 ///
 /// With too little for all, shares follow weighted max-min: nobody gets more than it wants while another that wants
-/// more has less per weight. Where the fair share of the one that has waited longest is smaller than its request, it gets
-/// as much as the request needs, because fractions of a request are waste; the next one's turn comes when that one is
-/// served. With enough for all, half of what is left over is spread as slack, at most `slack` each, so that small
-/// changes of demand move nothing.
+/// more has less per weight. But those that have waited longest get at least what their request needs, as many of them as
+/// there is enough for, because fractions of a request are waste; the next one's turn comes when one of them is served. That
+/// order is the same for all limits, so that a request which needs several does not wait for one while another request,
+/// which waits for the next, has what it needs. With enough for all, half of what is left over is spread as slack, at most
+/// `slack` each, so that small changes of demand move nothing.
 pub(super) fn split(capacity: u64, demands: &[Demand], slack: u64) -> Vec<u64> {
     let wanted: u128 = demands.iter().map(|demand| u128::from(demand.wanted)).sum();
     if wanted <= u128::from(capacity) {
@@ -39,32 +40,62 @@ pub(super) fn split(capacity: u64, demands: &[Demand], slack: u64) -> Vec<u64> {
             })
             .collect();
     }
-    let fair = max_min(capacity, demands);
-    let first = (0..demands.len())
-        .filter(|&i| demands[i].need > fair[i] && demands[i].need <= capacity)
-        .min_by_key(|&i| demands[i].since);
-    let Some(first) = first else { return fair };
-    let mut others = demands.to_vec();
-    others[first].wanted = 0;
-    let mut shares = max_min(capacity - demands[first].need, &others);
-    shares[first] = demands[first].need;
-    shares
+    let mut by_age: Vec<usize> = (0..demands.len()).collect();
+    by_age.sort_by_key(|&i| demands[i].since);
+    let (mut left, mut least) = (capacity, vec![0; demands.len()]);
+    for &i in &by_age {
+        if demands[i].need <= left {
+            least[i] = demands[i].need;
+            left -= demands[i].need;
+        }
+    }
+    let (mut left, mut open) = (capacity, by_age);
+    loop {
+        let mut shares = max_min(left, demands, &open);
+        let (enough, less): (Vec<usize>, Vec<usize>) = open.iter().partition(|&&i| shares[i] >= least[i]);
+        if less.is_empty() {
+            for i in (0..demands.len()).filter(|i| !open.contains(i)) {
+                shares[i] = least[i];
+            }
+            return shares;
+        }
+        left -= less.iter().map(|&i| least[i]).sum::<u64>();
+        open = enough;
+    }
 }
 
-fn max_min(capacity: u64, demands: &[Demand]) -> Vec<u64> {
-    let mut order: Vec<usize> = (0..demands.len()).collect();
+/// Shares of those at `places`; what cannot be divided goes to the first of them.
+fn max_min(capacity: u64, demands: &[Demand], places: &[usize]) -> Vec<u64> {
+    let mut order = places.to_vec();
     order.sort_by(|&a, &b| {
         let (a, b) = (&demands[a], &demands[b]);
         let left = u128::from(a.wanted) * u128::from(b.weight);
         left.cmp(&(u128::from(b.wanted) * u128::from(a.weight)))
     });
-    let mut weight: u128 = demands.iter().map(|demand| u128::from(demand.weight)).sum();
+    let mut weight: u128 = places.iter().map(|&i| u128::from(demands[i].weight)).sum();
     let (mut left, mut shares) = (capacity, vec![0; demands.len()]);
-    for i in order {
-        let fair = u128::from(left) * u128::from(demands[i].weight) / weight.max(1);
-        shares[i] = demands[i].wanted.min(fair as u64);
+    let fair = |left: u64, weight: u128, i: usize| {
+        (u128::from(left) * u128::from(demands[i].weight) / weight.max(1)) as u64
+    };
+    let mut wanting = order.as_slice();
+    while let Some((&i, others)) = wanting.split_first()
+        && demands[i].wanted <= fair(left, weight, i)
+    {
+        shares[i] = demands[i].wanted;
         left -= shares[i];
         weight -= u128::from(demands[i].weight);
+        wanting = others;
+    }
+    let all = left;
+    for &i in wanting {
+        shares[i] = fair(all, weight, i);
+        left -= shares[i];
+    }
+    for &i in places {
+        if left > 0 && shares[i] < demands[i].wanted {
+            shares[i] += 1;
+            left -= 1;
+        }
     }
     shares
 }
@@ -103,7 +134,7 @@ mod tests {
                 "remainders go somewhere",
                 10,
                 vec![demand(1, 9); 3],
-                vec![3, 3, 4],
+                vec![4, 3, 3],
             ),
             (
                 "half of the rest is slack",
@@ -136,6 +167,16 @@ mod tests {
             ..demand(1, 1)
         };
         assert_eq!(split(1, &[one(1), one(2), one(3)], 0), [1, 0, 0]);
+        assert_eq!(split(1, &[one(3), one(2), one(1)], 0), [0, 0, 1]);
+        let busy = |since| Demand {
+            wanted: 50,
+            ..one(since)
+        };
+        assert_eq!(
+            split(3, &[busy(3), one(1), busy(4), busy(2)], 0),
+            [1, 1, 0, 1],
+            "who was served last has to wait, however little the others want"
+        );
     }
 
     proptest! {

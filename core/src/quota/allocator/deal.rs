@@ -2,10 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use super::Allocator;
+use super::{Allocator, ms_until};
 use crate::quota::share::{Demand, split};
 use crate::quota::slope::Ramp;
 use crate::quota::{Epoch, Grant, MILLISECOND, Nanos, Now, Seen, Share, Window};
+
+/// What a holder that is lost may use unseen, in its last lease, is about one part in so many of a window.
+const BRIEF: u64 = 150;
+
+/// What a holder should have of a limit.
+struct Target {
+    share: u64,
+    /// Units that others lack who have waited longer and should have more than they have: whoever gives any back first must not
+    /// use them again, or those whose turn it is would wait for the one that gives back last, again and again.
+    yielded: u64,
+    /// Brief where too little would be left for all if it was lost with its share.
+    lease: Nanos,
+}
 
 impl Allocator {
     /// Units that may be in use, all together or without one holder.
@@ -55,6 +68,7 @@ impl Allocator {
     pub(super) fn grant(&mut self, id: &str, now: Now) -> Option<(u64, Grant)> {
         let mut limits = BTreeMap::new();
         let mut shares = Vec::with_capacity(self.rules.len());
+        let mut lease = self.terms.lease;
         for index in 0..self.rules.len() {
             let held = self.entries.values().map(|entry| entry.parts[index].claim.held);
             let held = held.fold(0, u64::saturating_add);
@@ -64,7 +78,8 @@ impl Allocator {
             let capacity = self.capacity(index, now.nanos);
             let free = capacity.saturating_sub(self.outstanding(index, Some(id)));
             let target = self.target(index, id, capacity, now);
-            shares.push((target.min(free), free));
+            lease = lease.min(target.lease);
+            shares.push((target.share.min(free.saturating_sub(target.yielded)), free));
         }
         // A floor is given for all limits or for none, and only where it fits beside everybody's share.
         let wants_floor = self.rules.iter().any(|rule| rule.limit.floor > 0);
@@ -74,6 +89,9 @@ impl Allocator {
             .zip(&shares)
             .all(|(rule, (_, free))| rule.limit.floor <= *free);
         let unix_ms = self.agreed(now);
+        // Time for some reports, and for the one that is under way while the record is written.
+        let report_every = (lease / 4).min(self.terms.report_every);
+        let lease = lease.max(self.write_took.saturating_mul(3)).min(self.terms.lease);
         let entry = self.entries.get_mut(id)?;
         entry.floored |= wants_floor && fits;
         for ((rule, part), (share, _)) in self.rules.iter().zip(&mut entry.parts).zip(shares) {
@@ -96,17 +114,20 @@ impl Allocator {
             };
             limits.insert(rule.key.clone(), Share { share, epoch });
         }
-        entry.expires = now.nanos.saturating_add(self.terms.stretch(self.terms.lease));
-        let lease_ms = self.terms.lease / MILLISECOND;
-        let stretched_ms = self.terms.stretch(self.terms.lease).div_ceil(MILLISECOND);
-        entry.expires_unix_ms = unix_ms.saturating_add(i64::try_from(stretched_ms).unwrap_or(i64::MAX));
+        // Until the answer is taken the lease before it is in force.
+        entry.expires = entry
+            .expires
+            .max(now.nanos.saturating_add(self.terms.stretch(lease)));
+        entry.expires_unix_ms = unix_ms.saturating_add(ms_until(entry.expires, now.nanos));
         let (seq, floored) = (entry.seq?, entry.floored);
         Some((
             seq,
             Grant {
                 term: self.term,
                 seq,
-                lease_ms,
+                lease_ms: lease / MILLISECOND,
+                at: now.nanos,
+                report_ms: report_every / MILLISECOND,
                 floored,
                 limits,
             },
@@ -114,15 +135,17 @@ impl Allocator {
     }
 
     /// What `id` should have of a limit, by everybody's demand.
-    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> u64 {
+    fn target(&self, index: usize, id: &str, capacity: u64, now: Now) -> Target {
         let rule = &self.rules[index];
-        let (mut fixed, mut mine, mut demands) = (0u64, 0, Vec::new());
+        let (mut fixed, mut mine, mut demands, mut asked) = (0u64, 0, Vec::new(), 0u64);
+        let mut parts = Vec::new();
         // Wishes come in coarse steps, so that they seldom change and seldom need a write.
         let step = (rule.limit.limit / 128).max(1);
         for (other, entry) in &self.entries {
             let part = &entry.parts[index];
-            let speaks = entry.seq.is_some() && !entry.released;
-            if other != id && !(speaks && now.nanos < entry.expires) {
+            if other != id
+                && !(entry.speaks() && now.nanos < entry.expires.saturating_add(self.terms.report_every))
+            {
                 fixed = fixed.saturating_add(part.granted);
                 continue;
             }
@@ -137,11 +160,15 @@ impl Allocator {
             };
             let floor = if entry.floored { rule.limit.floor } else { 0 };
             let more = part.claim.more.div_ceil(step).saturating_mul(step);
+            asked = asked.saturating_add(held.saturating_add(part.claim.more));
+            parts.push((part.granted, part.granted.saturating_sub(held) < part.claim.need));
             demands.push(Demand {
                 weight: entry.weight,
                 wanted: held.saturating_add(more).min(rule.limit.limit).max(floor),
                 need: part.claim.need,
-                since: u64::MAX - part.claim.age_ms,
+                since: entry
+                    .heard_at
+                    .saturating_sub(part.claim.age_ms.saturating_mul(MILLISECOND)),
                 claim: part.claim.share,
             });
         }
@@ -150,7 +177,33 @@ impl Allocator {
         } else {
             u64::MAX
         };
-        let shares = split(capacity.saturating_sub(fixed), &demands, slack);
-        shares.get(mine).copied().unwrap_or(0)
+        let capacity = capacity.saturating_sub(fixed);
+        let shares = split(capacity, &demands, slack);
+        let share = shares.get(mine).copied().unwrap_or(0);
+        let since = demands.get(mine).map_or(0, |demand| demand.since);
+        let starved = demands.iter().zip(&shares).zip(&parts);
+        let starved = starved
+            .filter(|((demand, share), (granted, lacks))| *lacks && demand.since < since && granted < share);
+        let yielded = starved.map(|((demand, _), _)| demand.need);
+        let yielded = yielded.fold(0, u64::saturating_add);
+        // A holder that is alone has each renewal written: it must be worth it.
+        let (at_stake, part) = if self.witnessing.is_alone(id) {
+            (0, BRIEF / 2)
+        } else {
+            (share, BRIEF)
+        };
+        let lease = match rule.limit.window {
+            Window::Rolling(window)
+                if !rule.limit.window.is_long() && asked > capacity.saturating_sub(at_stake) =>
+            {
+                self.terms.shortest_lease.max(window / part)
+            }
+            _ => self.terms.lease,
+        };
+        Target {
+            share,
+            yielded,
+            lease,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What time does to an allocator's records: silent holders lose what they had, calendar windows begin.
 
-use super::{Allocator, Entry, MAX_HOLDERS, OTHERS};
-use crate::quota::{MILLISECOND, Now, Window};
+use super::{Allocator, Entry, Fading, MAX_HOLDERS, OTHERS};
+use crate::quota::{MILLISECOND, Nanos, Now, Window};
 
 impl Allocator {
     /// Forgets what silent holders can no longer have in use.
@@ -20,6 +20,18 @@ impl Allocator {
                     Window::None => 0,
                     Window::Calendar(_) => continue,
                 };
+                #[allow(unused_mut)]
+                let mut expires = entry.expires;
+                #[cfg(test)]
+                if self.fault == Some(crate::quota::simulation::Fault::TrustFades) {
+                    expires = 0;
+                }
+                let freed = Fading::freed(&mut part.fades, expires, now.nanos);
+                if freed > 0 {
+                    let floor = if entry.floored { rule.limit.floor } else { 0 };
+                    part.granted = part.granted.saturating_sub(freed).max(floor.min(part.granted));
+                    part.claim.held = part.claim.held.min(part.granted);
+                }
                 let after = self
                     .terms
                     .stretch(rule.limit.within_lost().saturating_add(window));
@@ -40,14 +52,30 @@ impl Allocator {
         });
     }
 
+    /// Whether the record is so old that its reader would begin much too late to count the time of silent holders: it counts from when it
+    /// reads it. Otherwise allocators that end again and again would never set anything free.
+    pub(super) fn is_stale(&self, now: Nanos) -> bool {
+        let age = now.saturating_sub(self.write_began);
+        self.entries
+            .values()
+            .filter(|entry| now >= entry.expires)
+            .any(|entry| {
+                self.rules.iter().zip(&entry.parts).any(|(rule, part)| {
+                    let window = match rule.limit.window {
+                        Window::Rolling(window) => window,
+                        Window::None => rule.limit.within_lost(),
+                        Window::Calendar(_) => return false,
+                    };
+                    part.granted > 0 && age >= (window / 32).max(self.terms.report_every)
+                })
+            })
+    }
+
     /// Begins calendar windows.
     pub(super) fn roll(&mut self, now: Now) {
         // A clock that runs ahead must not be believed alone: wait for those that may still speak.
-        if self
-            .entries
-            .values()
-            .any(|entry| entry.seq.is_none() && now.nanos < entry.expires)
-        {
+        let mut all = self.entries.values();
+        if all.any(|entry| entry.seq.is_none() && self.is_of_late(entry, now)) {
             return;
         }
         let unix_ms = self.agreed(now);
@@ -83,11 +111,16 @@ impl Allocator {
         let live = self
             .entries
             .values()
-            .filter(|entry| entry.seq.is_some() && now.nanos < entry.expires);
+            .filter(|entry| entry.speaks() && self.is_of_late(entry, now));
         let mut ahead: Vec<i64> = live.map(|entry| entry.clock_ahead_ms).collect();
         ahead.sort_unstable();
         let median = ahead.get(ahead.len().saturating_sub(1) / 2).copied().unwrap_or(0);
         now.unix_ms.saturating_add(median)
+    }
+
+    /// Whether this holder's lease is in force, or ended so lately that it may only be slow: a lease may be very short.
+    pub(super) fn is_of_late(&self, entry: &Entry, now: Now) -> bool {
+        now.nanos < entry.expires.saturating_add(self.terms.lease)
     }
 
     /// Whether one more holder can be recorded; adds silent ones up if they are too many.
@@ -113,13 +146,12 @@ impl Allocator {
             };
             match self.entries.get_mut(OTHERS) {
                 None => {
-                    self.entries.insert(
-                        OTHERS.to_owned(),
-                        Entry {
-                            released: true,
-                            ..gone
-                        },
-                    );
+                    let mut others = Entry {
+                        released: true,
+                        ..gone
+                    };
+                    others.parts.iter_mut().for_each(|part| part.fades.clear());
+                    self.entries.insert(OTHERS.to_owned(), others);
                 }
                 Some(others) => {
                     others.expires = others.expires.max(gone.expires);

@@ -6,6 +6,10 @@ use super::{Holder, Waiting};
 use crate::quota::window::Held;
 use crate::quota::{Claim, MILLISECOND, Nanos, Reply, Report, Resource};
 
+/// Entries of a report about what is given back when, in all; some 20 bytes each. What is in one entry is free when the last of it
+/// is, so fewer cost utilisation after a loss.
+const MAX_FADES: usize = 1_024;
+
 impl Holder {
     /// When the next report is due; none: when somebody was refused.
     pub fn next_report(&self) -> Option<Nanos> {
@@ -21,6 +25,13 @@ impl Holder {
         self.make_report(now, unix_ms, waiting, idle)
     }
 
+    /// Another allocator is elected: one that rests says that it is there, and can be a witness.
+    pub fn greet(&mut self, now: Nanos) {
+        if self.resting && !self.leaving {
+            self.next_report = Some(now);
+        }
+    }
+
     /// From now on nothing is admitted, and reports say so; this is the first.
     pub fn leave(&mut self, now: Nanos, unix_ms: i64) -> Report {
         self.leaving = true;
@@ -32,9 +43,11 @@ impl Holder {
             self.lease_until = 0;
         }
         let leased = now < self.lease_until;
+        let leased_ms = self.lease_until.saturating_sub(now).div_ceil(MILLISECOND);
         let elapsed = now.saturating_sub(self.interval_at);
         let full = elapsed >= self.terms.report_every / 2;
-        let mut limits = BTreeMap::new();
+        let (mut limits, mut fades) = (BTreeMap::new(), BTreeMap::new());
+        let most_fades = MAX_FADES / self.limits.len().max(1);
         for (i, local) in self.limits.iter_mut().enumerate() {
             local.held.advance(now);
             // What the lease gave is void without it.
@@ -64,13 +77,15 @@ impl Holder {
             };
             if !released {
                 let pace = local.pace.max(local.admitted).saturating_mul(2);
-                // What is lost with this process stays lost for long in a long window.
-                let most = if local.limit.window.is_long() {
-                    local.limit.limit / 128
+                // What is lost with this process stays lost for long in a long window: little more than what goes until the
+                // next grant, though much may wait for another limit.
+                let (slack, most) = if local.limit.window.is_long() {
+                    let part = local.limit.limit / 128;
+                    (part, part.max(pace.saturating_mul(2)))
                 } else {
-                    u64::MAX
+                    (u64::MAX, u64::MAX)
                 };
-                claim.more = pace.min(used / 16).min(most).saturating_add(local.largest);
+                claim.more = pace.min(used / 16).min(slack).saturating_add(local.largest);
                 for waiting in waiting.iter().filter(|waiting| waiting.requests > 0) {
                     if waiting.class.0 & (1 << i) != 0 {
                         let (total, largest) = match local.limit.resource {
@@ -82,8 +97,13 @@ impl Holder {
                         claim.age_ms = claim.age_ms.max(waiting.oldest / MILLISECOND);
                     }
                 }
+                claim.more = claim.more.min(most.max(claim.need).saturating_add(local.largest));
             }
             limits.insert(local.key.clone(), claim);
+            let fading = local.held.fades(now, most_fades);
+            if !fading.is_empty() {
+                fades.insert(local.key.clone(), fading);
+            }
         }
         if full {
             self.interval_at = now;
@@ -102,13 +122,25 @@ impl Holder {
             weight: self.weight,
             unix_ms,
             released,
+            leaving: self.leaving,
             floored: self.floored,
+            leased_ms: Some(leased_ms),
+            heard: self.heard,
             limits,
+            fades,
+            testimony: self
+                .testimony
+                .as_ref()
+                .and_then(|known| known.told(self.term, now, &self.terms)),
         }
     }
 
     fn spacing(&self) -> Nanos {
-        self.terms.report_every / if self.wanting { 4 } else { 1 }
+        let own = self.terms.report_every / if self.wanting { 4 } else { 1 };
+        match self.report_every {
+            0 => own,
+            wished => own.min(wished.max(self.terms.report_every / 16)),
+        }
     }
 
     /// Somebody was refused: report soon.
@@ -131,6 +163,7 @@ impl Holder {
             Reply::Term(term) => {
                 if *term > self.term {
                     self.term = *term;
+                    self.heard = None;
                     self.answered = true;
                     self.next_report = Some(now);
                 }
@@ -155,6 +188,18 @@ impl Holder {
         }
         self.answered = true;
         self.lease_until = lease_until;
+        self.heard = Some(grant.at);
+        self.report_every = grant.report_ms.saturating_mul(MILLISECOND);
+        let due = self.sent_at.saturating_add(self.spacing());
+        self.next_report = self.next_report.map(|next| next.min(due));
+        if self
+            .testimony
+            .as_ref()
+            .is_some_and(|known| known.is_before(self.term))
+        {
+            // This allocator has heard it.
+            self.testimony = None;
+        }
         self.floored |= grant.floored;
         let mut grew = false;
         for local in &mut self.limits {

@@ -35,6 +35,20 @@ impl Dice {
     }
 }
 
+/// The allocator's process ends, again and again: in turns its container, which comes back in the same pod, and the pod with its
+/// address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kills {
+    /// Between two.
+    pub(super) every: u64,
+    /// Until it, or another in its place, is there again.
+    pub(super) back_after: u64,
+    /// Until another one is elected where the machine says that nobody listens.
+    pub(super) elected_after: u64,
+    /// The same where packets are swallowed.
+    pub(super) missed_after: u64,
+}
+
 /// How a run is set up.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -59,7 +73,24 @@ pub(super) struct Plan {
     pub(super) midnight: u64,
     /// The provider's midnight is later by this many milliseconds.
     pub(super) provider_late_ms: i64,
+    pub(super) kills: Option<Kills>,
     pub(super) fault: Option<Fault>,
+}
+
+/// The time in which all slots have had a turn in both of their lines, where requests are as large as they can be.
+fn turns(limit: &Limit, slots: u64, within: u64) -> u64 {
+    let largest = match limit.resource {
+        Resource::Requests | Resource::Concurrency => 1,
+        Resource::InputTokens => 120,
+        Resource::OutputTokens => 200,
+        Resource::Tokens => 320,
+        Resource::NanoDollars => 2_160,
+    };
+    let window = match limit.window {
+        Window::Rolling(window) => window,
+        _ => 0,
+    };
+    (2 * slots).div_ceil((limit.limit / largest).max(1)) * (window + within)
 }
 
 /// A run in which anything may go wrong.
@@ -123,14 +154,16 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
         Window::Rolling(window) => window,
         _ => 0,
     });
-    // Until what was recorded of those that are gone is over, and a little.
-    let calm = 2 * lease + within + windows.max().unwrap_or(0) + 2 * SECOND;
+    // Until what was recorded of those that are gone is over, a turn for everybody, and a little.
+    let turns = limits.iter().map(|limit| turns(limit, slots as u64, within));
+    let calm = 2 * lease + within + windows.max().unwrap_or(0) + turns.max().unwrap_or(0) + 2 * SECOND;
     Plan {
         seed,
         slots,
         limits,
         terms: Terms {
             lease,
+            shortest_lease: lease / dice.between(1, 6),
             report_every: dice.between(50, 250) * MS,
             drift_ppm: 4_000,
             calendar_margin_ms: 2_500,
@@ -150,6 +183,7 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
             1_000 * SECOND
         },
         provider_late_ms: dice.below(301) as i64 - 150,
+        kills: None,
         fault,
     }
 }

@@ -1,59 +1,18 @@
 //! The world: processes, messages, the store, and what goes wrong with them.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap};
 
+use super::MS;
 use super::plan::{Dice, Plan};
-use super::{MIDNIGHT_MS, MS, ORIGIN};
 use crate::quota::provider_model::Counted as Counts;
 use crate::quota::*;
 
 mod acts;
 mod judge;
+mod process;
 
-struct Asked {
-    class: Class,
-    estimate: Amounts,
-    actual: Amounts,
-    since: u64,
-}
-
-struct Running {
-    ticket: Ticket,
-    actual: Amounts,
-    counted: bool,
-}
-
-/// An allocator in its process.
-struct Office {
-    /// Tells it from earlier ones of the same process.
-    number: u64,
-    allocator: Allocator,
-    record: Record<u64, Option<Checkpoint>>,
-}
-
-struct Process {
-    id: String,
-    up: bool,
-    /// Millionths by which its clock is fast.
-    fast_ppm: i64,
-    born: u64,
-    origin: u64,
-    clock: WallClock,
-    system_ahead_ms: i64,
-    holder: Holder,
-    allocator: Option<Office>,
-    /// The latest term that a holder was heard to speak to.
-    heard: u64,
-    /// The newest version of the store it has seen, and when.
-    seen: (u64, u64),
-    /// Which slot it takes for the allocator's.
-    leader: usize,
-    queue: VecDeque<Asked>,
-    running: BTreeMap<u64, Running>,
-    leaving: bool,
-    admitted_late: u64,
-}
+use process::{Asked, Office, Process, Running, mono, process, wall_ms};
 
 enum Event {
     Tick {
@@ -91,6 +50,24 @@ enum Event {
         slot: usize,
         version: u64,
     },
+    Vouch {
+        to: usize,
+        by: String,
+        slot: usize,
+        life: u64,
+        office: u64,
+        vouch: Vouch,
+    },
+    Vouched {
+        slot: usize,
+        life: u64,
+        office: u64,
+        holder: String,
+        seq: u64,
+        agreed: bool,
+    },
+    /// The allocator's process ends, for the nth time.
+    Kill(u64),
     Headers {
         slot: usize,
         life: u64,
@@ -201,6 +178,9 @@ impl World {
         world.after(0, Event::Elect { slot: 0 });
         if !world.plan.calm {
             world.trouble();
+        }
+        if let Some(kills) = world.plan.kills {
+            world.after(kills.every, Event::Kill(0));
         }
         world
     }
@@ -389,6 +369,49 @@ impl World {
             {
                 self.processes[slot].seen = (version, self.mono(slot));
             }
+            Event::Vouch {
+                to,
+                by,
+                slot,
+                life,
+                office,
+                vouch,
+            } if self.processes[to].up && self.processes[to].id == by => {
+                let now = self.mono(to);
+                let (holder, seq) = (vouch.holder.clone(), vouch.seq);
+                let agreed = self.processes[to].holder.vouch(vouch, now);
+                self.send(to, slot, || Event::Vouched {
+                    slot,
+                    life,
+                    office,
+                    holder: holder.clone(),
+                    seq,
+                    agreed,
+                });
+            }
+            Event::Vouched {
+                slot,
+                life,
+                office,
+                holder,
+                seq,
+                agreed,
+            } if self.alive(slot, life) => {
+                let now = self.clock(slot);
+                let office = self.processes[slot]
+                    .allocator
+                    .as_mut()
+                    .filter(|known| known.number == office);
+                if let Some(office) = office {
+                    let actions = if agreed {
+                        office.allocator.vouched(&holder, seq)
+                    } else {
+                        office.allocator.not_vouched(&holder, seq, now)
+                    };
+                    self.act(slot, slot, actions);
+                }
+            }
+            Event::Kill(nth) => self.kill(nth),
             Event::Headers { slot, life, request } if self.alive(slot, life) => {
                 let now = self.mono(slot);
                 let process = &mut self.processes[slot];
@@ -444,7 +467,11 @@ impl World {
             Event::Reopen { slot } if self.leader == slot => self.elect(slot),
             Event::Learn { slot, leader } => {
                 // In the calm nobody goes on believing an old tale.
-                self.processes[slot].leader = if self.is_calm() { self.leader } else { leader };
+                let leader = if self.is_calm() { self.leader } else { leader };
+                let now = self.mono(slot);
+                let process = &mut self.processes[slot];
+                process.leader = leader;
+                process.holder.greet(now);
             }
             Event::Cut { a, b, on: true } if a != b => self.cut.push((a, b)),
             Event::Cut { a, b, on: false } => self.cut.retain(|pair| *pair != (a, b)),
@@ -465,43 +492,5 @@ impl World {
 
     fn alive(&self, slot: usize, life: u64) -> bool {
         self.processes[slot].up && self.lives[slot] == life
-    }
-}
-
-fn mono(process: &Process, now: u64) -> u64 {
-    let passed = i128::from(now - process.born);
-    process.origin + (passed + passed * i128::from(process.fast_ppm) / 1_000_000) as u64
-}
-
-fn wall_ms(plan: &Plan, now: u64) -> i64 {
-    MIDNIGHT_MS + (now as i64 - plan.midnight as i64) / MS as i64
-}
-
-fn process(plan: &Plan, dice: &mut Dice, slot: usize, life: u64, now: u64) -> Process {
-    // Two clocks, each off by less than half of the drift.
-    let half = (plan.terms.drift_ppm * 99 / 200) as i64;
-    let fast_ppm = dice.below(2 * half as u64 + 1) as i64 - half;
-    let system_ahead_ms = dice.below(301) as i64 - 150;
-    let origin = ORIGIN + dice.below(1_000 * SECOND);
-    let id = format!("{slot}-{life}");
-    let mut holder = Holder::new(id.clone(), 1, &plan.limits, plan.terms, origin);
-    holder.fault = plan.fault;
-    Process {
-        id,
-        up: true,
-        fast_ppm,
-        born: now,
-        origin,
-        clock: WallClock::new(origin, wall_ms(plan, now) + system_ahead_ms),
-        system_ahead_ms,
-        holder,
-        allocator: None,
-        heard: 0,
-        seen: (0, origin),
-        leader: 0,
-        queue: VecDeque::new(),
-        running: BTreeMap::new(),
-        leaving: false,
-        admitted_late: 0,
     }
 }

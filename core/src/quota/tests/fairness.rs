@@ -8,7 +8,7 @@ fn headers_correct_downwards_for_a_while() {
         requests(60, 60),
         Limit {
             name: "rph".to_owned(),
-            ..requests(1_000, 3_600)
+            ..requests(100_000, 3_600)
         },
     ];
     let (mut office, mut one) = (Office::new(&limits), holder("a", &limits));
@@ -189,6 +189,8 @@ fn admission_is_cheap() {
         term: 0,
         seq: 1,
         lease_ms: 1 << 40,
+        at: 0,
+        report_ms: 0,
         floored: false,
         limits: limits.iter().map(|limit| (limit.key(), share)).collect(),
     };

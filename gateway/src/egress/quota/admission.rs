@@ -173,6 +173,11 @@ impl Admission {
         Due { report, at }
     }
 
+    /// Another gateway deals out.
+    pub(super) fn greet(&self) {
+        self.with(|state, now| state.holder.greet(now));
+    }
+
     /// Takes the allocator's answer.
     pub(super) fn take(&self, reply: &Reply) {
         let now = self.clock.nanos();
@@ -313,10 +318,10 @@ impl Admission {
         self.with(|state, now| {
             let (limit, until) = state.lines.blocked(joined.class).unwrap_or((0, None));
             let after = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
-            let why = if state.holder.has_lease(now) {
-                why
-            } else {
+            let why = if state.holder.is_cut_off(now) {
                 Why::NoShare
+            } else {
+                why
             };
             state.refuse(&self.provider, &joined.pool, limit, why, after, now)
         })

@@ -1,6 +1,7 @@
 //! The two clocks that quotas need: a monotonic one for everything, and a steered wall clock for windows of the calendar.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flotilla_core::quota::{Nanos, Now, WallClock};
@@ -14,6 +15,8 @@ const ORIGIN: Nanos = 40 * 86_400 * 1_000_000_000;
 #[derive(Clone)]
 pub struct Clock {
     origin: Instant,
+    /// How long the machine had been suspended before the origin, and the longest since then that was seen; milliseconds.
+    suspended: (u64, Arc<AtomicU64>),
     wall: Arc<Mutex<WallClock>>,
     system: Arc<dyn Fn() -> i64 + Send + Sync>,
 }
@@ -31,15 +34,24 @@ impl Clock {
     pub fn new(system: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
         Self {
             origin: Instant::now(),
+            suspended: (suspended_ms(), Arc::default()),
             wall: Arc::new(Mutex::new(WallClock::new(ORIGIN, system()))),
             system: Arc::new(system),
         }
     }
 
-    /// The monotonic clock.
+    /// The monotonic clock. It goes on while the machine is suspended, which timers do not: a lease must not outlast its
+    /// suspension.
     #[inline]
     pub fn nanos(&self) -> Nanos {
-        let since = self.origin.elapsed();
+        let (before, seen) = &self.suspended;
+        let suspended = suspended_ms().saturating_sub(*before);
+        let known = seen.load(Ordering::Relaxed);
+        if suspended > known {
+            seen.fetch_max(suspended, Ordering::Relaxed);
+        }
+        // It is read by two clocks, a moment apart: it must not go back by a millisecond.
+        let since = self.origin.elapsed() + Duration::from_millis(suspended.max(known));
         let nanos = since.as_secs().saturating_mul(1_000_000_000);
         ORIGIN + nanos + u64::from(since.subsec_nanos())
     }
@@ -74,10 +86,29 @@ impl Clock {
     }
 }
 
+/// How long this machine has been suspended since it was started, in milliseconds.
+#[cfg(target_os = "linux")]
+fn suspended_ms() -> u64 {
+    use rustix::time::{ClockId, clock_gettime};
+    let millis = |id| {
+        let time = clock_gettime(id);
+        time.tv_sec
+            .saturating_mul(1_000)
+            .saturating_add(time.tv_nsec / 1_000_000)
+    };
+    let monotonic = millis(ClockId::Monotonic);
+    u64::try_from(millis(ClockId::Boottime).saturating_sub(monotonic)).unwrap_or(0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn suspended_ms() -> u64 {
+    0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::sync::atomic::AtomicI64;
 
     #[tokio::test(start_paused = true)]
     async fn a_jump_of_the_system_clock_is_hardly_seen() {

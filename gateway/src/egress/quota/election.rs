@@ -3,11 +3,15 @@
 //! The election is for liveness only: two that believe to be elected cannot give out a unit twice, because both must write
 //! the record (see [`flotilla_core::quota`]). So it can be simple. A holder renews; the others look when it is time, or at
 //! once when they cannot reach the holder. A holder is judged dead when its record has not changed for as long as it
-//! promised, on the looker's own clock. Without a quota in the namespace nobody takes part.
+//! promised, on the looker's own clock; earlier where a report to it failed: at once when its process has ended (its pod is gone,
+//! or its machine says that nobody listens), and when it is silent and has missed a renewal. A gateway that cannot reach a
+//! holder which is well must not depose it again and again: it does so at most once in [`HURRY_PAUSE`], and not after it was
+//! deposed itself. Without a quota in the namespace nobody takes part.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +23,47 @@ use super::store::{Claim, Store, StoreError};
 const RETRY: Duration = Duration::from_millis(500);
 /// Shortest pause between two looks, however often one is asked for.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
+/// After this gateway has taken the Lease before its time, or lost it, it waits for others' claims to end.
+const HURRY_PAUSE: Duration = Duration::from_secs(30);
+
+/// What a report that failed says of the gateway that it went to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Its process has ended.
+    Ended,
+    /// It was not reached, or did not answer.
+    Silent,
+}
+
+/// How those that report and the election speak to each other.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    notify: Notify,
+    doubt: Mutex<Option<(String, Doubt)>>,
+}
+
+impl Look {
+    /// The election is to look, and this is why.
+    pub(super) fn at_once(&self, doubt: Option<(&str, Doubt)>) {
+        if let Some((pod, doubt)) = doubt {
+            *self.doubt.lock() = Some((pod.to_owned(), doubt));
+        }
+        self.notify.notify_one();
+    }
+
+    /// The gateway in this pod has answered.
+    pub(super) fn reached(&self, pod: &str) {
+        self.doubt.lock().take_if(|(doubted, _)| doubted == pod);
+    }
+
+    fn about(&self, pod: &str) -> Option<Doubt> {
+        let doubt = self.doubt.lock();
+        doubt
+            .as_ref()
+            .filter(|(doubted, _)| doubted == pod)
+            .map(|(_, doubt)| *doubt)
+    }
+}
 
 /// Who is elected, as far as this gateway knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,30 +108,36 @@ pub(super) struct Candidate {
     store: Arc<dyn Store>,
     pod: String,
     pace: Pace,
+    look: Arc<Look>,
     seen: Option<Seen>,
     leader: watch::Sender<Leader>,
+    /// Until then others' claims are waited for.
+    patient_until: Option<Instant>,
 }
 
 impl Candidate {
-    pub(super) fn new(store: Arc<dyn Store>, pod: &str, pace: Pace) -> (Self, watch::Receiver<Leader>) {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        pod: &str,
+        pace: Pace,
+        look: Arc<Look>,
+    ) -> (Self, watch::Receiver<Leader>) {
         let (sender, receiver) = watch::channel(Leader::Nobody);
         let candidate = Self {
             store,
             pod: pod.to_owned(),
             pace,
+            look,
             seen: None,
             leader: sender,
+            patient_until: None,
         };
         (candidate, receiver)
     }
 
-    /// Takes part while `wanted`, until `stop`; looks at once when `look` is notified.
-    pub(super) async fn run(
-        mut self,
-        mut wanted: watch::Receiver<bool>,
-        look: Arc<Notify>,
-        stop: CancellationToken,
-    ) {
+    /// Takes part while `wanted`, until `stop`; looks at once when it is asked to.
+    pub(super) async fn run(mut self, mut wanted: watch::Receiver<bool>, stop: CancellationToken) {
+        let look = self.look.clone();
         let mut failing = false;
         loop {
             if !*wanted.borrow_and_update() {
@@ -119,7 +170,7 @@ impl Candidate {
                 biased;
                 () = stop.cancelled() => return self.vacate().await,
                 () = tokio::time::sleep(pause.saturating_sub(MIN_PAUSE)) => {}
-                () = look.notified() => {}
+                () = look.notify.notified() => {}
                 changed = wanted.changed() => if changed.is_err() { return },
             }
         }
@@ -143,19 +194,43 @@ impl Candidate {
                 Seen { claim, since }
             });
         }
+        let mut hurries = false;
         if let Some(Seen { claim, since }) = &self.seen
             && !claim.holder.is_empty()
             && claim.holder != self.pod
         {
-            let end = *since + Duration::from_secs(claim.seconds.into());
-            let left = end.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
+            let lasts = Duration::from_secs(claim.seconds.into());
+            let believed = self.believed(&claim.holder, lasts);
+            let left = |lasts: Duration| (*since + lasts).saturating_duration_since(Instant::now());
+            if !left(believed).is_zero() {
                 self.publish(Leader::Other(claim.holder.clone()));
-                return Ok(left.min(self.pace.renew));
+                return Ok(left(believed).min(self.pace.renew));
+            }
+            hurries = !left(lasts).is_zero();
+            if hurries {
+                info!(
+                    holder = claim.holder,
+                    "cannot be reached; taking its place before its claim ends"
+                );
             }
         }
         self.claim().await?;
+        if hurries && self.is_mine() {
+            self.patient_until = Some(Instant::now() + HURRY_PAUSE);
+        }
         Ok(self.pace.renew)
+    }
+
+    /// How long after its renewal was seen a claim of `lasts` by another pod is waited for.
+    fn believed(&self, pod: &str, lasts: Duration) -> Duration {
+        if self.patient_until.is_some_and(|until| Instant::now() < until) {
+            return lasts;
+        }
+        match self.look.about(pod) {
+            Some(Doubt::Ended) => Duration::ZERO,
+            Some(Doubt::Silent) => lasts.min(self.pace.renew * 3 / 2),
+            None => lasts,
+        }
     }
 
     /// Takes the Lease, or renews it.
@@ -181,6 +256,9 @@ impl Candidate {
             }
             Err(StoreError::Conflict) => {
                 self.seen = None;
+                if *self.leader.borrow() == Leader::Me {
+                    self.patient_until = Some(Instant::now() + HURRY_PAUSE);
+                }
                 self.publish(Leader::Nobody);
                 Ok(())
             }
@@ -237,15 +315,15 @@ mod tests {
     struct Running {
         leader: watch::Receiver<Leader>,
         wanted: watch::Sender<bool>,
-        look: Arc<Notify>,
+        look: Arc<Look>,
         stop: CancellationToken,
     }
 
     fn start(store: &Arc<Memory>, pod: &str) -> Running {
-        let (candidate, leader) = Candidate::new(store.clone(), pod, Pace::default());
+        let (look, stop) = (Arc::new(Look::default()), CancellationToken::new());
+        let (candidate, leader) = Candidate::new(store.clone(), pod, Pace::default(), look.clone());
         let (wanted, wants) = watch::channel(true);
-        let (look, stop) = (Arc::new(Notify::new()), CancellationToken::new());
-        tokio::spawn(candidate.run(wants, look.clone(), stop.clone()));
+        tokio::spawn(candidate.run(wants, stop.clone()));
         Running {
             leader,
             wanted,
@@ -283,7 +361,7 @@ mod tests {
         two.stop.cancel();
         becomes(&mut two, Leader::Nobody).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
-        one.look.notify_one();
+        one.look.at_once(None);
         let took = becomes(&mut one, Leader::Me).await;
         assert!(took < Duration::from_secs(1), "{took:?}");
         one.wanted.send_replace(false);
@@ -293,5 +371,45 @@ mod tests {
             Some(String::new()),
             "without quotas nobody holds it"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_nobody_listens_at_is_replaced_at_once_and_a_silent_one_when_it_misses_a_renewal() {
+        for (doubt, least, most) in [(Doubt::Ended, 0, 1), (Doubt::Silent, 1, 5)] {
+            let store = Arc::new(Memory::default());
+            let mut one = start(&store, "g-1");
+            becomes(&mut one, Leader::Me).await;
+            let mut two = start(&store, "g-2");
+            becomes(&mut two, Leader::Other("g-1".into())).await;
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            drop(one.wanted);
+            two.look.at_once(Some(("g-1", doubt)));
+            let took = becomes(&mut two, Leader::Me).await;
+            let expected = Duration::from_secs(least)..Duration::from_secs(most);
+            assert!(expected.contains(&took), "{doubt:?}: {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_that_cannot_reach_each_other_do_not_depose_each_other_for_ever() {
+        let store = Arc::new(Memory::default());
+        let mut one = start(&store, "g-1");
+        becomes(&mut one, Leader::Me).await;
+        let mut two = start(&store, "g-2");
+        becomes(&mut two, Leader::Other("g-1".into())).await;
+        let transitions = || async {
+            let claim = store.claim().await.expect("in memory").expect("it is held");
+            claim.transitions
+        };
+        for _ in 0..200 {
+            two.look.at_once(Some(("g-1", Doubt::Ended)));
+            one.look.at_once(Some(("g-2", Doubt::Ended)));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(transitions().await, 1, "in 20 s");
+        two.look.reached("g-1");
+        one.look.reached("g-2");
+        assert_eq!(*two.leader.borrow(), Leader::Me);
+        assert_eq!(*one.leader.borrow(), Leader::Other("g-2".into()));
     }
 }

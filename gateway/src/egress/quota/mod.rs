@@ -4,7 +4,7 @@
 //!  agent ─► admission (lease, line, estimate) ─► provider
 //!               │ reporter: report, once a second while there is use
 //!               ▼
-//!           link ─ this gateway is elected ─► office: one allocator per provider
+//!           link ─ this gateway is elected ─► office: one allocator per provider ─► POST /quota/v1/vouch to its witness
 //!                └ another is ─ POST /quota/v1/report to its admin port ─► its office
 //!                                                 │
 //!  election ◄── Lease flotilla-quota              └─► ConfigMap flotilla-quota, before anything is granted
@@ -41,21 +41,21 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use admission::{Admission, Ask, Permit, Used};
 pub use clock::Clock;
 pub use counts::WAIT_BUCKETS;
 pub use election::{Leader, Pace};
-pub use link::{Http, Message, PATH, Transport};
+pub use link::{Http, Message, PATH, SendError, Transport, VOUCH_PATH, Word};
 pub use refusal::{Refused, Why};
 pub use store::Store;
 
 use crate::config::Config;
 use crate::peers::Peers;
 use crate::reply::{Outgoing, Refusal, held};
-use election::Candidate;
+use election::{Candidate, Look};
 use link::{Link, MAX_BYTES};
 use office::{Known, Limits, Office};
 
@@ -130,10 +130,11 @@ impl Quotas {
         let (limits, limits_seen) = watch::channel(Limits::new());
         let (wanted, wants) = watch::channel(false);
         let (inbox, asked) = mpsc::channel(INBOX);
-        let look = Arc::new(Notify::new());
+        let look = Arc::new(Look::default());
         let known = Arc::new(Known::default());
-        let (candidate, leader) = Candidate::new(store.clone(), &pod, pace);
-        tokio::spawn(candidate.run(wants, look.clone(), stop.child_token()));
+        let (candidate, leader) = Candidate::new(store.clone(), &pod, pace, look.clone());
+        tokio::spawn(candidate.run(wants, stop.child_token()));
+        let identity = format!("{pod}/{instance}");
         let office = Office {
             store,
             clock: clock.clone(),
@@ -143,6 +144,8 @@ impl Quotas {
             asked,
             peers: peers.clone(),
             known: known.clone(),
+            transport: transport.clone(),
+            process: format!("{identity}/"),
             heard: BTreeMap::new(),
         };
         let closed = stop.clone();
@@ -153,7 +156,7 @@ impl Quotas {
             }
         });
         Arc::new(Self {
-            identity: format!("{pod}/{instance}"),
+            identity,
             within,
             terms,
             clock,
@@ -367,7 +370,7 @@ impl Quotas {
         let _ = tokio::time::timeout(LEAVE_LIMIT, given_up).await;
     }
 
-    /// Answers a report of another gateway.
+    /// Answers another gateway: its report, or its word for a witness.
     pub async fn handle(&self, request: Request<Incoming>, client: SocketAddr) -> Response<Outgoing> {
         let refused = |status, sentence: &str| held(status, TEXT, format!("{sentence}\n"));
         if request.method() != Method::POST {
@@ -379,6 +382,7 @@ impl Quotas {
                 "only gateways of this namespace report here",
             );
         }
+        let is_word = request.uri().path() == VOUCH_PATH;
         let body = match Limited::new(request.into_body(), MAX_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
             Err(_) => {
@@ -388,9 +392,24 @@ impl Quotas {
                 );
             }
         };
+        let malformed = |error: serde_json::Error| {
+            refused(StatusCode::BAD_REQUEST, &format!("this is no report: {error}"))
+        };
+        if is_word {
+            return match serde_json::from_slice(&body) {
+                Ok(word) => {
+                    if self.vouch(word) {
+                        held(StatusCode::NO_CONTENT, TEXT, "")
+                    } else {
+                        refused(StatusCode::CONFLICT, "this gateway is no witness for that")
+                    }
+                }
+                Err(error) => malformed(error),
+            };
+        }
         let message: Message = match serde_json::from_slice(&body) {
             Ok(message) => message,
-            Err(error) => return refused(StatusCode::BAD_REQUEST, &format!("this is no report: {error}")),
+            Err(error) => return malformed(error),
         };
         match self.answer(message).await {
             Some(Some(reply)) => match serde_json::to_vec(&reply) {
@@ -403,6 +422,16 @@ impl Quotas {
                 "this gateway does not deal out quotas",
             ),
         }
+    }
+
+    /// Remembers what the gateway that deals out says of its own use; false if this one is no witness for it.
+    pub fn vouch(&self, word: Word) -> bool {
+        let Word { provider, by, vouch } = word;
+        let admissions = self.admissions.load();
+        let Some(Ok(admission)) = admissions.get(&provider) else {
+            return false;
+        };
+        admission.with(|state, now| state.holder.id() == by && state.holder.vouch(vouch, now))
     }
 
     /// The answer to another gateway's report, if there is one; none at all where this gateway is not elected.

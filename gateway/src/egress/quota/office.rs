@@ -4,14 +4,16 @@
 //! say by then, so any number of providers costs one write per round trip. Whether a write whose answer got lost was done,
 //! and whether another gateway writes, is told by what is found ([`Record`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::quota::{
     Action, Allocator, Checkpoint, Found, Limit, Nanos, Record, Reply, Report, Terms, Usage,
 };
+use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -19,8 +21,13 @@ use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::election::Leader;
+use super::link::Transport;
 use super::store::{Contents, Store, StoreError, Version};
 use crate::peers::Peers;
+
+mod witness;
+
+use witness::Said;
 
 /// Pause after a failed read.
 const RETRY: Duration = Duration::from_millis(300);
@@ -29,6 +36,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// Entries of providers that are gone are kept in case these come back, unless the record is longer than this; an object
 /// may have 1 MiB.
 const MAX_BYTES: usize = 512 * 1024;
+/// Processes that are remembered as ended.
+const MAX_ENDED: usize = 1_024;
 /// A record that cannot be read is not overwritten before the longest month has passed where a limit is for a day or
 /// more.
 const LONG: Duration = Duration::from_secs(31 * 86_400);
@@ -68,6 +77,9 @@ pub(super) struct Office {
     pub(super) asked: mpsc::Receiver<Asked>,
     pub(super) peers: Arc<Peers>,
     pub(super) known: Arc<Known>,
+    pub(super) transport: Arc<dyn Transport>,
+    /// What ids of this process's holders begin with.
+    pub(super) process: String,
     /// Terms that were heard of, by provider.
     pub(super) heard: BTreeMap<String, u64>,
 }
@@ -145,6 +157,8 @@ impl Office {
             batch: Vec::new(),
             closed_until: BTreeMap::new(),
             leaving: Vec::new(),
+            ended: BTreeSet::new(),
+            witnesses: FuturesUnordered::new(),
             overtaken: false,
             office: self,
         };
@@ -176,6 +190,10 @@ struct Session<'a> {
     closed_until: BTreeMap<String, Instant>,
     /// Holders that gave everything back and wait until that is written, so that they may end.
     leaving: Vec<oneshot::Sender<Reply>>,
+    /// Processes that were replaced by another in the same pod: a late report of theirs says nothing.
+    ended: BTreeSet<String>,
+    /// Witnesses that are asked.
+    witnesses: FuturesUnordered<BoxFuture<'static, Said>>,
     overtaken: bool,
     office: &'a mut Office,
 }
@@ -219,6 +237,7 @@ impl Session<'_> {
                     Ok(()) => self.follow_limits(),
                     Err(_) => return Closed::Stopped,
                 },
+                Some(said) = self.witnesses.next() => self.hear(said),
                 _ = ticks.tick() => self.tick(),
             }
             if self.overtaken {
@@ -270,7 +289,8 @@ impl Session<'_> {
         };
         let now = self.office.clock.now();
         let seen = self.written_at.get(&provider).copied().unwrap_or(self.read_at);
-        let mut allocator = Allocator::new(&limits, self.office.terms, checkpoint.as_ref(), seen, now);
+        let mut allocator = Allocator::new(&limits, self.office.terms, checkpoint.as_ref(), seen, now)
+            .beside(self.office.process.clone());
         if let Some(term) = self.office.heard.get(&provider) {
             allocator = allocator.after(*term);
         }
@@ -289,6 +309,9 @@ impl Session<'_> {
             answer,
         } = asked;
         let now = self.office.clock.now();
+        if process_of(&report.holder).is_some_and(|process| self.ended.contains(process)) {
+            return;
+        }
         let Some(desk) = self.desks.get_mut(&provider) else {
             return;
         };
@@ -300,6 +323,9 @@ impl Session<'_> {
             .collect();
         for other in replaced {
             desk.allocator.gone(&other, now);
+            if self.ended.len() < MAX_ENDED {
+                self.ended.extend(process_of(&other).map(str::to_owned));
+            }
         }
         if report.released {
             self.leaving.push(answer);
@@ -323,6 +349,7 @@ impl Session<'_> {
                         let _ = answer.send(reply);
                     }
                 }
+                Action::Vouch(by, vouch) => self.ask(provider, by, vouch),
                 Action::StepDown(term) => {
                     let heard = self.office.heard.entry(provider.to_owned()).or_default();
                     *heard = term.max(*heard);
@@ -462,14 +489,15 @@ fn pod_of(holder: &str) -> Option<&str> {
     holder.split('/').next().filter(|pod| !pod.is_empty())
 }
 
+/// The process of a holder: pod and instance.
+fn process_of(holder: &str) -> Option<&str> {
+    holder.rsplit_once('/').map(|(process, _)| process)
+}
+
 /// Whether `newer` is of another process in the same pod than `older`, which has ended then.
 fn is_replaced(older: &str, newer: &str) -> bool {
-    let process = |holder: &str| {
-        let mut parts = holder.split('/').map(str::to_owned);
-        Some((parts.next()?, parts.next()?))
+    let (Some(pod), Some(process)) = (pod_of(older), process_of(older)) else {
+        return false;
     };
-    match (process(older), process(newer)) {
-        (Some((pod, instance)), Some((same, other))) => pod == same && instance != other,
-        _ => false,
-    }
+    pod_of(newer) == Some(pod) && process_of(newer).is_some_and(|newer| newer != process)
 }

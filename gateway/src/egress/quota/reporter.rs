@@ -11,6 +11,7 @@ use super::link::Link;
 
 /// Until `stop`.
 pub(super) async fn run(admission: Arc<Admission>, link: Link, stop: CancellationToken) {
+    let mut leader = link.leader.clone();
     let mut pending: Option<BoxFuture<'static, Option<Reply>>> = None;
     loop {
         let due = admission.tick(pending.is_none());
@@ -39,6 +40,7 @@ pub(super) async fn run(admission: Arc<Admission>, link: Link, stop: Cancellatio
                     admission.take(&reply);
                 }
             }
+            Ok(()) = leader.changed() => admission.greet(),
             () = admission.changed() => {}
             () = timer => {}
         }

@@ -79,29 +79,66 @@ async fn killing_whoever_deals_it_out_gives_nothing_out_twice() {
     for round in 0..12u64 {
         tokio::time::sleep(20 * SECOND).await;
         let Some(elected) = world.elected() else { continue };
-        world.kill(&elected);
+        // A container is restarted under its pod's name; a pod that was deleted comes back under another.
+        let pod = if round % 2 == 0 {
+            world.kill(&elected);
+            elected
+        } else {
+            world.vanish(&elected);
+            format!("g-{}", 10 + round)
+        };
         // The system's clocks jump as well; only windows of the calendar would care.
         world
             .clock_error
             .store((round as i64 - 6) * 3_600_000, Ordering::SeqCst);
         tokio::time::sleep(SECOND).await;
-        // A container is restarted under its pod's name; a pod that was deleted comes back under another.
-        let pod = if round % 2 == 0 {
-            elected
-        } else {
-            format!("g-{}", 10 + round)
-        };
         world.start(&pod, &[load("support", 15)]);
     }
     tokio::time::sleep(20 * SECOND).await;
     let most = world.provider.most(WINDOW);
-    let used = utilisation(&world, 600, WINDOW, 260 * SECOND);
+    // Whole windows: what goes in bursts comes round once in each.
+    let used = utilisation(&world, 600, WINDOW, 4 * WINDOW);
     println!(
         "killed 12 times: at most {most} of 600 in 60 s, {used:.1} % used, {} refused",
         world.refused()
     );
     assert!(most <= 600, "{most}");
+    assert!(used >= 95.0, "{used:.1} %");
     assert_eq!(world.refused(), 0, "they wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_loss_of_the_gateway_that_has_nearly_all_leaves_enough_for_the_others() {
+    // Five of six requests a second that there are, so that nobody waits before the loss; where the other has none it rests.
+    for others in [0u32, 30, 150] {
+        let quota = json!({"name": "rps", "resource": "Requests", "limit": 60, "windowSeconds": 10});
+        let mut world = World::new(quota);
+        world.start("g-0", &[]);
+        tokio::time::sleep(SECOND).await;
+        world.start("g-1", &[]);
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(world.elected().as_deref(), Some("g-0"));
+        let streams: Vec<_> = [("g-0", 300 - others), ("g-1", others)]
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(pod, count)| world.stream(pod, WINDOW / count, 30 * SECOND, count))
+            .collect();
+        tokio::time::sleep(20 * SECOND).await;
+        world.vanish("g-0");
+        tokio::time::sleep(SECOND).await;
+        world.start("h-0", &[]);
+        for stream in streams {
+            stream.await.unwrap();
+        }
+        let most = world.provider.most(10 * SECOND);
+        let all = world.provider.between(Duration::ZERO, 200 * SECOND);
+        println!(
+            "{others} of 300 at the other: at most {most} of 60 in 10 s, {all} answered, {} refused",
+            world.refused()
+        );
+        assert!(most <= 60, "{others}: {most}");
+        assert_eq!((all, world.refused()), (300, 0), "{others}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

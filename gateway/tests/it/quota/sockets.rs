@@ -9,16 +9,22 @@ use std::time::{Duration, Instant};
 use flotilla_gateway::config::watch::Freshness;
 use flotilla_gateway::config::{Config, Quota};
 use flotilla_gateway::egress::quota::PATH;
-use flotilla_gateway::egress::quota::store::{Memory, Store};
+use flotilla_gateway::egress::quota::store::{Claim, Memory, Store};
 use flotilla_gateway::{Gateway, Settings};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::support::{Agent, Body, Client, fresh_ip, full, get, post, provider, request, settings};
+
+fn admin_port() -> u16 {
+    static PORT: AtomicU16 = AtomicU16::new(19_090);
+    PORT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// Gateways of one namespace: their admin port is the same, on addresses of their own.
 struct Namespace {
@@ -28,10 +34,27 @@ struct Namespace {
 
 impl Namespace {
     async fn start(count: usize, at: &Agent, quotas: serde_json::Value) -> Self {
-        static PORT: AtomicU16 = AtomicU16::new(19_090);
-        let port = PORT.fetch_add(1, Ordering::Relaxed);
+        Self::start_with(count, at, quotas, admin_port(), None).await
+    }
+
+    /// `lost`: the address of a gateway that was elected and does not answer any more.
+    async fn start_with(
+        count: usize,
+        at: &Agent,
+        quotas: serde_json::Value,
+        port: u16,
+        lost: Option<IpAddr>,
+    ) -> Self {
         let quotas: Vec<Quota> = serde_json::from_value(quotas).unwrap();
         let store: Arc<dyn Store> = Arc::new(Memory::default());
+        if lost.is_some() {
+            let claim = Claim {
+                holder: "lost".to_owned(),
+                seconds: 10,
+                ..Claim::default()
+            };
+            store.put_claim(claim).await.unwrap();
+        }
         let agent = fresh_ip();
         let mut main = provider(format!("http://{}/v1", at.address), None);
         main.quotas = quotas;
@@ -49,6 +72,7 @@ impl Namespace {
             gateway_pods: all
                 .iter()
                 .map(|settings| (settings.pod.clone(), settings.listen))
+                .chain(lost.map(|address| ("lost".to_owned(), address)))
                 .collect(),
             providers: [("main".to_owned(), main)].into(),
             ..Config::default()
@@ -172,6 +196,41 @@ async fn three_gateways_hold_one_quota_and_agents_see_no_refusal() {
         "flotilla_gateway_quota_requests_total{provider=\"main\",pool=\"support\",result=\"waited\"}",
     ] {
         assert!(metrics.contains(name), "{name}: {metrics}");
+    }
+}
+
+/// An address as that of a pod that is gone: packets to it are swallowed. The kernel takes the first connections, and nobody
+/// answers on them; when their queue is `full`, it drops the packets that would open another.
+async fn swallowing(address: SocketAddr, full: bool) -> (tokio::net::TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(address).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let mut queued = Vec::new();
+    if full {
+        let connect = || tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address));
+        while let Ok(stream) = connect().await {
+            queued.push(stream.unwrap());
+            assert!(queued.len() < 100, "its queue is never full");
+        }
+    }
+    (listener, queued)
+}
+
+#[tokio::test]
+async fn one_whose_packets_are_swallowed_is_replaced_before_its_claim_ends() {
+    for full in [false, true] {
+        let (at, counted) = counting().await;
+        let (lost, port) = (fresh_ip(), admin_port());
+        let _silent = swallowing(SocketAddr::new(lost, port), full).await;
+        let quota = json!([{"name": "rps", "resource": "Requests", "limit": 30, "windowSeconds": 2}]);
+        let namespace = Namespace::start_with(2, &at, quota, port, Some(lost)).await;
+        for number in 0..2 {
+            let mut client = Client::connect_from(namespace.agent, namespace.egress(number)).await;
+            // The claim of the lost one lasts for 10 s.
+            let answer = client.send(chat(Some("9"))).await.unwrap();
+            assert_eq!(answer.status, StatusCode::OK, "{full}: {}", answer.text());
+        }
+        assert_eq!(counted.lock().len(), 2);
     }
 }
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 use flotilla_core::quota::{Reply, Terms};
 use flotilla_gateway::config::{Config, Quota};
 use flotilla_gateway::egress::quota::store::{Claim, Contents, Memory, StoreError, Version};
-use flotilla_gateway::egress::quota::{Ask, Clock, Message, Pace, Quotas, Setup, Store, Transport, Used};
+use flotilla_gateway::egress::quota::{
+    Ask, Clock, Message, Pace, Quotas, SendError, Setup, Store, Transport, Used, Word,
+};
 use flotilla_gateway::peers::Peers;
 use futures::future::BoxFuture;
 use http::{HeaderMap, StatusCode};
@@ -18,8 +20,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The longest time in which the provider answers.
-pub const WITHIN: Duration = Duration::from_secs(5);
+/// The longest time in which the provider answers, as gateways have it by default.
+const WITHIN: Duration = Duration::from_secs(600);
+/// Until a pod that was deleted is in nobody's list of gateways any more.
+const NOTICED: Duration = Duration::from_secs(1);
 
 /// The store as one gateway reaches it.
 #[derive(Debug)]
@@ -69,6 +73,7 @@ impl Store for Reach {
 #[derive(Default)]
 struct Network {
     gateways: Mutex<BTreeMap<String, Arc<Quotas>>>,
+    /// Addresses from which nothing comes back: packets are dropped, not refused.
     cut: Mutex<BTreeSet<String>>,
 }
 
@@ -76,24 +81,46 @@ struct Network {
 struct Wire {
     from: String,
     network: Arc<Network>,
+    peers: Arc<Peers>,
+}
+
+impl Wire {
+    async fn reach(&self, pod: &str) -> Result<Arc<Quotas>, SendError> {
+        if self.peers.has_left(pod) {
+            return Err(SendError::Ended("its pod is gone".into()));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let is_cut = {
+            let cut = self.network.cut.lock();
+            cut.contains(pod) || cut.contains(&self.from)
+        };
+        if is_cut {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        let gateway = self.network.gateways.lock().get(pod).cloned();
+        gateway.ok_or_else(|| SendError::Ended("connection refused".into()))
+    }
 }
 
 impl Transport for Wire {
-    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, String>> {
+    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, SendError>> {
         Box::pin(async move {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            let is_cut = {
-                let cut = self.network.cut.lock();
-                cut.contains(pod) || cut.contains(&self.from)
-            };
-            if is_cut {
-                tokio::time::sleep(Duration::from_secs(60)).await;
-            }
-            let gateway = self.network.gateways.lock().get(pod).cloned();
-            let gateway = gateway.ok_or("connection refused")?;
-            let reply = gateway.answer(message).await.ok_or("not elected")?;
+            let gateway = self.reach(pod).await?;
+            let reply = gateway.answer(message).await;
+            let reply = reply.ok_or_else(|| SendError::Unwilling("not elected".into()))?;
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(reply)
+        })
+    }
+
+    fn vouch<'a>(&'a self, pod: &'a str, word: Word) -> BoxFuture<'a, Result<(), SendError>> {
+        Box::pin(async move {
+            let gateway = self.reach(pod).await?;
+            let agreed = gateway.vouch(word);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            agreed
+                .then_some(())
+                .ok_or_else(|| SendError::Unwilling("no witness".into()))
         })
     }
 }
@@ -154,6 +181,7 @@ pub struct World {
     store: Arc<Memory>,
     network: Arc<Network>,
     peers: Arc<Peers>,
+    pods: Arc<Mutex<BTreeSet<String>>>,
     lives: u64,
     weighs: bool,
 }
@@ -183,6 +211,7 @@ impl World {
             store: Arc::default(),
             network: Arc::default(),
             peers: Arc::new(Peers::new(9090)),
+            pods: Arc::default(),
             lives: 0,
             weighs,
         }
@@ -209,6 +238,7 @@ impl World {
                 transport: Arc::new(Wire {
                     from: pod.to_owned(),
                     network: self.network.clone(),
+                    peers: self.peers.clone(),
                 }),
                 clock: Clock::new(move || {
                     // 2026-11-05T12:00:00Z.
@@ -236,26 +266,48 @@ impl World {
             agents,
         };
         self.processes.insert(pod.to_owned(), process);
-        self.tell_who_is_there();
+        self.pods.lock().insert(pod.to_owned());
+        tell_who_is_there(&self.pods, &self.peers);
     }
 
-    fn tell_who_is_there(&self) {
-        let address = std::net::IpAddr::from([10, 0, 0, 1]);
-        self.peers.apply(&Config {
-            gateway_pods: self.processes.keys().map(|pod| (pod.clone(), address)).collect(),
-            ..Config::default()
-        });
-    }
-
-    fn agent(&self, quotas: Arc<Quotas>, load: Load, seed: u64) -> impl Future<Output = ()> + use<> {
-        let agent = Agent {
+    fn agent_at(&self, quotas: Arc<Quotas>, pool: &'static str, patience: Duration) -> Agent {
+        Agent {
             quotas,
             provider: self.provider.clone(),
             refused: self.refused.clone(),
             started: self.started,
             weighs: self.weighs,
-            pool: load.pool,
-        };
+            pool,
+            patience,
+        }
+    }
+
+    /// One request after another to the gateway in `pod`, or to another where that one is gone; whether earlier ones have ended
+    /// or not.
+    pub fn stream(&self, pod: &str, every: Duration, patience: Duration, count: u32) -> JoinHandle<()> {
+        let (network, pod) = (self.network.clone(), pod.to_owned());
+        let somebody = network.gateways.lock().values().next().cloned().unwrap();
+        let agent = self.agent_at(somebody, "support", patience);
+        tokio::spawn(async move {
+            let mut under_way = JoinSet::new();
+            for number in 0..count {
+                let gateway = {
+                    let gateways = network.gateways.lock();
+                    gateways.get(&pod).or_else(|| gateways.values().next()).cloned()
+                };
+                let agent = Agent {
+                    quotas: gateway.unwrap(),
+                    ..agent.clone()
+                };
+                under_way.spawn(agent.request(u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+                tokio::time::sleep(every).await;
+            }
+            while under_way.join_next().await.is_some() {}
+        })
+    }
+
+    fn agent(&self, quotas: Arc<Quotas>, load: Load, seed: u64) -> impl Future<Output = ()> + use<> {
+        let agent = self.agent_at(quotas, load.pool, Duration::from_secs(600));
         async move {
             // Ends with the agent.
             let mut under_way = JoinSet::new();
@@ -281,7 +333,8 @@ impl World {
             .map(|(pod, _)| pod.clone())
     }
 
-    /// Ends a process without a word. What it has sent is still counted by the provider.
+    /// Ends a process without a word, as a container is killed: its machine says so to who connects. What it has sent is still
+    /// counted by the provider.
     pub fn kill(&mut self, pod: &str) {
         let Some(process) = self.processes.remove(pod) else {
             return;
@@ -290,7 +343,18 @@ impl World {
         process.stop.cancel();
         process.agents.iter().for_each(JoinHandle::abort);
         self.network.gateways.lock().remove(pod);
-        self.tell_who_is_there();
+    }
+
+    /// The same, with its pod and its address: nothing answers there, and it is taken off the list a moment later.
+    pub fn vanish(&mut self, pod: &str) {
+        self.network.cut.lock().insert(pod.to_owned());
+        self.kill(pod);
+        let (pods, peers, pod) = (self.pods.clone(), self.peers.clone(), pod.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(NOTICED).await;
+            pods.lock().remove(&pod);
+            tell_who_is_there(&pods, &peers);
+        });
     }
 
     /// Ends a process as a drain does.
@@ -302,7 +366,8 @@ impl World {
         process.quotas.leave().await;
         process.stop.cancel();
         self.network.gateways.lock().remove(pod);
-        self.tell_who_is_there();
+        self.pods.lock().remove(pod);
+        tell_who_is_there(&self.pods, &self.peers);
     }
 
     /// Cuts a gateway off from the others and from the store, or heals it.
@@ -323,6 +388,14 @@ impl World {
     }
 }
 
+fn tell_who_is_there(pods: &Mutex<BTreeSet<String>>, peers: &Peers) {
+    let address = std::net::IpAddr::from([10, 0, 0, 1]);
+    peers.apply(&Config {
+        gateway_pods: pods.lock().iter().map(|pod| (pod.clone(), address)).collect(),
+        ..Config::default()
+    });
+}
+
 #[derive(Clone)]
 struct Agent {
     quotas: Arc<Quotas>,
@@ -331,6 +404,8 @@ struct Agent {
     started: Instant,
     weighs: bool,
     pool: &'static str,
+    /// How long a request waits.
+    patience: Duration,
 }
 
 impl Agent {
@@ -351,7 +426,7 @@ impl Agent {
             model: Some("mini"),
             bytes: input * 4,
             max_tokens: Some(200),
-            deadline: Instant::now() + Duration::from_secs(600),
+            deadline: Instant::now() + self.patience,
         };
         let Ok(Some(mut permit)) = self.quotas.reserve("main", ask).await else {
             self.refused.fetch_add(1, Ordering::SeqCst);

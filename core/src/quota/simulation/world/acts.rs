@@ -10,8 +10,19 @@ impl World {
         self.serve(slot);
         self.report(slot);
         let now = self.clock(slot);
+        // In the calm it is seen who is gone.
+        let there: Vec<String> = if self.is_calm() {
+            self.processes.iter().map(|process| process.id.clone()).collect()
+        } else {
+            Vec::new()
+        };
         if let Some(office) = &mut self.processes[slot].allocator {
-            let actions = office.allocator.tick(now);
+            let allocator = &mut office.allocator;
+            let lost: Vec<String> = allocator.holders().map(str::to_owned).collect();
+            for id in lost.iter().filter(|id| !there.is_empty() && !there.contains(id)) {
+                allocator.lost(id, now);
+            }
+            let actions = allocator.tick(now);
             self.act(slot, slot, actions);
         }
         let every = self.plan.terms.report_every / 8;
@@ -27,7 +38,10 @@ impl World {
         }
         let mut waiting: Vec<Waiting> = Vec::new();
         for asked in &process.queue {
-            let oldest = now.nanos.saturating_sub(asked.since);
+            // As in the gateway: since nobody of its line was served.
+            let served = process.served.iter().find(|(class, _)| *class == asked.class);
+            let since = served.map_or(asked.since, |(_, at)| asked.since.max(*at));
+            let oldest = now.nanos.saturating_sub(since);
             let found = waiting.iter_mut().find(|waiting| waiting.class == asked.class);
             let entry = match found {
                 Some(entry) => entry,
@@ -81,6 +95,37 @@ impl World {
                         to,
                         id: id.clone(),
                         reply: reply.clone(),
+                    });
+                }
+                Action::Vouch(by, vouch) => {
+                    let Some(office) = self.processes[slot]
+                        .allocator
+                        .as_ref()
+                        .map(|office| office.number)
+                    else {
+                        return;
+                    };
+                    let to = by
+                        .split('-')
+                        .next()
+                        .and_then(|slot| slot.parse().ok())
+                        .unwrap_or(slot);
+                    let failed = Event::Vouched {
+                        slot,
+                        life,
+                        office,
+                        holder: vouch.holder.clone(),
+                        seq: vouch.seq,
+                        agreed: false,
+                    };
+                    self.after(200 * MS, failed);
+                    self.send(slot, to, || Event::Vouch {
+                        to,
+                        by: by.clone(),
+                        slot,
+                        life,
+                        office,
+                        vouch: vouch.clone(),
                     });
                 }
                 Action::Write(checkpoint) => {
@@ -175,7 +220,8 @@ impl World {
             seen_at,
             now,
         )
-        .after(self.processes[slot].heard);
+        .after(self.processes[slot].heard)
+        .beside(self.processes[slot].id.clone());
         allocator.fault = self.plan.fault;
         self.numbers += 1;
         self.processes[slot].allocator = Some(Office {
@@ -199,6 +245,30 @@ impl World {
                 },
             );
         }
+    }
+
+    /// Ends the allocator's process. A container that comes back in the same pod is known to have ended.
+    pub(super) fn kill(&mut self, nth: u64) {
+        let Some(kills) = self.plan.kills else { return };
+        let slot = self.leader;
+        self.processes[slot].up = false;
+        self.lives[slot] += 1;
+        self.after(kills.back_after, Event::Start { slot });
+        let next = (slot + 1) % self.plan.slots;
+        let is_container = nth.is_multiple_of(2);
+        let elected_after = if next == slot {
+            kills.back_after + 1
+        } else if is_container {
+            kills.elected_after
+        } else {
+            kills.missed_after
+        };
+        self.after(elected_after, Event::Elect { slot: next });
+        if is_container {
+            let id = self.processes[slot].id.clone();
+            self.after(kills.back_after.max(elected_after) + 50 * MS, Event::Gone { id });
+        }
+        self.after(kills.every, Event::Kill(nth + 1));
     }
 
     pub(super) fn restart_if_left(&mut self, slot: usize) {
@@ -263,7 +333,12 @@ impl World {
                 .holder
                 .try_admit(asked.class, asked.estimate, now)
             {
-                Admission::Admitted(ticket) => self.start(slot, ticket, &asked),
+                Admission::Admitted(ticket) => {
+                    let served = &mut self.processes[slot].served;
+                    served.retain(|(class, _)| *class != asked.class);
+                    served.push((asked.class, now));
+                    self.start(slot, ticket, &asked);
+                }
                 Admission::Never { .. } => {}
                 Admission::Wait { .. } => {
                     blocked.push(asked.class);
