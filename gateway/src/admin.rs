@@ -59,7 +59,7 @@ impl Handler for Admin {
             (&Method::GET, "/metrics") => held(StatusCode::OK, metrics::CONTENT_TYPE, self.metrics.encode()),
             (&Method::GET, "/stats") => self.stats(),
             (&Method::POST, "/drain") => self.drain(client),
-            (_, quota::PATH) => self.egress.quotas().handle(request, client).await,
+            (_, quota::PATH | quota::VOUCH_PATH) => self.egress.quotas().handle(request, client).await,
             (_, session::PATH) => self.ingress.sessions().serve(request, client).await,
             (_, "/healthz" | "/readyz" | "/metrics" | "/stats" | "/drain") => {
                 let allowed = if request.uri().path() == "/drain" {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use flotilla_gateway::config::watch::Freshness;
 use flotilla_gateway::config::{Config, Quota};
-use flotilla_gateway::egress::quota::PATH;
 use flotilla_gateway::egress::quota::store::{Claim, Memory, Store};
+use flotilla_gateway::egress::quota::{PATH, VOUCH_PATH};
 use flotilla_gateway::{Gateway, Settings};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
@@ -300,10 +300,12 @@ async fn reports_are_taken_from_gateways_only() {
     let quotas = json!([{"name": "rph", "resource": "Requests", "limit": 1, "window": "Hour"}]);
     let namespace = Namespace::start(1, &at, quotas).await;
     let (gateway, _) = &namespace.gateways[0];
-    let answer = post(gateway.admin, PATH, "{}").await;
-    assert_eq!(answer.status, StatusCode::FORBIDDEN, "{}", answer.text());
-    let mut peer = Client::connect_from(gateway.admin.ip(), gateway.admin).await;
-    let answer = peer.send(request(Method::POST, PATH, "{}")).await.unwrap();
-    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text());
-    assert_eq!(peer.get(PATH).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    for path in [PATH, VOUCH_PATH] {
+        let answer = post(gateway.admin, path, "{}").await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{}", answer.text());
+        let mut peer = Client::connect_from(gateway.admin.ip(), gateway.admin).await;
+        let answer = peer.send(request(Method::POST, path, "{}")).await.unwrap();
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text());
+        assert_eq!(peer.get(path).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    }
 }
