@@ -123,7 +123,10 @@ async fn output(program: &str, arguments: &[&str]) -> String {
 /// Every parser of foreign input, by the program that `make acceptance` builds in the profile `fuzz`.
 async fn fuzz(executions: u64) -> Result<Vec<Row>> {
     let own = std::env::current_exe()?;
-    let target = own.ancestors().nth(2).context("this program is in no target folder")?;
+    let target = own
+        .ancestors()
+        .nth(2)
+        .context("this program is in no target folder")?;
     let program = target.join("fuzz/flotilla-fuzz");
     let executions_each = executions.to_string();
     let output = tokio::process::Command::new(&program)

@@ -11,7 +11,9 @@ use flotilla_core::price::ledger::Policy;
 use flotilla_core::quota::Reply;
 use flotilla_gateway::config::{Config, ProviderConfig};
 use flotilla_gateway::egress::quota::store::Memory;
-use flotilla_gateway::egress::quota::{Ask, Clock, Message, Pace, Quotas, Setup, Transport, Used};
+use flotilla_gateway::egress::quota::{
+    Ask, Clock, Message, Pace, Quotas, SendError, Setup, Transport, Used, Word,
+};
 use flotilla_gateway::egress::spend::{Ended, Usage};
 use flotilla_gateway::peers::Peers;
 use futures::future::BoxFuture;
@@ -86,16 +88,32 @@ struct Holder {
 /// Reaches the gateway that deals out, without a network.
 struct Direct(Arc<OnceLock<Vec<Arc<Quotas>>>>);
 
+impl Direct {
+    fn to(&self, pod: &str) -> Result<&Quotas, SendError> {
+        let found = pod
+            .parse::<usize>()
+            .ok()
+            .and_then(|number| self.0.get()?.get(number));
+        found
+            .map(Arc::as_ref)
+            .ok_or_else(|| SendError::Silent("not all have started".to_owned()))
+    }
+}
+
 impl Transport for Direct {
-    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, String>> {
+    fn send<'a>(&'a self, pod: &'a str, message: Message) -> BoxFuture<'a, Result<Option<Reply>, SendError>> {
         Box::pin(async move {
-            let number = pod.parse::<usize>().map_err(|error| error.to_string())?;
-            let all = self.0.get().ok_or("not all have started")?;
-            let there = all.get(number).ok_or("no such gateway")?;
-            there
-                .answer(message)
-                .await
-                .ok_or_else(|| "not elected".to_owned())
+            let answer = self.to(pod)?.answer(message).await;
+            answer.ok_or_else(|| SendError::Unwilling("not elected".to_owned()))
+        })
+    }
+
+    fn vouch<'a>(&'a self, pod: &'a str, word: Word) -> BoxFuture<'a, Result<(), SendError>> {
+        Box::pin(async move {
+            let agrees = self.to(pod)?.vouch(word);
+            agrees
+                .then_some(())
+                .ok_or_else(|| SendError::Unwilling("no witness".to_owned()))
         })
     }
 }
