@@ -176,6 +176,7 @@ pub fn register(manager: &mut Manager, settings: &Settings, network: Network) ->
         env: settings.gateway_env.clone(),
         upgrade_parallelism: settings.upgrade_parallelism,
     };
+    let shares_quotas = gateways.shares_quotas();
     gateway::register(manager, &caches, gateways, health.clone());
     let standpoints = pool::memory::Standpoints::default();
     pool::register(
@@ -187,7 +188,7 @@ pub fn register(manager: &mut Manager, settings: &Settings, network: Network) ->
         settings.metric_sources.clone(),
     );
     action::register(manager, &caches, standpoints);
-    provider::register(manager, &caches, scraper, health);
+    provider::register(manager, &caches, scraper, health, shares_quotas);
     let load_generators = loadtest::Settings {
         image: settings.loadgen_image.clone(),
     };
