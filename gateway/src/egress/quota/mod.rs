@@ -451,10 +451,10 @@ impl NotAdmitted {
     /// The same, of a provider by its name here.
     fn of(self, provider: &str) -> Self {
         match self {
-            Self::Refused(refused) => Self::Refused(Refused {
-                provider: provider.to_owned(),
-                ..refused
-            }),
+            Self::Refused(mut refused) => {
+                refused.provider = provider.to_owned();
+                Self::Refused(refused)
+            }
             impossible => impossible,
         }
     }

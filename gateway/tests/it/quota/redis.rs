@@ -228,7 +228,7 @@ async fn namespaces_hold_a_quota_together_through_the_end_of_all_gateways_and_of
     let Some(mut redis) = Redis::start().await else {
         return;
     };
-    let patience = Duration::from_secs(20);
+    let patience = Duration::from_secs(10);
     let (shop, bank) = (
         Gateway::start("shop", Some(redis.server()), LIMIT as u64),
         Gateway::start("bank", Some(redis.server()), LIMIT as u64),
@@ -251,7 +251,7 @@ async fn namespaces_hold_a_quota_together_through_the_end_of_all_gateways_and_of
     let meanwhile = shop.send("shop", LIMIT, patience).await + bank.send("bank", LIMIT, patience).await;
     assert!(30 + meanwhile <= LIMIT, "{meanwhile} without Redis");
     redis.again().await;
-    let patience = Duration::from_secs(20);
+    let patience = Duration::from_secs(10);
     let (one, other) = tokio::join!(
         shop.send("shop", LIMIT, patience),
         bank.send("bank", LIMIT, patience)
