@@ -257,7 +257,9 @@ async fn namespaces_hold_a_quota_together_through_the_end_of_all_gateways_and_of
         bank.send("bank", LIMIT, patience)
     );
     println!("{meanwhile} without Redis, {one} and {other} after it");
-    assert_eq!(30 + meanwhile + one + other, LIMIT);
+    // What the first two may have sent in their last moments, unseen, counts as sent for the whole day.
+    let all = 30 + meanwhile + one + other;
+    assert!((LIMIT - 10..=LIMIT).contains(&all), "{all} of {LIMIT}");
 
     let NotAdmitted::Refused(refused) = shop.reserve("shop", Duration::from_secs(1)).await.err().unwrap()
     else {
