@@ -45,18 +45,28 @@ demo: install ## Show the main job on a real cluster: a pool, a load test, a goo
 	@cargo build --quiet --locked -p flotilla-e2e --bin flotilla-demo
 	@$(E2E) $(BIN)/flotilla-demo
 
+# All packages are named for scenarios, too, so that dependencies are those of the unit tests: fewer features would build
+# them again. No documentation has code that could run: --tests leaves rustdoc out.
+CARGO_TEST := cargo test --locked --workspace
+TOGETHER := --test together -- --test-threads=4
+
 .PHONY: test
 test: ## Pass every test: units, the chart, and the scenarios on a real cluster (sampled sizes)
-	$(call STEP,unit tests)
-	@# No documentation has code that could run: --tests leaves rustdoc out.
-	cargo test --locked --workspace --tests
-	$(MAKE) --no-print-directory e2e
+	$(call STEP,building the tests)
+	$(CARGO_TEST) --tests --test alone --test together --no-run
+	$(MAKE) --no-print-directory install
+	$(call STEP,unit tests; beside them the scenarios that need the cluster alone and mostly wait)
+	@mkdir -p $(STATE)/logs; $(E2E) $(CARGO_TEST) --test alone >$(STATE)/logs/alone.log 2>&1 & alone=$$!; \
+	units=0; nice $(CARGO_TEST) --tests || units=$$?; \
+	scenarios=0; wait $$alone || scenarios=$$?; \
+	cat $(STATE)/logs/alone.log; exit $$((units + scenarios))
+	$(call STEP,scenarios on a real cluster)
+	$(E2E) $(CARGO_TEST) $(TOGETHER)
 
 .PHONY: e2e
 e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 	$(call STEP,scenarios on a real cluster)
-	@# All packages are named, so that dependencies are those of the unit tests: fewer features would build them again.
-	$(E2E) cargo test --locked --workspace --test alone --test together -- --test-threads=4
+	$(E2E) $(CARGO_TEST) --test alone $(TOGETHER)
 
 ONLY ?=
 .PHONY: acceptance
@@ -67,9 +77,14 @@ acceptance: install ## Run the full figures and write docs/measurements.md (ONLY
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md $(if $(ONLY),--only $(ONLY))
 
 .PHONY: simulate
-simulate: cluster ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
+simulate: cluster simulate-quota ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
 	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture --include-ignored
+
+.PHONY: simulate-quota
+simulate-quota: ## Run the model of the quota protocol 100,000 times, and look for the bugs planted in it (needs no cluster)
+	$(call STEP,simulation of quotas)
+	FLOTILLA_FULL=1 cargo test --locked --profile image -p flotilla-core --lib quota::simulation -- --nocapture
 
 .PHONY: fuzz
 fuzz: ## Feed a million mutated inputs to every parser of foreign input (needs no cluster)

@@ -180,7 +180,7 @@ impl Allocator {
             must_write: true,
             write_began: now.nanos,
             write_took: 0,
-            witnessing: Witnessing::after(before),
+            witnessing: Witnessing::after(before, now.nanos),
             #[cfg(test)]
             fault: None,
         }

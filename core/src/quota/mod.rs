@@ -63,8 +63,10 @@
 //! * What the ConfigMap says of leases is far ahead of them, so that it is seldom written. That is harmless for a holder that the
 //!   allocator outlives, and for one that outlives it. But the allocator's own holder goes with it. So that one has a
 //!   *witness*: another holder, named in the ConfigMap, that is told of each of its grants before it may use it and
-//!   tells the next allocator. One that rests will do: it says that it is there when another allocator is elected. Without a second gateway there is no witness, and the ConfigMap is written as often
-//!   as the lease is renewed.
+//!   tells the next allocator. One that rests will do: it says that it is there when another allocator is elected. Without
+//!   a second gateway there is no witness: each end of a lease that is not far ahead is a write. So a gateway that is alone has
+//!   short leases at first, and longer ones, up to an eighth of a window, the longer it has lived: what it may lose at its end
+//!   is a small part of what it has used.
 //! * A holder's successor in the same pod says that it has ended ([`Allocator::gone`]), and one that leaves gives all back.
 //!
 //! Only the calendar needs wall clocks. There the allocator alone says when a new window has begun, by the lower median

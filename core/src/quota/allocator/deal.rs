@@ -9,6 +9,10 @@ use crate::quota::{Epoch, Grant, MILLISECOND, Nanos, Now, Seen, Share, Window};
 
 /// What a holder that is lost may use unseen, in its last lease, is about one part in so many of a window.
 const BRIEF: u64 = 150;
+/// The same for a holder for which only the record speaks: at first, and when it has been so for long.
+const ALONE: [u64; 2] = [75, 8];
+/// What has gone well for so many times the length of a lease will go well for another one.
+const PROVEN: u64 = 64;
 
 /// What a holder should have of a limit.
 struct Target {
@@ -92,7 +96,15 @@ impl Allocator {
         // Time for some reports, and for the one that is under way while the record is written.
         let report_every = (lease / 4).min(self.terms.report_every);
         let lease = lease.max(self.write_took.saturating_mul(3)).min(self.terms.lease);
+        let alone = self.witnessing.is_alone(id);
         let entry = self.entries.get_mut(id)?;
+        // What is written already is enough for a while: each new end is a write where only the record speaks.
+        let written = self.terms.shrink(entry.expires_written.saturating_sub(now.nanos));
+        let lease = if alone && lease < self.terms.lease && written >= lease / 2 {
+            written.min(lease)
+        } else {
+            lease
+        };
         entry.floored |= wants_floor && fits;
         for ((rule, part), (share, _)) in self.rules.iter().zip(&mut entry.parts).zip(shares) {
             let share = if entry.floored {
@@ -186,17 +198,12 @@ impl Allocator {
             .filter(|((demand, share), (granted, lacks))| *lacks && demand.since < since && granted < share);
         let yielded = starved.map(|((demand, _), _)| demand.need);
         let yielded = yielded.fold(0, u64::saturating_add);
-        // A holder that is alone has each renewal written: it must be worth it.
-        let (at_stake, part) = if self.witnessing.is_alone(id) {
-            (0, BRIEF / 2)
-        } else {
-            (share, BRIEF)
-        };
+        // Also where nobody waits: with its share others, or its successor, may have too little.
         let lease = match rule.limit.window {
             Window::Rolling(window)
-                if !rule.limit.window.is_long() && asked > capacity.saturating_sub(at_stake) =>
+                if !rule.limit.window.is_long() && asked > capacity.saturating_sub(share) =>
             {
-                self.terms.shortest_lease.max(window / part)
+                self.terms.shortest_lease.max(self.brief(id, window, now.nanos))
             }
             _ => self.terms.lease,
         };
@@ -205,5 +212,14 @@ impl Allocator {
             yielded,
             lease,
         }
+    }
+    /// What `id` may use unseen is to be no more than what is used in this time.
+    fn brief(&self, id: &str, window: Nanos, now: Nanos) -> Nanos {
+        if !self.witnessing.is_alone(id) {
+            return window / BRIEF;
+        }
+        // Each of its leases is a write. One that has lived for long may lose more at its end, and the same part of what it used.
+        let [at_first, at_last] = ALONE.map(|part| window / part);
+        (self.witnessing.alone_for(now) / PROVEN).clamp(at_first, at_last)
     }
 }

@@ -36,6 +36,8 @@ pub(super) struct Witnessing {
     /// A grant that waits for the witness's word.
     asked: Option<(String, u64, Grant)>,
     failures: u32,
+    /// When there was a witness last, or the allocator began.
+    witnessed_at: Nanos,
     /// Holders that use nothing and say nothing, but can be asked.
     resting: BTreeSet<String>,
     /// Who could not be asked, and until when it is passed over.
@@ -45,8 +47,9 @@ pub(super) struct Witnessing {
 }
 
 impl Witnessing {
-    pub(super) fn after(before: &Checkpoint) -> Self {
+    pub(super) fn after(before: &Checkpoint, now: Nanos) -> Self {
         Self {
+            witnessed_at: now,
             process: None,
             chosen: None,
             being_written: None,
@@ -83,6 +86,11 @@ impl Witnessing {
         self.process
             .as_deref()
             .is_some_and(|process| id.starts_with(process))
+    }
+
+    /// How long only the record has spoken for the holders in this process.
+    pub(super) fn alone_for(&self, now: Nanos) -> Nanos {
+        now.saturating_sub(self.witnessed_at)
     }
 
     /// Whether nobody but the record will speak for this holder when this process has ended.
@@ -186,6 +194,9 @@ impl Allocator {
         });
         if witness != *in_force {
             self.must_write = true;
+        }
+        if witness.is_some() {
+            self.witnessing.witnessed_at = now.nanos;
         }
         self.witnessing.chosen = witness;
     }

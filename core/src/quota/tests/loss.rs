@@ -267,6 +267,69 @@ fn leases_are_short_where_the_loss_of_the_holder_would_leave_too_little() {
     assert!(left[1] >= left[0] + 11 && left[2] >= 50, "{left:?}");
 }
 
+/// The same for one gateway that is alone.
+fn alone(limits: &[Limit]) -> Office {
+    let office = brief(limits);
+    Office {
+        allocator: office.allocator.beside("own/"),
+        ..office
+    }
+}
+
+#[test]
+fn one_that_is_alone_takes_little_with_it_though_nobody_waits() {
+    let limits = [requests(60, 60)];
+    let (mut office, mut own) = (alone(&limits), holder("own/0", &limits));
+    one_each_second(&mut office, &mut own, 0..10);
+    assert!(own.has_lease(at(14).nanos), "there is enough without it");
+    one_each_second(&mut office, &mut own, 10..46);
+    assert!(!own.has_lease(at(48).nanos), "few are left without it");
+    // Of 46 those that are given back while its lease may last are set aside until it must have been counted.
+    office.take_over(45, at(46));
+    let mut other = holder("other/0", &limits);
+    let left = left_for(&mut office, &mut other, [47, 80, 107].into_iter());
+    assert!(left[1] >= left[0] + 14 && left[2] >= 48, "{left:?}");
+}
+
+#[test]
+fn one_that_is_alone_writes_seldom_in_the_long_run() {
+    let limits = [requests(60, 60), per_day(1_000_000)];
+    let terms = Terms {
+        shortest_lease: SECOND / 2,
+        lease: 15 * SECOND,
+        ..terms()
+    };
+    let mut office = Office::new(&limits);
+    office.allocator = Allocator::new(&limits, terms, None, 0, at(0)).beside("own/");
+    let mut own = Holder::new("own/0", 1, &limits, terms, 0);
+    // More waits than there is, so it reports four times a second.
+    let mut minute = |number: u64| {
+        let before = office.writes;
+        for quarter in number * 240..(number + 1) * 240 {
+            let now = Now {
+                nanos: quarter * SECOND / 4,
+                unix_ms: NOON + quarter as i64 * 250,
+            };
+            assert!(quarter == 0 || own.has_lease(now.nanos), "{quarter}");
+            office.exchange(&mut own, 500, now);
+            drain(&mut own, now);
+        }
+        office.writes - before
+    };
+    let (first, second) = (minute(0), minute(1));
+    let last = (2..20).map(minute).last().expect("minutes");
+    assert!(
+        first <= 90 && second <= first && last <= 15,
+        "{first}, {second}, {last}"
+    );
+    let recorded = &office.stored.as_ref().expect("it was written").holders["own/0"];
+    let (used, day) = (
+        own.usage(1, own.next_report().unwrap_or(0)),
+        "rpd/Requests/Day@UTC",
+    );
+    assert!(recorded.granted[day] >= used.expect("a limit").0, "{recorded:?}");
+}
+
 #[test]
 fn silent_holders_are_bounded() {
     let limits = [requests(60, 60), per_day(100_000)];

@@ -85,6 +85,7 @@ impl AllQuotas {
         let alone = all.clone().filter(|(_, provider)| provider.quota_group.is_none());
         let quotas = alone.map(|(name, provider)| (name.as_str(), provider.quotas.as_slice()));
         self.own.set(quotas);
+        self.own.see_who_is_there();
 
         let mut members = self.members.lock();
         let mut by_provider = HashMap::new();

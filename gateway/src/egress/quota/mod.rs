@@ -57,7 +57,7 @@ pub use store::Store;
 
 use crate::peers::Peers;
 use crate::reply::{Outgoing, Refusal, held};
-use election::{Candidate, Look};
+use election::{Candidate, Doubt, Look};
 use link::{Link, MAX_BYTES};
 use office::{Known, Limits, Office};
 
@@ -143,6 +143,7 @@ impl Quotas {
             terms,
             limits: limits_seen,
             leader: leader.clone(),
+            look: look.clone(),
             asked,
             peers: peers.clone(),
             known: known.clone(),
@@ -176,6 +177,16 @@ impl Quotas {
             wanted,
             stop,
         })
+    }
+
+    /// The list of gateways may have changed: one that deals out and is not on it any more is replaced at once.
+    pub fn see_who_is_there(&self) {
+        let leader = self.link.leader.borrow().clone();
+        if let Leader::Other(pod) = leader
+            && self.peers.has_left(&pod)
+        {
+            self.link.look.at_once(Some((&pod, Doubt::Ended)));
+        }
     }
 
     /// Puts these quotas in force, by provider. One caller at a time.

@@ -20,13 +20,15 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
-use super::election::Leader;
+use super::election::{Leader, Look};
 use super::link::Transport;
 use super::store::{Contents, Store, StoreError, Version};
 use crate::peers::Peers;
 
+mod names;
 mod witness;
 
+use names::{is_replaced, pod_of, process_of};
 use witness::Said;
 
 /// Pause after a failed read.
@@ -74,6 +76,7 @@ pub(super) struct Office {
     pub(super) terms: Terms,
     pub(super) limits: watch::Receiver<Limits>,
     pub(super) leader: watch::Receiver<Leader>,
+    pub(super) look: Arc<Look>,
     pub(super) asked: mpsc::Receiver<Asked>,
     pub(super) peers: Arc<Peers>,
     pub(super) known: Arc<Known>,
@@ -126,6 +129,8 @@ impl Office {
                 Closed::NotElected => info!("another gateway deals out quotas from now on"),
                 Closed::Overtaken => {
                     warn!("another gateway has dealt out quotas; starting again from its record");
+                    // It may have taken the Lease as well.
+                    self.look.at_once(None);
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -483,22 +488,4 @@ fn longest(limits: &[Limit]) -> Duration {
         Window::None => Duration::from_nanos(limit.within),
     };
     limits.iter().map(of).max().unwrap_or_default()
-}
-
-/// The pod of a holder.
-fn pod_of(holder: &str) -> Option<&str> {
-    holder.split('/').next().filter(|pod| !pod.is_empty())
-}
-
-/// The process of a holder: pod and instance.
-fn process_of(holder: &str) -> Option<&str> {
-    holder.rsplit_once('/').map(|(process, _)| process)
-}
-
-/// Whether `newer` is of another process in the same pod than `older`, which has ended then.
-fn is_replaced(older: &str, newer: &str) -> bool {
-    let (Some(pod), Some(process)) = (pod_of(older), process_of(older)) else {
-        return false;
-    };
-    pod_of(newer) == Some(pod) && process_of(newer).is_some_and(|newer| newer != process)
 }

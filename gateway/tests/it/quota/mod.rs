@@ -7,9 +7,10 @@ mod world;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flotilla_gateway::egress::quota::{Ask, Used};
+use flotilla_gateway::egress::quota::{Ask, Permit, Used};
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use world::{Load, World};
 
@@ -108,38 +109,101 @@ async fn killing_whoever_deals_it_out_gives_nothing_out_twice() {
     assert_eq!(world.refused(), 0, "they wait");
 }
 
+/// Five of six requests a second that there are, so that nobody waits before the loss; where the other has none it rests.
+async fn the_one_that_deals_out_is_lost(others: u32, lives_on: Option<Duration>) {
+    let quota = json!({"name": "rps", "resource": "Requests", "limit": 60, "windowSeconds": 10});
+    let mut world = World::new(quota);
+    world.start("g-0", &[]);
+    tokio::time::sleep(SECOND).await;
+    world.start("g-1", &[]);
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(world.elected().as_deref(), Some("g-0"));
+    let streams: Vec<_> = [("g-0", 300 - others), ("g-1", others)]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(pod, count)| world.stream(pod, WINDOW / count, 30 * SECOND, count))
+        .collect();
+    tokio::time::sleep(20 * SECOND).await;
+    match lives_on {
+        Some(afterlife) => world.delete("g-0", afterlife).await,
+        None => world.vanish("g-0"),
+    }
+    tokio::time::sleep(SECOND).await;
+    world.start("h-0", &[]);
+    for stream in streams {
+        stream.await.unwrap();
+    }
+    let most = world.provider.most(10 * SECOND);
+    let all = world.provider.between(Duration::ZERO, 200 * SECOND);
+    let wait = Duration::from_millis(world.provider.longest_wait.load(Ordering::SeqCst));
+    println!(
+        "{others} of 300 at the other, {lives_on:?}: at most {most} of 60 in 10 s, {all} answered, {} refused, after {wait:?} at most",
+        world.refused()
+    );
+    assert!(most <= 60, "{others}: {most}");
+    assert_eq!((all, world.refused()), (300, 0), "{others}");
+    assert!(wait < 4 * SECOND, "{others}: {wait:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_loss_of_the_gateway_that_has_nearly_all_leaves_enough_for_the_others() {
-    // Five of six requests a second that there are, so that nobody waits before the loss; where the other has none it rests.
-    for others in [0u32, 30, 150] {
-        let quota = json!({"name": "rps", "resource": "Requests", "limit": 60, "windowSeconds": 10});
-        let mut world = World::new(quota);
-        world.start("g-0", &[]);
-        tokio::time::sleep(SECOND).await;
-        world.start("g-1", &[]);
-        tokio::time::sleep(SECOND).await;
-        assert_eq!(world.elected().as_deref(), Some("g-0"));
-        let streams: Vec<_> = [("g-0", 300 - others), ("g-1", others)]
-            .into_iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(pod, count)| world.stream(pod, WINDOW / count, 30 * SECOND, count))
-            .collect();
-        tokio::time::sleep(20 * SECOND).await;
-        world.vanish("g-0");
-        tokio::time::sleep(SECOND).await;
-        world.start("h-0", &[]);
-        for stream in streams {
-            stream.await.unwrap();
-        }
-        let most = world.provider.most(10 * SECOND);
-        let all = world.provider.between(Duration::ZERO, 200 * SECOND);
-        println!(
-            "{others} of 300 at the other: at most {most} of 60 in 10 s, {all} answered, {} refused",
-            world.refused()
-        );
-        assert!(most <= 60, "{others}: {most}");
-        assert_eq!((all, world.refused()), (300, 0), "{others}");
+    for others in [0, 30, 150] {
+        the_one_that_deals_out_is_lost(others, None).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_lives_on_when_its_pod_is_deleted_takes_nothing_with_it() {
+    // Nobody listens to it any more, so it has no witness at its end.
+    for (others, afterlife) in [(0, 2 * SECOND), (30, SECOND / 2), (150, 2 * SECOND)] {
+        the_one_that_deals_out_is_lost(others, Some(afterlife)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_given_up_leave_their_turn_to_others() {
+    let quota = json!({"name": "rps", "resource": "Requests", "limit": 10, "windowSeconds": 10});
+    let mut world = World::new(quota);
+    world.start("g-0", &[]);
+    let quotas = world.processes["g-0"].quotas.clone();
+    let ask = |patience: u64| Ask {
+        pool: "support",
+        model: None,
+        bytes: 0,
+        max_tokens: None,
+        deadline: Instant::now() + Duration::from_millis(patience),
+    };
+    let sent = |permit: Option<Permit>| {
+        let mut permit = permit.expect("there is a quota");
+        permit.answered(StatusCode::OK, &HeaderMap::new());
+        permit.settle(Used::default());
+    };
+    for _ in 0..10 {
+        sent(quotas.reserve("main", ask(5_000)).await.unwrap());
+    }
+    // Their time ends, or their client goes, before and while the quota comes back after 10 s.
+    let mut waiting = JoinSet::new();
+    for number in 0..400u64 {
+        let (quotas, ask) = (quotas.clone(), ask(9_000 + number * 10));
+        waiting.spawn(async move {
+            let patience = Duration::from_millis(if number % 2 == 0 {
+                8_000 + number * 10
+            } else {
+                60_000
+            });
+            let reserved = tokio::time::timeout(patience, quotas.reserve("main", ask)).await;
+            if let Ok(Ok(Some(permit))) = reserved {
+                permit.cancel();
+            }
+        });
+    }
+    while waiting.join_next().await.is_some() {}
+    let (before, mut at_once) = (Instant::now(), 0);
+    for _ in 0..10 {
+        sent(quotas.reserve("main", ask(5_000)).await.unwrap());
+        at_once += u32::from(before.elapsed() < SECOND);
+    }
+    assert_eq!(at_once, 10, "none of them has used anything");
 }
 
 #[tokio::test(start_paused = true)]

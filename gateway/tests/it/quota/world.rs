@@ -89,6 +89,9 @@ impl Wire {
         if self.peers.has_left(pod) {
             return Err(SendError::Ended("its pod is gone".into()));
         }
+        if self.peers.has_left(&self.from) {
+            return Err(SendError::Unwilling("only gateways report here".into()));
+        }
         tokio::time::sleep(Duration::from_millis(1)).await;
         let is_cut = {
             let cut = self.network.cut.lock();
@@ -130,6 +133,8 @@ impl Transport for Wire {
 pub struct Provider {
     counted: Mutex<Vec<(u64, u64)>>,
     pub largest_error: AtomicU64,
+    /// In milliseconds, of one that was answered.
+    pub longest_wait: AtomicU64,
 }
 
 impl Provider {
@@ -267,7 +272,7 @@ impl World {
         };
         self.processes.insert(pod.to_owned(), process);
         self.pods.lock().insert(pod.to_owned());
-        tell_who_is_there(&self.pods, &self.peers);
+        self.tell_who_is_there();
     }
 
     fn agent_at(&self, quotas: Arc<Quotas>, pool: &'static str, patience: Duration) -> Agent {
@@ -285,7 +290,7 @@ impl World {
     /// One request after another to the gateway in `pod`, or to another where that one is gone; whether earlier ones have ended
     /// or not.
     pub fn stream(&self, pod: &str, every: Duration, patience: Duration, count: u32) -> JoinHandle<()> {
-        let (network, pod) = (self.network.clone(), pod.to_owned());
+        let (network, peers, pod) = (self.network.clone(), self.peers.clone(), pod.to_owned());
         let somebody = network.gateways.lock().values().next().cloned().unwrap();
         let agent = self.agent_at(somebody, "support", patience);
         tokio::spawn(async move {
@@ -293,7 +298,10 @@ impl World {
             for number in 0..count {
                 let gateway = {
                     let gateways = network.gateways.lock();
-                    gateways.get(&pod).or_else(|| gateways.values().next()).cloned()
+                    let there = gateways.iter().filter(|(pod, _)| peers.has(pod));
+                    let mut there = there.map(|(_, gateway)| gateway);
+                    let own = gateways.get(&pod).filter(|_| peers.has(&pod));
+                    own.or_else(|| there.next()).cloned()
                 };
                 let agent = Agent {
                     quotas: gateway.unwrap(),
@@ -350,11 +358,22 @@ impl World {
         self.network.cut.lock().insert(pod.to_owned());
         self.kill(pod);
         let (pods, peers, pod) = (self.pods.clone(), self.peers.clone(), pod.to_owned());
+        let network = self.network.clone();
         tokio::spawn(async move {
             tokio::time::sleep(NOTICED).await;
             pods.lock().remove(&pod);
-            tell_who_is_there(&pods, &peers);
+            tell_who_is_there(&pods, &peers, &network);
         });
+    }
+
+    /// Takes a pod off everybody's list; its process goes on for some time, and then ends without a word. So does a pod that is
+    /// deleted by force.
+    pub async fn delete(&mut self, pod: &str, afterlife: Duration) {
+        self.pods.lock().remove(pod);
+        self.tell_who_is_there();
+        tokio::time::sleep(afterlife).await;
+        self.network.cut.lock().insert(pod.to_owned());
+        self.kill(pod);
     }
 
     /// Ends a process as a drain does.
@@ -367,7 +386,7 @@ impl World {
         process.stop.cancel();
         self.network.gateways.lock().remove(pod);
         self.pods.lock().remove(pod);
-        tell_who_is_there(&self.pods, &self.peers);
+        self.tell_who_is_there();
     }
 
     /// Cuts a gateway off from the others and from the store, or heals it.
@@ -386,14 +405,21 @@ impl World {
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::SeqCst)
     }
+
+    fn tell_who_is_there(&self) {
+        tell_who_is_there(&self.pods, &self.peers, &self.network);
+    }
 }
 
-fn tell_who_is_there(pods: &Mutex<BTreeSet<String>>, peers: &Peers) {
+fn tell_who_is_there(pods: &Mutex<BTreeSet<String>>, peers: &Peers, network: &Network) {
     let address = std::net::IpAddr::from([10, 0, 0, 1]);
     peers.apply(&Config {
         gateway_pods: pods.lock().iter().map(|pod| (pod.clone(), address)).collect(),
         ..Config::default()
     });
+    for gateway in network.gateways.lock().values() {
+        gateway.see_who_is_there();
+    }
 }
 
 #[derive(Clone)]
@@ -432,6 +458,8 @@ impl Agent {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return tokio::time::sleep(Duration::from_secs(1)).await;
         };
+        let waited = permit.waited().as_millis() as u64;
+        self.provider.longest_wait.fetch_max(waited, Ordering::SeqCst);
         let head = 20 + draw(180);
         let counted_after = draw(head + 1);
         tokio::time::sleep(Duration::from_millis(counted_after)).await;

@@ -396,13 +396,15 @@ impl World {
                 Counted::ByEnd => end,
             };
             let units = limit.resource.units(&asked.actual);
-            let error = units.saturating_sub(limit.resource.units(&asked.estimate));
+            let estimate = limit.resource.units(&asked.estimate);
+            let error = units.saturating_sub(estimate);
             self.largest_error[index] = self.largest_error[index].max(error);
             match limit.resource {
                 Resource::Concurrency => counts = true,
                 _ => {
                     let counted_at = self.now + self.dice.below(latest + 1);
                     self.counts[index].add(counted_at, units);
+                    self.sure[index].add(counted_at, units.min(estimate));
                 }
             }
         }

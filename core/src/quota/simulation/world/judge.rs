@@ -1,6 +1,6 @@
 //! What the provider counted, against the limits.
 
-use super::{MS, Outcome, World};
+use super::{Counts, MS, Outcome, Plan, World};
 use crate::quota::provider_model::over_concurrency;
 use crate::quota::*;
 
@@ -17,34 +17,49 @@ impl World {
             ..Outcome::default()
         };
         let phases: Vec<u64> = (0..3).map(|_| self.dice.below(20 * SECOND)).collect();
-        for (limit, counts) in self.plan.limits.iter().zip(&mut self.counts) {
-            counts.sort();
-            let all = counts.between(0, u64::MAX);
-            let over = match (&limit.window, limit.resource) {
-                (_, Resource::Concurrency) => over_concurrency(&self.intervals, limit.limit),
-                (Window::Rolling(window), _) => {
-                    // The provider's clock may be slow as well.
-                    let slower = window + window * self.plan.terms.drift_ppm * 99 / 200_000_000;
-                    let fixed = phases
-                        .iter()
-                        .map(|phase| counts.over_fixed(slower, *phase, limit.limit))
-                        .max();
-                    let others = counts
-                        .over_sliding(slower, limit.limit)
-                        .max(counts.over_bucket(slower, limit.limit));
-                    fixed.unwrap_or(0).max(others)
-                }
-                _ => {
-                    let late = self.plan.provider_late_ms * MS as i64;
-                    let midnight = self.plan.midnight.saturating_add_signed(late);
-                    let before = counts.between(0, midnight).saturating_sub(limit.limit);
-                    before.max(counts.between(midnight, u64::MAX).saturating_sub(limit.limit))
-                }
-            };
-            outcome.over.push(over);
-            outcome.counted.push(all);
+        for (limit, (counts, sure)) in self
+            .plan
+            .limits
+            .iter()
+            .zip(self.counts.iter_mut().zip(&mut self.sure))
+        {
+            if limit.resource == Resource::Concurrency {
+                let over = over_concurrency(&self.intervals, limit.limit);
+                outcome.over.push(over);
+                outcome.over_by_estimates.push(over);
+            } else {
+                outcome.over.push(over(&self.plan, &phases, limit, sure));
+                outcome
+                    .over_by_estimates
+                    .push(over(&self.plan, &phases, limit, counts));
+            }
+            outcome.counted.push(counts.between(0, u64::MAX));
         }
         outcome.admitted = self.intervals.len() as u64;
         outcome
     }
+}
+
+/// Units over a limit, by the worst way of counting.
+fn over(plan: &Plan, phases: &[u64], limit: &Limit, counts: &mut Counts) -> u64 {
+    counts.sort();
+    if let Window::Rolling(window) = &limit.window {
+        // The provider's clock may be slow as well.
+        let slower = window + window * plan.terms.drift_ppm * 99 / 200_000_000;
+        let fixed = phases
+            .iter()
+            .map(|phase| counts.over_fixed(slower, *phase, limit.limit))
+            .max();
+        let others = counts
+            .over_sliding(slower, limit.limit)
+            .max(counts.over_bucket(slower, limit.limit));
+        return fixed.unwrap_or(0).max(others);
+    }
+    let late = plan.provider_late_ms * MS as i64;
+    let midnight = plan.midnight.saturating_add_signed(late);
+    let days = [counts.between(0, midnight), counts.between(midnight, u64::MAX)];
+    days.map(|day| day.saturating_sub(limit.limit))
+        .into_iter()
+        .max()
+        .unwrap_or(0)
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::super::plan::{Dice, Plan};
 use super::super::{MIDNIGHT_MS, MS, ORIGIN};
+use super::World;
 use crate::quota::*;
 
 pub(super) struct Asked {
@@ -52,12 +53,12 @@ pub(super) struct Process {
     pub(super) admitted_late: u64,
 }
 
-pub(super) fn mono(process: &Process, now: u64) -> u64 {
+fn mono(process: &Process, now: u64) -> u64 {
     let passed = i128::from(now - process.born);
     process.origin + (passed + passed * i128::from(process.fast_ppm) / 1_000_000) as u64
 }
 
-pub(super) fn wall_ms(plan: &Plan, now: u64) -> i64 {
+fn wall_ms(plan: &Plan, now: u64) -> i64 {
     MIDNIGHT_MS + (now as i64 - plan.midnight as i64) / MS as i64
 }
 
@@ -88,5 +89,23 @@ pub(super) fn process(plan: &Plan, dice: &mut Dice, slot: usize, life: u64, now:
         running: BTreeMap::new(),
         leaving: false,
         admitted_late: 0,
+    }
+}
+
+impl World {
+    pub(super) fn mono(&self, slot: usize) -> u64 {
+        mono(&self.processes[slot], self.now)
+    }
+
+    fn system_ms(&self, slot: usize) -> i64 {
+        wall_ms(&self.plan, self.now) + self.processes[slot].system_ahead_ms
+    }
+
+    pub(super) fn clock(&mut self, slot: usize) -> Now {
+        let (nanos, system) = (self.mono(slot), self.system_ms(slot));
+        Now {
+            nanos,
+            unix_ms: self.processes[slot].clock.observe(nanos, system),
+        }
     }
 }

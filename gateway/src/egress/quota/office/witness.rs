@@ -6,7 +6,8 @@ use flotilla_core::quota::Vouch;
 use tracing::debug;
 
 use super::super::link::Word;
-use super::{Session, pod_of};
+use super::Session;
+use super::names::pod_of;
 
 /// For a witness's word: shorter than the shortest lease.
 const VOUCH_TIMEOUT: Duration = Duration::from_millis(200);
