@@ -276,13 +276,23 @@ pub struct TargetUrl {
     pub path: String,
 }
 
+/// Whether the load generator can send this as part of an address: RFC 3986 has none of these characters in a path or query.
+fn is_plain(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_graphic() && !b"\"#<>`".contains(&byte))
+}
+
 impl TargetUrl {
     /// Splits `http://host[:port][/path]`.
     ///
     /// # Errors
     /// A sentence that says what to write instead.
     pub fn parse(url: &str) -> Result<Self, String> {
-        let wrong = || format!("url {url:?} is not usable; write http://host[:port][/path]");
+        let wrong = || {
+            format!(
+                "url {url:?} is not usable; write http://host[:port][/path], with %XX for characters that no address may have"
+            )
+        };
         if url.starts_with("https://") {
             return Err(format!(
                 "url {url:?} uses TLS, which the load generator does not speak; give the http address inside the cluster"
@@ -291,7 +301,7 @@ impl TargetUrl {
         let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
         let at = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(at);
-        if !url.bytes().all(|byte| byte.is_ascii_graphic()) || authority.contains('@') || rest.contains('#') {
+        if !is_plain(url) || authority.contains('@') {
             return Err(wrong());
         }
         let (host, port) = match authority.strip_prefix('[') {

@@ -167,6 +167,9 @@ fn urls_are_split() {
         "http://u@a",
         "http://a b",
         "http://[::1",
+        "http://a/x>y",
+        "http://a/?q=\"x\"",
+        "http://a/`",
     ] {
         assert!(TargetUrl::parse(url).is_err(), "{url:?}");
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Arrivals, ConstantRate, LoadPlan, MAX_REQUESTS, Requests, Stage, TargetUrl};
+use super::{Arrivals, ConstantRate, LoadPlan, MAX_REQUESTS, Requests, Stage, TargetUrl, is_plain};
 use crate::load::decimal::Decimal;
 use crate::load::template::Template;
 
@@ -136,10 +136,10 @@ impl Check {
             self.add("requests.model is empty; name the model, or leave it out for \"default\"".to_owned());
         }
         if let Some(path) = path
-            && (!path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()))
+            && (!path.starts_with('/') || !is_plain(path))
         {
             self.add(format!(
-                "requests.path {path:?} is not usable; write one that starts with \"/\""
+                "requests.path {path:?} is not usable; write one that starts with \"/\", with %XX for characters that no path may have"
             ));
         }
         if content_type.is_empty()
