@@ -48,15 +48,16 @@ demo: install ## Show the main job on a real cluster: a pool, a load test, a goo
 # All packages are named for scenarios, too, so that dependencies are those of the unit tests: fewer features would build
 # them again. No documentation has code that could run: --tests leaves rustdoc out.
 CARGO_TEST := cargo test --locked --workspace
+ALONE := --test alone --test conformance
 TOGETHER := --test together -- --test-threads=4
 
 .PHONY: test
 test: ## Pass every test: units, the chart, and the scenarios on a real cluster (sampled sizes)
 	$(call STEP,building the tests)
-	$(CARGO_TEST) --tests --test alone --test together --no-run
+	$(CARGO_TEST) --tests $(ALONE) --test together --no-run
 	$(MAKE) --no-print-directory install
 	$(call STEP,unit tests; beside them the scenarios that need the cluster alone and mostly wait)
-	@mkdir -p $(STATE)/logs; $(E2E) $(CARGO_TEST) --test alone >$(STATE)/logs/alone.log 2>&1 & alone=$$!; \
+	@mkdir -p $(STATE)/logs; $(E2E) $(CARGO_TEST) $(ALONE) >$(STATE)/logs/alone.log 2>&1 & alone=$$!; \
 	units=0; nice $(CARGO_TEST) --tests || units=$$?; \
 	scenarios=0; wait $$alone || scenarios=$$?; \
 	cat $(STATE)/logs/alone.log; exit $$((units + scenarios))
@@ -66,7 +67,7 @@ test: ## Pass every test: units, the chart, and the scenarios on a real cluster 
 .PHONY: e2e
 e2e: install ## Only the scenarios on a real cluster (sampled sizes)
 	$(call STEP,scenarios on a real cluster)
-	$(E2E) $(CARGO_TEST) --test alone $(TOGETHER)
+	$(E2E) $(CARGO_TEST) $(ALONE) $(TOGETHER)
 
 ONLY ?=
 .PHONY: acceptance
@@ -79,7 +80,7 @@ acceptance: install ## Run the full figures and write docs/measurements.md (ONLY
 .PHONY: simulate
 simulate: cluster simulate-quota ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
-	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile image -p flotilla-sim --features seeded-bugs --test it -- --nocapture --include-ignored
+	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile simulate -p flotilla-sim --features seeded-bugs --test it --test conformance -- --nocapture
 
 .PHONY: simulate-quota
 simulate-quota: ## Run the model of the quota protocol 100,000 times, and look for the bugs planted in it (needs no cluster)

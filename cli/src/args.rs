@@ -1,7 +1,10 @@
 //! Commands and what they print.
 
 use crate::check::{self, Outcome};
-use clap::{Parser, Subcommand};
+use crate::cluster;
+use crate::plan::{Known, Report, depends_on_traffic, report};
+use clap::{Parser, Subcommand, ValueEnum};
+use flotilla_crds::AgentPool;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,8 +30,41 @@ pub enum Command {
         #[arg(short = 'f', long = "filename", value_name = "FILE", required = true)]
         files: Vec<PathBuf>,
     },
+    /// Show what the next release of a pool will do: its steps with pods, true weights, and the expected time to a verdict at the
+    /// present traffic.
+    ///
+    /// Nothing is changed. The traffic is read from the pool's gateways through the API server, which needs `get` on
+    /// `pods/proxy`; where it is not known, plans for 1, 10 and 100 requests per second are shown. Ends with 1 when the pool
+    /// cannot be read.
+    Plan {
+        /// Name of the AgentPool. With a file it may be left out: then no cluster is asked.
+        #[arg(required_unless_present = "file")]
+        pool: Option<String>,
+        /// File with an AgentPool whose spec is planned in place of the one in the cluster; `-` is standard input.
+        #[arg(short = 'f', long = "filename", value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Namespace of the pool. Default: the context's.
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// Context of the kubeconfig. Default: the current one.
+        #[arg(long)]
+        context: Option<String>,
+        /// Format of the answer.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
+    },
     /// Print the version.
     Version,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Carries out `cli` and prints to `out`.
@@ -38,6 +74,26 @@ pub fn run(cli: Cli, out: &mut impl Write) -> ExitCode {
             writeln!(out, "kubectl-flotilla {}", env!("CARGO_PKG_VERSION")).map(|()| ExitCode::SUCCESS)
         }
         Command::Validate { files } => validate(&files, out),
+        Command::Plan {
+            pool,
+            file,
+            namespace,
+            context,
+            output,
+        } => {
+            let found = planned(pool.as_deref(), file.as_deref(), namespace, context);
+            match (found, output) {
+                (Ok(report), Format::Text) => write!(out, "{report}").map(|()| ExitCode::SUCCESS),
+                (Ok(report), Format::Json) => serde_json::to_writer_pretty(&mut *out, &report)
+                    .map_err(Into::into)
+                    .and_then(|()| writeln!(out))
+                    .map(|()| ExitCode::SUCCESS),
+                (Err(sentence), _) => {
+                    eprintln!("{sentence}");
+                    Ok(ExitCode::FAILURE)
+                }
+            }
+        }
     };
     // A closed pipe (`| head`) is the reader's decision.
     printed.unwrap_or(ExitCode::FAILURE)
@@ -75,6 +131,66 @@ fn validate(files: &[PathBuf], out: &mut impl Write) -> std::io::Result<ExitCode
         }
     }
     Ok(ExitCode::from(worst))
+}
+
+/// The plans for the pool of this name, with the spec in `file` where there is one.
+fn planned(
+    name: Option<&str>,
+    file: Option<&Path>,
+    namespace: Option<String>,
+    context: Option<String>,
+) -> Result<Report, String> {
+    let own = file.map(manifest).transpose()?;
+    let Some(name) = name else {
+        let pool = own.ok_or("name a pool, or a file with one")?;
+        let unknown =
+            Known::Unknown("no cluster was asked; name the pool to have its gateways asked".to_owned());
+        return Ok(report(&pool, true, unknown));
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("failed to start: {error}"))?;
+    runtime.block_on(async {
+        let client = cluster::connect(context).await?;
+        let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+        let found = cluster::pool(&client, &namespace, name).await?;
+        let serves = found
+            .status
+            .as_ref()
+            .is_some_and(|status| status.stable.is_some());
+        let planned = AgentPool {
+            spec: own.unwrap_or_else(|| found.clone()).spec,
+            ..found.clone()
+        };
+        let known = match depends_on_traffic(&planned) && serves {
+            true => cluster::traffic(&client, &namespace, &found).await,
+            false => Known::Unknown("it was not asked for".to_owned()),
+        };
+        Ok(report(&planned, serves, known))
+    })
+}
+
+/// The AgentPool in a file, if it is valid.
+fn manifest(file: &Path) -> Result<AgentPool, String> {
+    let shown = file.display();
+    let documents = read(file).map_err(|error| format!("{shown}: {error}"))?;
+    let mut pools = documents
+        .into_iter()
+        .filter(|document| document["kind"] == "AgentPool");
+    let (Some(pool), None) = (pools.next(), pools.next()) else {
+        return Err(format!("{shown}: needs exactly one AgentPool"));
+    };
+    if let Outcome::Checked(problems) = check::create(&pool)
+        && !problems.is_empty()
+    {
+        return Err(format!(
+            "{shown}: {}: {}",
+            check::title(&pool),
+            problems.join("; ")
+        ));
+    }
+    serde_json::from_value(pool).map_err(|error| format!("{shown}: is no AgentPool: {error}"))
 }
 
 fn read(file: &Path) -> Result<Vec<serde_json::Value>, String> {

@@ -10,6 +10,7 @@ pub mod load;
 pub mod price;
 pub mod queue;
 pub mod quota;
+pub mod release;
 pub mod revision;
 pub mod rollout;
 pub mod seeded;

@@ -60,6 +60,9 @@ pub struct AgentPoolStatus {
     #[schemars(length(max = 10))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["revision".into()]))]
     pub rejected: Vec<RejectedRevision>,
+    /// lastRelease is the newest release that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_release: Option<LastRelease>,
     /// lastAction is the newest RolloutAction and its result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_action: Option<LastAction>,
@@ -258,6 +261,28 @@ pub struct RejectedRevision {
     /// time at which it was stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
+}
+
+/// A release that has ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastRelease {
+    /// revision that was released.
+    #[schemars(length(min = 1, max = 63))]
+    pub revision: String,
+    /// attempt to release it, from 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub attempt: i32,
+    /// result is Promoted (it serves), Stopped (see `rejected`) or Superseded (the spec named another revision meanwhile).
+    #[schemars(length(min = 1, max = 32))]
+    pub result: String,
+    /// startTime is when it became the candidate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// completionTime is when that ended; what lies between includes pauses and approvals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
 }
 
 /// The newest command to this pool.

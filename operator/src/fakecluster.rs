@@ -51,6 +51,8 @@ struct Store {
     tripped: bool,
     /// Answers to dry runs of pods: a refusal's sentence.
     refusal: Option<String>,
+    /// Answers to every request about the object of this path: an HTTP status.
+    forbidden: Option<(String, u16)>,
     /// Kinds that it does not know, as `/apis/batch/v1/jobs`.
     unknown: std::collections::BTreeSet<String>,
 }
@@ -206,6 +208,11 @@ impl FakeCluster {
         self.store.lock().refusal = sentence.map(str::to_owned);
     }
 
+    /// Answers every request about this object with this HTTP status.
+    pub(crate) fn forbid(&self, path: &str, code: u16) {
+        self.store.lock().forbidden = Some((path.to_owned(), code));
+    }
+
     /// Forgets a kind (`/apis/batch/v1/jobs`), or learns it.
     pub(crate) fn know(&self, kind_path: &str, known: bool) {
         let mut store = self.store.lock();
@@ -286,6 +293,9 @@ fn serve(store: &Arc<Mutex<Store>>, changed: &watch::Sender<u64>, clock: &Clock,
         return watch_answer(Arc::clone(store), changed.subscribe(), &route, &got.query);
     }
     let mut store = store.lock();
+    if let Some((_, code)) = store.forbidden.as_ref().filter(|(path, _)| *path == got.path) {
+        return status(*code, "Forbidden", "somebody does not want that");
+    }
     if got.method != Method::GET && !got.path.contains("/events") && !got.query.contains("dryRun") {
         let write = store.writes;
         store.writes += 1;

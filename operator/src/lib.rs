@@ -154,6 +154,10 @@ pub struct Network {
     pub gateways: Arc<dyn scrape::Fetch>,
     /// Live progress of load generators.
     pub workers: Arc<dyn loadtest::progress::Ask>,
+    /// Candidates that are tested.
+    pub candidates: Arc<dyn pool::trial::ask::Ask>,
+    /// Numbers of other sources than the gateways.
+    pub figures: Arc<dyn pool::figures::read::Read>,
 }
 
 impl Default for Network {
@@ -161,6 +165,8 @@ impl Default for Network {
         Self {
             gateways: Arc::new(scrape::HttpFetch::default()),
             workers: Arc::new(loadtest::progress::HttpAsk::default()),
+            candidates: Arc::new(pool::trial::ask::Network::default()),
+            figures: Arc::new(pool::figures::read::HttpRead::default()),
         }
     }
 }
@@ -179,13 +185,17 @@ pub fn register(manager: &mut Manager, settings: &Settings, network: Network) ->
     let shares_quotas = gateways.shares_quotas();
     gateway::register(manager, &caches, gateways, health.clone());
     let standpoints = pool::memory::Standpoints::default();
+    let questions = pool::Questions {
+        ask: network.candidates,
+        figures: pool::figures::Figures::new(network.figures, settings.metric_sources.clone()),
+    };
     pool::register(
         manager,
         &caches,
         &scraper,
         health.clone(),
         standpoints.clone(),
-        settings.metric_sources.clone(),
+        questions,
     );
     action::register(manager, &caches, standpoints);
     provider::register(manager, &caches, scraper, health, shares_quotas);

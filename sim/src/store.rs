@@ -1,6 +1,6 @@
 //! What etcd and the watch cache hold: objects, numbered changes, and how far back they are kept.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -60,6 +60,8 @@ pub struct Store {
     made: Vec<u64>,
     removed: Vec<u64>,
     ended: HashMap<Key, u64>,
+    /// Objects that were made and not written since.
+    new: HashSet<Key>,
 }
 
 /// The version an empty store is at. Not small, so that versions of several digits are compared as numbers.
@@ -79,6 +81,7 @@ impl Store {
             made: vec![0; kinds],
             removed: vec![0; kinds],
             ended: HashMap::new(),
+            new: HashSet::new(),
         }
     }
 
@@ -100,6 +103,11 @@ impl Store {
     /// How many objects of a kind were ever made, and how many went.
     pub fn counts(&self, kind: KindId) -> (u64, u64) {
         (self.made[kind.0], self.removed[kind.0])
+    }
+
+    /// Whether the object that lives here was made and not written since.
+    pub fn is_new(&self, key: &Key) -> bool {
+        self.new.contains(key)
     }
 
     /// How many objects that lived here have gone.
@@ -143,12 +151,16 @@ impl Store {
         let kind = key.kind.0;
         self.changed[kind] = self.revision;
         match (&old, &new) {
-            (None, Some(_)) => self.made[kind] += 1,
+            (None, Some(_)) => {
+                self.made[kind] += 1;
+                self.new.insert(key.clone());
+            }
             (Some(_), None) => {
                 self.removed[kind] += 1;
                 *self.ended.entry(key.clone()).or_default() += 1;
+                self.new.remove(&key);
             }
-            _ => {}
+            _ => drop(self.new.remove(&key)),
         }
         self.log.push_back(Change {
             revision: self.revision,

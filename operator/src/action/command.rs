@@ -251,7 +251,14 @@ mod tests {
 
     fn record(name: &str, standing: Standing, order: i64) -> Revision {
         let pool = pool(json!({}));
-        let object = build(&pool, name, &content(&pool, &[]), standing, order);
+        let object = build(
+            &pool,
+            name,
+            &content(&pool, &[]),
+            standing,
+            order,
+            Timestamp::UNIX_EPOCH,
+        );
         Revision {
             record: read(&object),
             object: Arc::new(object),

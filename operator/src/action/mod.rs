@@ -30,7 +30,7 @@ use serde_json::json;
 use crate::caches::{BY_POOL, Caches};
 use crate::pool::build::controller_revision::{LAST_ACTION, read};
 use crate::pool::dereference::Revision;
-use crate::pool::memory::Standpoints;
+use crate::pool::memory::{Standpoint, Standpoints};
 use crate::runtime::{
     Action, Blame, Controller, Error, Failure, Key, Manager, Next, Note, Reconciler, StatusWrite, Trigger,
     Visit, key_of, owned_by, uid_of,
@@ -169,6 +169,9 @@ impl Reconciler for ActionReconciler {
         };
         match command::decide(&action, &standpoint, &records, now) {
             Verdict::Reject(sentence) => {
+                if is_behind(&action, &standpoint, &records, visit).await? {
+                    return Ok(Next::after(SOON));
+                }
                 self.answer(&action, visit, ActionResult::Rejected, sentence, now)
                     .await
             }
@@ -241,6 +244,26 @@ impl ActionReconciler {
         }
         Ok(Next::on_change())
     }
+}
+
+/// Whether the API server holds another version of the record that a command is about than the one it is judged by. A refusal is
+/// final, and who gave the command may have seen what the caches have not: so it is never given on old news.
+async fn is_behind(
+    action: &RolloutAction,
+    standpoint: &Standpoint,
+    records: &[Revision],
+    visit: &Visit,
+) -> Result<bool, ActionError> {
+    let expected = action.spec.expect.as_ref().map(|expect| &expect.revision);
+    let Some(name) = expected.or(standpoint.stable.as_ref()) else {
+        return Ok(false);
+    };
+    let live: Option<ControllerRevision> = visit.read(&Key::new(&visit.key().namespace, name)).await?;
+    let is_of_pool =
+        |live: &ControllerRevision| live.labels().get(names::POOL) == Some(&action.spec.pool_ref.name);
+    let live = live.filter(is_of_pool);
+    let known = records.iter().find(|known| known.object.name_any() == *name);
+    Ok(live.map(|live| live.resource_version()) != known.map(|known| known.object.resource_version()))
 }
 
 fn is_decided(action: &RolloutAction) -> bool {

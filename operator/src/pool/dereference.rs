@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use flotilla_crds::agent_pool::Model;
 use flotilla_crds::{AgentPool, AgentPoolStatus, ModelProvider, RolloutAction, names};
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, Service};
 use kube::{Resource, ResourceExt as _};
 
 use super::build::controller_revision::{Record, read};
@@ -190,14 +191,19 @@ impl Observed {
 
 /// Whether a pod is ready for requests.
 pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref())
-        .unwrap_or_default();
+    readiness(pod).is_some()
+}
+
+/// Since when a pod is ready for requests, by its kubelet's clock; none if it is not, or if that is not told.
+pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    Some(readiness(pod)?.last_transition_time.as_ref()?.0)
+}
+
+fn readiness(pod: &Pod) -> Option<&PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     conditions
         .iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        .find(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// The address of a pod.

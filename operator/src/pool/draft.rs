@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use flotilla_core::evidence::eta::duration;
 use flotilla_core::revision::Content;
 use flotilla_core::rollout::{Decision, Restart, Standing, shift};
 use flotilla_core::seeded::{self, Bug};
@@ -160,6 +161,7 @@ impl Draft<'_> {
                             content,
                             change.standing,
                             order,
+                            self.now,
                         );
                         if change.standing == Standing::Candidate
                             && let Some(weight) = self.passed_by(&change.revision)
@@ -395,7 +397,17 @@ impl Draft<'_> {
                 (Standing::Stable, _) if is_first => {
                     Note::normal("FirstRevision", format!("{revision} is the first revision"))
                 }
-                (Standing::Stable, _) => Note::normal("ReleaseCompleted", format!("{revision} serves")),
+                (Standing::Stable, _) => {
+                    let start = self
+                        .observed
+                        .record(revision)
+                        .and_then(|record| record.started_at);
+                    let took = start.map_or(String::new(), |start| {
+                        let seconds = self.now.duration_since(start).as_secs();
+                        format!(", {} after its release began", duration(seconds))
+                    });
+                    Note::normal("ReleaseCompleted", format!("{revision} serves{took}"))
+                }
                 (Standing::Rejected, Some(reason)) => Note::warning(
                     "ReleaseStopped",
                     format!("{revision} was stopped: {}: {}", reason.word, reason.message),

@@ -4,13 +4,12 @@
 //! `rollout.paused`; status tells what a release would do. Everything else goes on: the size of what serves, its repair, commands. A
 //! new pool makes nothing at all.
 
-use flotilla_core::evidence::Rung;
+use flotilla_core::release;
 use flotilla_core::revision::Content;
-use flotilla_core::rollout::forecast::{Stage, forecast};
-use flotilla_core::rollout::{Reason, shift};
-use flotilla_crds::agent_pool::{CanaryStep, PlannedStep, ReleasePlan, RolloutType};
+use flotilla_core::rollout::Reason;
+use flotilla_crds::AgentPool;
+use flotilla_crds::agent_pool::ReleasePlan;
 use flotilla_crds::names::DRY_RUN;
-use flotilla_crds::{AgentPool, AgentPoolSpec};
 use kube::ResourceExt as _;
 use serde_json::Value;
 
@@ -45,16 +44,19 @@ pub fn build(observed: &Observed, wanted: Option<&Wanted>, stable: Option<&str>)
     let wanted = wanted.filter(|wanted| stable != Some(wanted.revision.as_str()))?;
     let spec = &observed.pool.spec;
     let serving = stable.and_then(|stable| observed.record(stable)?.content.as_ref());
-    let steps = match stable {
-        Some(stable) => steps(observed, stable),
-        None => Vec::new(),
+    let (steps, message) = match stable {
+        Some(stable) => {
+            let traffic = judge::traffic(&observed.gateways, &observed.name(), stable);
+            release::plan(spec, traffic)
+        }
+        None => (Vec::new(), release::first(spec)),
     };
     Some(ReleasePlan {
         revision: wanted.revision.clone(),
         from: stable.map(str::to_owned),
         changes: serving.map_or_else(Vec::new, |serving| changes(serving, &wanted.content)),
         objects: objects(observed, wanted),
-        message: message(spec, stable, &steps),
+        message,
         steps,
     })
 }
@@ -112,93 +114,6 @@ fn objects(observed: &Observed, wanted: &Wanted) -> Vec<String> {
         objects.push(format!("Service {revision}"));
     }
     objects
-}
-
-fn steps(observed: &Observed, stable: &str) -> Vec<PlannedStep> {
-    let spec = &observed.pool.spec;
-    let ladder = judge::ladder(spec);
-    let traffic = judge::traffic(&observed.gateways, &observed.name(), stable);
-    // Steps that this traffic cannot judge in time are left out, as at a release's begin.
-    let skipped = judge::left_out(spec, traffic).map(|(weight, _)| weight);
-    let canary = spec.rollout.canary().map(|canary| judge::steps(&canary));
-    let canary = canary.unwrap_or_default();
-    let stages = forecast(ladder.as_ref(), spec.effective_replicas()).into_iter();
-    let stages =
-        stages.filter(|stage| stage.weight == 0 || skipped.is_none_or(|skipped| stage.weight > skipped));
-    let planned = stages.map(|stage| {
-        let step = canary.iter().find(|step| step.weight == stage.weight);
-        let bake = ladder.as_ref().filter(|_| stage.weight == 100);
-        let expected = match (step, bake) {
-            (Some(step), _) => expected(spec, step, traffic),
-            (None, Some(ladder)) => Some(ladder.bake.as_secs()),
-            (None, None) => None,
-        };
-        planned(&stage, expected)
-    });
-    planned.collect()
-}
-
-fn expected(
-    spec: &AgentPoolSpec,
-    step: &CanaryStep,
-    traffic: Option<flotilla_core::evidence::Traffic>,
-) -> Option<i64> {
-    let number = |number: i32| u32::try_from(number).unwrap_or_default();
-    let rung = Rung {
-        weight_percent: number(step.weight),
-        times_worse: number(step.rule_out_times_worse),
-        min_seconds: step.min_duration_seconds.into(),
-        decide_within_seconds: step.decide_within_seconds.into(),
-    };
-    if !spec.traffic.is_counted() {
-        return Some(rung.min_seconds);
-    }
-    judge::expected_seconds(spec, &rung, traffic?)
-}
-
-fn planned(stage: &Stage, expected_seconds: Option<i64>) -> PlannedStep {
-    PlannedStep {
-        weight: stage.weight,
-        true_weight_percent: format!("{:.1}", stage.percent),
-        candidate_replicas: stage.candidate,
-        stable_replicas: stage.stable,
-        expected_seconds,
-        approval: stage.needs_approval.then(|| "Manual".to_owned()),
-    }
-}
-
-fn message(spec: &AgentPoolSpec, stable: Option<&str>, steps: &[PlannedStep]) -> String {
-    let replicas = spec.effective_replicas();
-    if stable.is_none() {
-        return format!("the first revision: its {replicas} replicas start at once, without steps");
-    }
-    if spec.rollout.type_ == RolloutType::RollingUpdate {
-        let batch = shift::surge(replicas, spec.rolling_update().max_surge_percent);
-        return format!(
-            "{replicas} replicas are replaced in batches of {batch}; the traffic follows the available share"
-        );
-    }
-    // On the way to all the traffic the old replicas are still there.
-    let most = 2 * replicas;
-    let before = steps.iter().filter(|step| step.weight < 100);
-    // What has no weight is not judged by its traffic.
-    let judged = before.clone().filter(|step| step.weight > 0);
-    let times: Option<Vec<i64>> = judged.map(|step| step.expected_seconds).collect();
-    let approvals = before.filter(|step| step.approval.is_some()).count();
-    let persons = match approvals {
-        0 => String::new(),
-        1 => ", and once for a person".to_owned(),
-        more => format!(", and {more} times for a person"),
-    };
-    let time = match times {
-        _ if spec.rollout.blue_green().is_some() => "the swap waits for the new replicas".to_owned(),
-        Some(times) => {
-            let minutes = (times.iter().sum::<i64>() + 59) / 60;
-            format!("all the traffic after about {minutes} min and the start of the pods")
-        }
-        None => "no time can be told: a step has no verdict in sight, or the traffic is not known".to_owned(),
-    };
-    format!("{time}{persons}; up to {most} replicas at once")
 }
 
 #[cfg(test)]

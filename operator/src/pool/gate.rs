@@ -159,7 +159,7 @@ mod tests {
         };
         let opinion = |spec: Value, now| {
             let spec = pool(spec).spec;
-            let ladder = super::super::judge::ladder(&spec).unwrap();
+            let ladder = flotilla_core::release::ladder(&spec).unwrap();
             let gate = Gate {
                 weight: 0,
                 opinion: Opinion::Advance,

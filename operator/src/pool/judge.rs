@@ -4,7 +4,6 @@
 //! The evidence of a release is checkpointed in the ConfigMap `<pool>-evidence` whenever a window has closed. A restarted
 //! operator reads it back and goes on as if nothing had been; a window counts once whoever reads it.
 
-mod ladder;
 mod opinion;
 mod plan;
 mod start;
@@ -16,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use flotilla_core::evidence::{self, Evidence, Judgement, Permit, Report, Scrape, StormBreaker, Verdict};
+use flotilla_core::release::ladder;
 use flotilla_core::rollout::{Gate, Opinion, Reached, Standing};
 use flotilla_core::seeded::{self, Bug};
 use flotilla_crds::AgentPool;
@@ -24,19 +24,16 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::build::child_meta;
 use super::dereference::Observed;
 use super::figures::{Figures, Subject};
 use super::memory::Memory;
 use crate::runtime::{Action, Error, Key, Note, Visit};
-pub use ladder::{ladder, steps};
 pub use opinion::{EVIDENCE_CONTINUES, STEP_LASTS};
-use opinion::{gate, unsaved};
+use opinion::{gate, unread, unsaved};
 use plan::evidence_plan;
-pub use plan::sourced;
-pub use start::{expected_seconds, left_out, start, traffic};
+pub use start::{start, traffic};
 
 /// Key of the checkpoint in its ConfigMap.
 const CHECKPOINT: &str = "checkpoint.json";
@@ -90,23 +87,22 @@ impl Court {
     /// What the evidence says now about the rung in force; none while no rung is reached. Writes a checkpoint when a window has
     /// closed.
     ///
-    /// A checkpoint that cannot be written for longer (its name is taken, a quota) stops the release where it stands, but
-    /// for harm that is shown: that is in the record of the revision as soon as it is acted on.
-    ///
-    /// # Errors
-    /// When the API server cannot be asked: then nothing is decided, and the next visit tries again.
+    /// A checkpoint that can be neither read nor written (its name is taken, a quota, the API server does not answer) stops the
+    /// release where it stands, and nothing else: the visit goes on, so that what its pods and tests show is acted on. So is
+    /// harm that the evidence shows while only writing fails, since that is in the record of the revision as soon as it is
+    /// acted on.
     pub async fn hear(
         &self,
         visit: &Visit,
         observed: &Observed,
         memory: &Memory,
         now: Timestamp,
-    ) -> Result<Option<Arc<Heard>>, Error> {
-        let heard = self.judge(visit, observed, memory, now).await?;
+    ) -> Option<Arc<Heard>> {
+        let heard = self.judge(visit, observed, memory, now).await;
         if heard.is_none() {
             self.figures.follow(visit.key(), None);
         }
-        Ok(heard)
+        heard.map(Arc::new)
     }
 
     async fn judge(
@@ -115,35 +111,34 @@ impl Court {
         observed: &Observed,
         memory: &Memory,
         now: Timestamp,
-    ) -> Result<Option<Arc<Heard>>, Error> {
+    ) -> Option<Heard> {
         let spec = &observed.pool.spec;
-        let (Some(ladder), Some(reached), Some(epoch)) =
-            (ladder(spec), &memory.reached, observed.status.traffic_generation)
-        else {
-            return Ok(None);
-        };
+        let ladder = ladder(spec)?;
+        let reached = memory.reached.as_ref()?;
+        let epoch = observed.status.traffic_generation?;
         let newest = |standing| {
             let records = observed.revisions.iter().map(|known| &known.record);
             records
                 .filter(|record| record.standing == standing)
                 .max_by_key(|record| record.order)
         };
-        let (Some(stable), Some(candidate)) = (newest(Standing::Stable), newest(Standing::Candidate)) else {
-            return Ok(None);
-        };
+        let (stable, candidate) = (newest(Standing::Stable)?, newest(Standing::Candidate)?);
         if candidate.revision != reached.revision || candidate.attempt != reached.attempt {
-            return Ok(None);
+            return None;
         }
         // Before its first traffic there is nothing to count, but for what a blue-green's bake compares with.
         if reached.weight == 0 && spec.rollout.blue_green().is_none() {
-            return Ok(None);
+            return None;
         }
         let whose = evidence::Key {
             stable: stable.revision.clone(),
             candidate: candidate.revision.clone(),
             attempt: candidate.attempt,
         };
-        let mut open = self.open(visit, observed, whose, epoch).await?;
+        let mut open = match self.open(visit, observed, whose, epoch).await {
+            Ok(open) => open,
+            Err(error) => return Some(unread(reached, &error)),
+        };
         let plan = evidence_plan(spec, &ladder, reached, epoch, open.first_epoch);
         let name = observed.name();
         let subject = Subject {
@@ -170,16 +165,8 @@ impl Court {
         let mut refusal = None;
         if update.applied > 0 || open.unsaved {
             let save = Action::apply(&checkpoint(&observed.pool, &open));
-            open.unsaved = match visit.execute(vec![save]).await {
-                Ok(_) => false,
-                Err(
-                    error @ (Error::NameTaken { .. } | Error::Refused { .. } | Error::BeingCollected { .. }),
-                ) => {
-                    refusal = Some(error);
-                    true
-                }
-                Err(error) => return Err(error),
-            };
+            refusal = visit.execute(vec![save]).await.err();
+            open.unsaved = refusal.is_some();
         }
         for metric in update.reset {
             visit.note(Note::normal(
@@ -209,7 +196,7 @@ impl Court {
         if let Some(problem) = self.figures.problem(visit.key()).filter(|_| is_open) {
             gate.reason.message = format!("{}; metric {problem}", gate.reason.message);
         }
-        Ok(Some(Arc::new(Heard { gate, judgement })))
+        Some(Heard { gate, judgement })
     }
 
     /// The release has ended, or another has begun.
@@ -254,7 +241,11 @@ impl Court {
                 unsaved: false,
             }),
             Err(error) => {
-                warn!(%error, "the evidence of this release begins anew");
+                let key = &key.name;
+                visit.note(Note::warning(
+                    "EvidenceReset",
+                    format!("ConfigMap {key} cannot be understood, so the evidence of this release begins anew: {error}"),
+                ));
                 None
             }
         });

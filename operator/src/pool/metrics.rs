@@ -44,7 +44,7 @@ struct Sample {
 }
 
 /// Names and what they say, in the order of the exposition.
-const FAMILIES: [(&str, &str); 7] = [
+const FAMILIES: [(&str, &str); 8] = [
     (
         "flotilla_pool_ready",
         "1 if the pool is Ready, else 0; the reason is that of the condition",
@@ -66,6 +66,10 @@ const FAMILIES: [(&str, &str); 7] = [
     (
         "flotilla_release_step_requests",
         "Requests counted at this step, by metric",
+    ),
+    (
+        "flotilla_release_duration_seconds",
+        "How long the newest release that has ended took, pauses and approvals included",
     ),
 ];
 
@@ -136,6 +140,15 @@ fn samples(pool: &Arc<AgentPool>) -> Vec<Sample> {
         add(2, labels.clone(), f64::from(replicas));
         add(3, labels, f64::from(ready));
     }
+    if let Some(last) = &status.last_release
+        && let (Some(start), Some(end)) = (&last.start_time, &last.completion_time)
+    {
+        let labels = vec![
+            ("revision", last.revision.clone()),
+            ("result", last.result.clone()),
+        ];
+        add(7, labels, end.0.duration_since(start.0).as_secs_f64());
+    }
     let (Some(candidate), Some(rollout)) = (&status.candidate, &status.rollout) else {
         return samples;
     };
@@ -165,7 +178,15 @@ fn samples(pool: &Arc<AgentPool>) -> Vec<Sample> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::super::trial::Trials;
+    use super::super::trial::ask::Network;
+    use super::super::trial::runner::Runner;
+    use super::super::trial::sitting::State;
     use super::*;
+    use crate::metrics::EventOutcome;
     use serde_json::{Value, json};
 
     fn shown(status: Value) -> Vec<String> {
@@ -194,6 +215,52 @@ mod tests {
             .collect()
     }
 
+    /// Names in the first column of a table of the page Metrics, without what a counter's has at its end.
+    fn documented(heading: &str) -> BTreeSet<String> {
+        let page = include_str!("../../../docs/src/operations/metrics.md");
+        let (_, section) = page.split_once(heading).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let columns = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+        let names = columns.flat_map(|column| column.split(", ").map(|name| name.trim_matches('`')));
+        names
+            .map(|name| name.trim_end_matches("_total").to_owned())
+            .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_page_names_every_metric_and_no_other() {
+        let mut manager = crate::fakecluster::FakeCluster::new().manager();
+        let settings = crate::Settings {
+            gateway_image: "gateway:1".into(),
+            loadgen_image: "loadgen:1".into(),
+            gateway_replicas: 2,
+            upgrade_parallelism: 2,
+            gateway_env: Vec::new(),
+            metric_sources: Default::default(),
+        };
+        crate::register(&mut manager, &settings, crate::Network::default());
+        // What has never happened is not shown.
+        let metrics = manager.metrics();
+        metrics.set_leader("lease", true);
+        metrics.request(&http::Method::GET, "GET", Some(200), Duration::from_millis(3));
+        metrics.request_retry("GET");
+        metrics.watch_error("Pod");
+        metrics.relist("Pod");
+        metrics.event(EventOutcome::Sent);
+        metrics.controller("agentpool", 16).failed("Conflict");
+        let trials = Trials::new(Runner::new(Arc::new(Network::default())), metrics);
+        trials.count("HTTP", State::Passed);
+        let text = metrics.encode();
+        let types = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let pools = FAMILIES.iter().map(|(name, _)| *name);
+        let shown: BTreeSet<String> = types.chain(pools).map(str::to_owned).collect();
+        assert_eq!(shown, documented("## Operator"));
+    }
+
     #[test]
     fn a_release_shows_both_revisions_and_its_evidence() {
         let status = json!({
@@ -201,6 +268,10 @@ mod tests {
             "conditions": [{"type": "Ready", "status": "False", "reason": "Judging", "message": "", "lastTransitionTime": "2026-11-21T10:00:00Z"}],
             "stable": {"revision": "support-1", "replicas": 4, "readyReplicas": 4},
             "candidate": {"revision": "support-2", "replicas": 2, "readyReplicas": 1, "weight": 10},
+            "lastRelease": {
+                "revision": "support-1", "result": "Promoted",
+                "startTime": "2026-11-21T09:00:00Z", "completionTime": "2026-11-21T09:12:30Z",
+            },
             "traffic": [{"revision": "support-1", "weight": 90}, {"revision": "support-2", "weight": 10}],
             "rollout": {"measuredWeightPercent": "9.8", "metrics": [{
                 "name": "errors", "verdict": "Continue", "advancePercent": 41, "rollbackPercent": 3,
@@ -217,6 +288,7 @@ mod tests {
                 "revision_weight_percent{revision=support-2,role=candidate} 10",
                 "revision_replicas{revision=support-2,role=candidate} 2",
                 "revision_ready_replicas{revision=support-2,role=candidate} 1",
+                "release_duration_seconds{revision=support-1,result=Promoted} 750",
                 "release_measured_weight_percent{revision=support-2} 9.8",
                 "release_evidence_percent{revision=support-2,metric=errors,direction=advance} 41",
                 "release_evidence_percent{revision=support-2,metric=errors,direction=rollback} 3",

@@ -42,6 +42,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flotilla_core::release;
 use flotilla_core::rollout::{Reason, Standing};
 use flotilla_crds::agent_pool::Model;
 use flotilla_crds::common::{condition, is_true};
@@ -60,15 +61,14 @@ use crate::runtime::{
 };
 use crate::scrape::{PROVIDER_PREFIX, Scraper};
 use dereference::{Observed, dereference};
-use figures::read::HttpRead;
-use figures::{Figures, Sources};
+use figures::Figures;
 use judge::Court;
 use memory::{Memories, Memory, Standpoint, Standpoints, StepPoint};
 use plan::{Plan, plan};
 use ports::Ports;
 use sources::SourceReader;
 use trial::Trials;
-use trial::ask::{Ask, Network};
+use trial::ask::Ask;
 use trial::runner::Runner;
 use trial::sitting::{TEST_UNDECIDED, TESTING};
 use validate::{INVALID_POD_TEMPLATE, Problem, Wanted, validate};
@@ -103,25 +103,9 @@ pub struct Questions {
     pub figures: Figures,
 }
 
-/// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which revisions each pool is about;
-/// `sources` are those that `analysis.metrics` may name.
+/// Makes the controller. `health` is what the gateway controller found; `standpoints` is where it tells other controllers which
+/// revisions each pool is about.
 pub fn register(
-    manager: &mut Manager,
-    caches: &Caches,
-    scraper: &Scraper,
-    health: GatewayHealth,
-    standpoints: Standpoints,
-    sources: Sources,
-) -> Trigger {
-    let questions = Questions {
-        ask: Arc::new(Network::default()),
-        figures: Figures::new(Arc::new(HttpRead::default()), sources),
-    };
-    register_with(manager, caches, scraper, health, standpoints, questions)
-}
-
-/// [`register`] with another way to ask candidates.
-pub fn register_with(
     manager: &mut Manager,
     caches: &Caches,
     scraper: &Scraper,
@@ -286,7 +270,7 @@ impl Reconciler for PoolReconciler {
         }
         let mut wanted = validate(&observed);
         let mut memory = self.memories.recall(key, &uid, &observed.status);
-        memory.heard = self.court.hear(visit, &observed, &memory, now).await?;
+        memory.heard = self.court.hear(visit, &observed, &memory, now).await;
         let errands = self.trials.look(key, &observed, &mut memory, &self.caches, now);
         errands.notes.into_iter().for_each(|note| visit.note(note));
         let mut made = plan(&observed, &wanted, &memory, now);
@@ -429,7 +413,7 @@ impl PoolReconciler {
 
 fn step_point(observed: &Observed, made: &Plan) -> Option<StepPoint> {
     let reached = made.decision.reached.as_ref()?;
-    let ladder = judge::ladder(&observed.pool.spec)?;
+    let ladder = release::ladder(&observed.pool.spec)?;
     let waiting = made
         .decision
         .waiting

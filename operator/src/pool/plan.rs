@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use flotilla_core::release;
 use flotilla_core::rollout::{
     Arm, Decision, Gateways, Ladder, Member, Reason, Situation, Standing, State, Target, Waiting, decide,
 };
@@ -105,7 +106,7 @@ pub fn plan(observed: &Observed, wanted: &Result<Wanted, Problem>, memory: &Memo
         .and_then(|wanted| observed.record(&wanted.revision))
         .map_or(1, |record| record.attempt);
     let start = judge::start(observed);
-    let ladder = judge::ladder(spec).map(|ladder| Ladder {
+    let ladder = release::ladder(spec).map(|ladder| Ladder {
         starts_above: start.as_ref().map(|(above, _)| *above),
         ..ladder
     });

@@ -4,11 +4,12 @@
 //! is, else where the pool stands. Live counts are in fields of their own, never in sentences: each other sentence would
 //! be a write.
 
+use flotilla_core::release;
 use flotilla_core::rollout::{Decision, Member, Reason, Standing, State};
 use flotilla_core::seeded::{self, Bug};
 use flotilla_crds::agent_pool::{
-    CandidateStatus, CountStatus, LastAction, MetricStatus, RejectedRevision, RestartStatus, RolloutStatus,
-    StableStatus, StepStatus, TrafficShare, WaitingFor,
+    CandidateStatus, CountStatus, LastAction, LastRelease, MetricStatus, RejectedRevision, RestartStatus,
+    RolloutStatus, StableStatus, StepStatus, TrafficShare, WaitingFor,
 };
 use flotilla_crds::common::{LocalRef, condition};
 use flotilla_crds::release_test::TestStatus;
@@ -103,6 +104,7 @@ pub fn build(
         traffic,
         rollout: rollout(observed, plan, problem, now),
         rejected: rejected(observed, decision, now),
+        last_release: last_release(observed),
         last_action: last_action(observed),
         plan: plan.forecast.clone(),
         restart: restarting.as_ref().map(|restart| RestartStatus {
@@ -335,7 +337,7 @@ fn conditions(observed: &Observed, plan: &Plan, problem: Option<&Problem>, now: 
         conditions.set(condition::AVAILABLE, false, "CapacityMissing", message);
     }
 
-    let ladder = judge::ladder(&observed.pool.spec).filter(|ladder| !ladder.rolls);
+    let ladder = release::ladder(&observed.pool.spec).filter(|ladder| !ladder.rolls);
     if ladder.is_some() || conditions.get(condition::BAKING).is_some() {
         let bakes = plan.decision.state == State::Baking;
         let message = if bakes { sentence.as_str() } else { "" };
@@ -414,7 +416,7 @@ fn rollout(
 
 fn step(observed: &Observed, plan: &Plan) -> Option<StepStatus> {
     let reached = plan.decision.reached.as_ref()?;
-    let ladder = judge::ladder(&observed.pool.spec)?;
+    let ladder = release::ladder(&observed.pool.spec)?;
     Some(StepStatus {
         index: i32::try_from(ladder.index(reached.weight)).unwrap_or(i32::MAX),
         weight: reached.weight,
@@ -527,6 +529,25 @@ fn rejected(observed: &Observed, decision: &Decision, now: Timestamp) -> Vec<Rej
         time: time.map(Time),
     });
     shown.collect()
+}
+
+/// The newest release that has ended, as recorded: a status that was lost is no end of it.
+fn last_release(observed: &Observed) -> Option<LastRelease> {
+    let records = observed.revisions.iter().map(|known| &known.record);
+    let ended = records.filter_map(|record| Some((record, record.started_at?, record.ended_at?)));
+    let (record, start, end) = ended.max_by_key(|(record, _, end)| (*end, record.order))?;
+    let result = match record.standing {
+        Standing::Stable | Standing::Verified => "Promoted",
+        Standing::Rejected => "Stopped",
+        Standing::Candidate | Standing::Unproved => "Superseded",
+    };
+    Some(LastRelease {
+        revision: record.revision.clone(),
+        attempt: record.attempt,
+        result: result.to_owned(),
+        start_time: Some(Time(start)),
+        completion_time: Some(Time(end)),
+    })
 }
 
 /// The newest command that was decided.

@@ -11,7 +11,7 @@ use super::routing::{GATEWAY_API_MISSING, ROUTE_NOT_ACCEPTED};
 use crate::runtime::Note;
 
 /// What a release waits for that somebody should know of: it will not pass, or not soon, by itself.
-const HOLDS: [&str; 9] = [
+const HOLDS: [&str; 11] = [
     "ApprovalNeeded",
     "Undecided",
     "NoData",
@@ -21,6 +21,9 @@ const HOLDS: [&str; 9] = [
     WEIGHT_NOT_MEASURED,
     GATEWAY_API_MISSING,
     ROUTE_NOT_ACCEPTED,
+    // The evidence can be neither read nor saved.
+    "NameTaken",
+    "Refused",
 ];
 
 /// The events of this decision, after `before`.

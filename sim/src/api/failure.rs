@@ -9,7 +9,7 @@ use crate::kinds::Kind;
 pub struct Failure {
     /// HTTP status code.
     pub code: u16,
-    /// `status.reason`.
+    /// `status.reason`, "" for none.
     pub reason: &'static str,
     /// `status.message`.
     pub message: String,
@@ -162,8 +162,11 @@ impl Failure {
     pub fn body(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
         if !self.details.is_null() {
             status["details"] = self.details.clone();
         }

@@ -6,6 +6,7 @@ use super::failure::{Cause, Failure};
 use super::request::Request;
 use super::{Answer, Call, Part, create, strategic, update};
 use crate::apply::managed::{Conflict, Managed};
+use crate::apply::typed;
 use crate::schema::Type;
 use crate::state::State;
 
@@ -120,6 +121,14 @@ fn apply(
     let live = state.store.get(&call.key(name)).cloned();
     let reset = update::reset_fields(kind, part);
     let shape = Type::of(kind);
+    if let Some(wrong) = typed::mistake(&config, shape) {
+        let what = format!("/{name}; {}/{}, Kind={}", kind.group, kind.version, kind.kind);
+        return Err(Failure::new(
+            500,
+            "",
+            format!("failed to create typed patch object ({what}): {wrong}"),
+        ));
+    }
     let Some(live) = live else {
         if part == Part::Status {
             return Err(Failure::not_found(kind, name));
@@ -130,10 +139,8 @@ fn apply(
             );
             return Err(Failure::conflict(kind, name, &cause));
         }
-        if config["metadata"]["resourceVersion"]
-            .as_str()
-            .is_some_and(|version| !version.is_empty())
-        {
+        let version = config["metadata"]["resourceVersion"].as_str();
+        if version.is_some_and(|version| !version.is_empty()) && !kind.create_on_update {
             return Err(Failure::not_found(kind, name));
         }
         let nothing = json!({});
@@ -159,6 +166,10 @@ fn apply(
     let (new, managed) = Managed::of(&live)
         .apply((&live, &config), (&call.writer, force), reset, shape, call.now)
         .map_err(|conflicts| refused(&conflicts))?;
+    let emptied = kind.custom.as_ref().map(|custom| custom.emptied(&new));
+    if let Some(causes) = emptied.filter(|causes| !causes.is_empty()) {
+        return Err(Failure::invalid(kind, name, &causes));
+    }
     let updated = update::change(state, call, &live, new, part, Some(managed))?;
     Ok(Answer::Whole {
         code: 200,

@@ -52,7 +52,15 @@ pub fn list(state: &State, request: &Request, path: &Path, call: &Call<'_>) -> R
     let mut items = Vec::new();
     let mut last = None;
     while let Some((key, object)) = rest.next_if(|_| limit.is_none_or(|limit| (items.len() as u64) < limit)) {
-        items.push((**object).clone());
+        let mut item = (**object).clone();
+        // Items of typed lists do not say what they are.
+        if call.kind.custom.is_none()
+            && let Some(fields) = item.as_object_mut()
+        {
+            fields.remove("apiVersion");
+            fields.remove("kind");
+        }
+        items.push(item);
         last = Some((key.namespace.clone(), key.name.clone()));
     }
     let mut metadata = json!({"resourceVersion": revision.to_string()});

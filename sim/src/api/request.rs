@@ -181,12 +181,13 @@ impl Request {
 
     /// Whether it is a write that is only tried.
     pub fn dry_run(&self) -> DryRun {
-        DryRun(
-            self.query
-                .get("dryRun")
-                .or_else(|| self.body.pointer("/dryRun/0").and_then(Value::as_str))
-                .is_some_and(|value| value == "All"),
-        )
+        let in_body = self.body.pointer("/dryRun/0").and_then(Value::as_str);
+        let asked = match self.method {
+            // The options of a deletion are read from the query only when there is no body.
+            Method::DELETE if !self.body.is_null() => in_body,
+            _ => self.query.get("dryRun"),
+        };
+        DryRun(asked == Some("All"))
     }
 
     /// Who owns the fields of this write.

@@ -72,13 +72,20 @@ fn view(object: &Value, scale: &Scale) -> Value {
         None => String::new(),
     };
     let metadata = &object["metadata"];
-    json!({
+    let mut view = json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1",
         "metadata": {
             "name": metadata["name"], "namespace": metadata["namespace"], "uid": metadata["uid"],
             "resourceVersion": metadata["resourceVersion"], "creationTimestamp": metadata["creationTimestamp"],
         },
-        "spec": {"replicas": number(&scale.spec)},
-        "status": {"replicas": number(&scale.status), "selector": selector},
-    })
+        "spec": {}, "status": {"replicas": number(&scale.status)},
+    });
+    let replicas = number(&scale.spec);
+    if replicas != 0 {
+        view["spec"]["replicas"] = json!(replicas);
+    }
+    if !selector.is_empty() {
+        view["status"]["selector"] = json!(selector);
+    }
+    view
 }

@@ -61,26 +61,49 @@ fn lists(old: &[Value], new: &[Value], shape: Type<'_>) -> Vec<Value> {
                 let kept = new.iter().filter(|item| directive(item).is_none());
                 return kept.map(without_directives).collect();
             }
+            let is_same = |one: &Value, other: &Value| key.is_some_and(|key| one.get(key) == other.get(key));
+            let mut patched = Vec::new();
             for item in new {
-                let found = all
-                    .iter()
-                    .position(|other| key.is_some_and(|key| other.get(key) == item.get(key)));
+                let found = all.iter().position(|other| is_same(other, item));
                 match (found, directive(item).as_deref()) {
                     (Some(index), Some("delete")) => drop(all.remove(index)),
                     (None, Some("delete")) => {}
-                    (Some(index), _) => all[index] = merge(&all[index], item, shape.item()),
-                    (None, _) => all.push(without_directives(item)),
+                    (Some(index), _) => patched.push(merge(&all.remove(index), item, shape.item())),
+                    (None, _) => patched.push(without_directives(item)),
                 }
             }
-            all
+            woven(all, patched, old, is_same)
         }
         Form::Set => {
-            let mut all = old.to_vec();
-            all.extend(new.iter().filter(|item| !old.contains(item)).cloned());
-            all
+            let left = old.iter().filter(|item| !new.contains(item));
+            woven(left.cloned().collect(), new.to_vec(), old, |one, other| {
+                one == other
+            })
         }
         Form::Plain | Form::Atomic => new.to_vec(),
     }
+}
+
+/// The items of a patch in their order, and between them those that only the object has: each before the first one after the
+/// last of its like that comes later in the object.
+fn woven(
+    left: Vec<Value>,
+    patched: Vec<Value>,
+    old: &[Value],
+    is_same: impl Fn(&Value, &Value) -> bool,
+) -> Vec<Value> {
+    let place = |item: &Value| old.iter().position(|other| is_same(other, item));
+    let mut all = patched;
+    let mut from = 0;
+    for item in left {
+        let own = place(&item);
+        let later = |other: &Value| place(other).is_some_and(|place| Some(place) > own);
+        let at = all.iter().skip(from).position(later);
+        let at = at.map_or(all.len(), |at| from + at);
+        all.insert(at, item);
+        from = at + 1;
+    }
+    all
 }
 
 fn without_directives(value: &Value) -> Value {
@@ -112,6 +135,25 @@ mod tests {
         assert_eq!(
             merge(&pod, &patch, shape),
             json!({"spec": {"containers": [{"name": "a", "image": "2"}, {"name": "c"}]}})
+        );
+    }
+
+    #[test]
+    fn what_only_the_object_has_stays_between_its_neighbours() {
+        let place = |left: Value, patched: Value, old: Value| {
+            let list = |value: Value| value.as_array().cloned().unwrap();
+            Value::Array(woven(list(left), list(patched), &list(old), |one, other| {
+                one == other
+            }))
+        };
+        assert_eq!(place(json!(["p"]), json!(["x"]), json!(["p"])), json!(["x", "p"]));
+        assert_eq!(
+            place(json!(["b"]), json!(["a", "c"]), json!(["a", "b", "c"])),
+            json!(["a", "b", "c"])
+        );
+        assert_eq!(
+            place(json!(["a"]), json!(["c", "b"]), json!(["a", "b", "c"])),
+            json!(["a", "c", "b"])
         );
     }
 }

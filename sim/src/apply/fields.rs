@@ -37,7 +37,7 @@ impl Element {
         }
     }
 
-    fn show(&self) -> String {
+    pub(super) fn show(&self) -> String {
         match self {
             Self::Field(name) => format!(".{name}"),
             Self::Key(key) => {

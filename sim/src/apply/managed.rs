@@ -209,7 +209,11 @@ impl Managed {
         let unwanted = last
             .with_named_fields(shape)
             .without(&all.with_named_fields(shape));
-        let merged = remove(&merged, &unwanted, shape).unwrap_or(merged);
+        let merged = if unwanted.is_empty() {
+            merged
+        } else {
+            remove(&merged, &unwanted, shape)
+        };
         let difference = Difference::between(&live, &merged, shape);
         let changed = difference.added.union(&difference.modified);
         let conflicts: Vec<Conflict> = self

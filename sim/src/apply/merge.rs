@@ -59,8 +59,8 @@ fn merge_lists(old: &[Value], new: &[Value], shape: Type<'_>) -> Vec<Value> {
     all
 }
 
-/// `object` without the paths of a set. What becomes empty by it goes as well.
-pub fn remove(object: &Value, paths: &Set, shape: Type<'_>) -> Option<Value> {
+/// `object` without the paths of a set. What becomes empty by it becomes null.
+pub fn remove(object: &Value, paths: &Set, shape: Type<'_>) -> Value {
     match object {
         Value::Object(fields) if !is_leaf(object, shape) => {
             let kept: Map<String, Value> = fields
@@ -71,16 +71,24 @@ pub fn remove(object: &Value, paths: &Set, shape: Type<'_>) -> Option<Value> {
                     Some((name.clone(), member))
                 })
                 .collect();
-            (!kept.is_empty()).then_some(Value::Object(kept))
+            if kept.is_empty() {
+                Value::Null
+            } else {
+                Value::Object(kept)
+            }
         }
         Value::Array(items) if !is_leaf(object, shape) => {
             let kept: Vec<Value> = items
                 .iter()
                 .filter_map(|item| keep(item, &element_of(item, shape), paths, shape.item()))
                 .collect();
-            (!kept.is_empty()).then_some(Value::Array(kept))
+            if kept.is_empty() {
+                Value::Null
+            } else {
+                Value::Array(kept)
+            }
         }
-        _ => Some(object.clone()),
+        _ => object.clone(),
     }
 }
 
@@ -89,7 +97,7 @@ fn keep(member: &Value, element: &Element, paths: &Set, shape: Type<'_>) -> Opti
         return None;
     }
     match paths.below(element) {
-        Some(below) if !below.is_empty() => remove(member, below, shape),
+        Some(below) if !below.is_empty() => Some(remove(member, below, shape)),
         _ => Some(member.clone()),
     }
 }

@@ -4,5 +4,6 @@ pub mod compare;
 pub mod fields;
 pub mod managed;
 pub mod merge;
+pub mod typed;
 
 pub use fields::{Element, Set};

@@ -15,9 +15,17 @@ pub use exchange::{Answered, Side, exchange};
 pub use plain::plain;
 pub use sequence::{Asked, sequence};
 
+use std::sync::Arc;
+
+use kube::Client;
 use serde_json::{Value, json};
 
+use crate::cluster::Cluster;
+use crate::controllers::{Controllers, Fate};
 use crate::kinds::{Kind, Registry};
+
+/// Where the objects of all sequences live.
+pub const NAMESPACE: &str = "flotilla-conformance";
 
 /// The group of the copies of our kinds.
 pub const GROUP: &str = "conformance.flotilla.dev";
@@ -44,6 +52,29 @@ pub fn registry() -> Registry {
             .iter()
             .filter_map(|definition| Kind::from_definition(definition).ok()),
     )
+}
+
+/// A simulated server, with its garbage collector for as long as the controllers are kept.
+pub fn simulated(seed: u64) -> (Client, Controllers) {
+    let cluster = Cluster::with_registry(registry(), seed);
+    cluster.namespace(NAMESPACE);
+    let controllers = Controllers::start(&cluster, Arc::new(|_: &Cluster, _: &Value| Fate::Unready));
+    (Client::new(cluster.service(), NAMESPACE), controllers)
+}
+
+/// Sends the sequences of these seeds to a simulated server and to another one: where the answers differ, a text for each sequence.
+///
+/// # Errors
+/// When the other server cannot be reached.
+pub async fn compare(there: &Client, seeds: impl Iterator<Item = u64>) -> Result<Vec<String>, String> {
+    let (here, _controllers) = simulated(1);
+    let mut divergences = Vec::new();
+    for seed in seeds {
+        let asked = sequence(seed, NAMESPACE);
+        let (ours, theirs) = (exchange(&here, &asked).await?, exchange(there, &asked).await?);
+        divergences.extend(diverge(&asked, &ours, &theirs).map(|text| format!("sequence {seed}: {text}")));
+    }
+    Ok(divergences)
 }
 
 /// The first request that two servers answer differently, with both answers.

@@ -29,12 +29,20 @@ pub fn plain(answered: &Answered, asked: &Asked) -> Value {
         body = json!({"kind": "Status", "status": answered.body["status"]});
     }
     // Written by a controller of the real cluster, at any moment.
-    if asked.path.contains("/replicasets")
-        && let Some(fields) = body.as_object_mut()
-    {
-        fields.remove("status");
+    if asked.path.contains("/replicasets") && !asked.path.ends_with("/scale") {
+        let items = body.get_mut("items").and_then(Value::as_array_mut);
+        for item in items.into_iter().flatten() {
+            forget(item, "status");
+        }
+        forget(&mut body, "status");
     }
     json!({"code": answered.code, "body": body})
+}
+
+fn forget(object: &mut Value, field: &str) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.remove(field);
+    }
 }
 
 fn reduced(value: &Value) -> Value {

@@ -249,9 +249,12 @@ impl Life {
 
     fn terminated(&self, code: i64, message: &str, time: &str) -> Value {
         let mut state = json!({
-            "exitCode": code, "reason": if code == 0 { "Completed" } else { "Error" },
-            "startedAt": self.started, "finishedAt": time,
+            "exitCode": code, "reason": if code == 0 { "Completed" } else { "Error" }, "finishedAt": time,
         });
+        // One whose image was never there never started.
+        if !self.started.is_empty() {
+            state["startedAt"] = json!(self.started);
+        }
         if !message.is_empty() {
             state["message"] = json!(message);
         }

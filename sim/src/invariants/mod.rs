@@ -25,7 +25,7 @@ mod pools;
 mod records;
 mod sets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flotilla_crds::names;
@@ -57,6 +57,7 @@ pub fn violations(cluster: &Cluster, applied: &[Applied], stale: u64) -> Vec<Str
         in_force: BTreeMap::new(),
         generations: BTreeMap::new(),
         counted: BTreeMap::new(),
+        served: BTreeSet::new(),
         found: Vec::new(),
     };
     for change in &changes {
@@ -101,6 +102,8 @@ struct Replay<'a> {
     generations: BTreeMap<String, i64>,
     /// Requests counted by checkpoint and release.
     counted: BTreeMap<(Key, String), i64>,
+    /// UIDs of pools that have had a stable revision.
+    served: BTreeSet<String>,
     found: Vec<String>,
 }
 

@@ -43,7 +43,12 @@ impl Replay<'_> {
             such.count()
         };
         let (stable, candidates) = (count("stable"), count("candidate"));
-        if !(1..=2).contains(&stable) || candidates > 1 {
+        // A first revision that is tested is no stable one before it has passed.
+        if stable > 0 {
+            self.served.insert(owner.to_string());
+        }
+        let least = usize::from(self.served.contains(&owner.to_string()));
+        if !(least..=2).contains(&stable) || candidates > 1 {
             self.broken(
                 "standing",
                 change,

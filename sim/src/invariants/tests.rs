@@ -36,7 +36,7 @@ fn record(cluster: &Cluster, name: &str, state: &str) {
             "name": name, "ownerReferences": [owner],
             "labels": {names::POOL: "p", names::REVISION_STATE: state},
         },
-        "revision": 1,
+        "revision": 1, "data": {},
     });
     cluster
         .create("/apis/apps/v1/namespaces/default/controllerrevisions", &record)

@@ -51,8 +51,8 @@ pub(super) fn field(parent: &'static str, name: &str) -> Type<'static> {
             | "Binding" | "Slice" | "Namespace" | "Object",
             "metadata",
         ) => plain("Meta"),
-        ("Data", "data" | "binaryData" | "stringData") | ("Record", "data") => map(),
-        ("Binding", "roleRef") | ("Slice", "endpoints" | "ports") => atomic(),
+        ("Data", "data" | "binaryData" | "stringData") => map(),
+        ("Record", "data") | ("Binding", "roleRef") | ("Slice", "endpoints" | "ports") => atomic(),
         ("ServiceAccount", "secrets") => keyed("", &["name"]),
         ("ServiceAccount" | "PodSpec", "imagePullSecrets") => keyed("", &["name"]),
 

@@ -14,8 +14,8 @@ use crate::api::failure::Cause;
 pub struct Custom {
     schema: Value,
     rules: Arc<CompiledSchema>,
-    /// The rules of `status` alone: what was sound and did not change need not be asked again.
-    status_rules: Arc<CompiledSchema>,
+    /// The rules of `status` alone, if there are any: what was sound and did not change need not be asked again.
+    status_rules: Option<Arc<CompiledSchema>>,
     patterns: Arc<std::collections::BTreeMap<String, Regex>>,
 }
 
@@ -31,7 +31,9 @@ impl Custom {
         collect_patterns(&schema, &mut patterns);
         Self {
             rules: Arc::new(compile_schema(&schema)),
-            status_rules: Arc::new(compile_schema(&only_status(&schema))),
+            status_rules: only_status(&schema)
+                .filter(has_rules)
+                .map(|status| Arc::new(compile_schema(&status))),
             patterns: Arc::new(patterns),
             schema,
         }
@@ -57,6 +59,18 @@ impl Custom {
         }
     }
 
+    /// What an apply has left as null and may not be: it is not pruned as what clients send is.
+    pub fn emptied(&self, object: &Value) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        for part in ["spec", "status"] {
+            let schema = member(&self.schema, part);
+            if let (Some(value), Some(schema)) = (object.get(part), schema) {
+                emptied(part, value, schema, &mut causes);
+            }
+        }
+        causes
+    }
+
     /// What is wrong with an object that is new or replaces `old`. Rules run only on a sound structure, as on the server.
     pub fn check(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = Vec::new();
@@ -66,10 +80,11 @@ impl Custom {
         }
         let is_same_spec = old.is_some_and(|old| old.get("spec") == object.get("spec"));
         let rules = if is_same_spec {
-            &self.status_rules
+            self.status_rules.as_ref()
         } else {
-            &self.rules
+            Some(&self.rules)
         };
+        let Some(rules) = rules else { return causes };
         let checked = VALIDATOR.with(|validator| validator.validate_compiled(rules, object, old));
         let broken = checked.err().map(|errors| errors.into_vec()).unwrap_or_default();
         broken
@@ -104,18 +119,7 @@ impl Custom {
                 self.string(path, text, schema, causes);
             }
             (None, _) if !int_or_string(schema) => {}
-            (expected, found) => {
-                let why = format!(
-                    "{path} in body must be of type {}: {:?}",
-                    expected.unwrap_or("integer,string"),
-                    type_name(found)
-                );
-                causes.push(Cause {
-                    field: path.to_owned(),
-                    reason: "FieldValueTypeInvalid",
-                    message: format!("Invalid value: {:?}: {why}", type_name(found)),
-                });
-            }
+            (expected, found) => causes.push(mistyped(path, expected.unwrap_or("integer,string"), found)),
         }
         if causes.len() == before
             && let Some(values) = schema.get("enum").and_then(Value::as_array)
@@ -206,13 +210,55 @@ impl Custom {
 }
 
 /// A schema without anything but its status.
-fn only_status(schema: &Value) -> Value {
-    let status = schema
-        .get("properties")
-        .and_then(|properties| properties.get("status"));
-    match status {
-        Some(status) => json!({"type": "object", "properties": {"status": status}}),
-        None => json!({"type": "object"}),
+fn only_status(schema: &Value) -> Option<Value> {
+    let status = schema.get("properties")?.get("status")?;
+    Some(json!({"type": "object", "properties": {"status": status}}))
+}
+
+fn has_rules(schema: &Value) -> bool {
+    match schema {
+        Value::Object(fields) => {
+            fields.contains_key("x-kubernetes-validations") || fields.values().any(has_rules)
+        }
+        Value::Array(items) => items.iter().any(has_rules),
+        _ => false,
+    }
+}
+
+/// Nulls where there may be none: what an apply has emptied without taking it away.
+fn emptied(path: &str, value: &Value, schema: &Value, causes: &mut Vec<Cause>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let Some(field) = member(schema, name) else {
+                    continue;
+                };
+                let at = join(path, name);
+                if value.is_null() && field.get("default").is_none() && !flag(field, "nullable") {
+                    let expected = field.get("type").and_then(Value::as_str).unwrap_or_default();
+                    causes.push(mistyped(&at, expected, value));
+                } else {
+                    emptied(&at, value, field, causes);
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                if let Some(schema) = schema.get("items") {
+                    emptied(&format!("{path}[{index}]"), item, schema, causes);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn mistyped(path: &str, expected: &str, found: &Value) -> Cause {
+    let name = type_name(found);
+    Cause {
+        field: path.to_owned(),
+        reason: "FieldValueTypeInvalid",
+        message: format!("Invalid value: {name:?}: {path} in body must be of type {expected}: {name:?}"),
     }
 }
 

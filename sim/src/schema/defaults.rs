@@ -21,6 +21,23 @@ fn each<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut 
         .flatten()
 }
 
+/// Drops members that are `false`, 0 or empty: the server's types cannot tell that from nothing.
+fn omit(object: &mut Value, names: &[&str]) {
+    if let Some(fields) = object.as_object_mut() {
+        for name in names {
+            let is_nothing = match fields.get(*name) {
+                Some(Value::Bool(is_set)) => !is_set,
+                Some(Value::Number(number)) => number.as_i64() == Some(0),
+                Some(Value::String(text)) => text.is_empty(),
+                _ => false,
+            };
+            if is_nothing {
+                fields.remove(*name);
+            }
+        }
+    }
+}
+
 /// Fills in what the server fills in. `spec` and `template` are made where a kind must have them.
 pub fn fill(kind: &Kind, object: &mut Value) {
     match (kind.group.as_str(), kind.kind.as_str()) {
@@ -34,6 +51,7 @@ pub fn fill(kind: &Kind, object: &mut Value) {
             default(&mut object["status"], "phase", json!("Active"));
         }
         ("apps", "ReplicaSet") => {
+            omit(&mut object["spec"], &["minReadySeconds"]);
             default(&mut object["spec"], "replicas", json!(1));
             template(&mut object["spec"]);
         }
@@ -67,7 +85,17 @@ fn service(object: &mut Value) {
         default(spec, "ipFamilies", json!(["IPv4"]));
         default(spec, "ipFamilyPolicy", json!("SingleStack"));
     }
+    omit(spec, &["publishNotReadyAddresses"]);
+    if spec["sessionAffinity"] == "ClientIP" {
+        default(spec, "sessionAffinityConfig", json!({}));
+        default(&mut spec["sessionAffinityConfig"], "clientIP", json!({}));
+        let client = &mut spec["sessionAffinityConfig"]["clientIP"];
+        default(client, "timeoutSeconds", json!(10_800));
+    } else if let Some(fields) = spec.as_object_mut() {
+        fields.remove("sessionAffinityConfig");
+    }
     for port in each(spec, "ports") {
+        omit(port, &["name", "nodePort"]);
         default(port, "protocol", json!("TCP"));
         let number = port["port"].clone();
         default(port, "targetPort", number);
@@ -77,6 +105,7 @@ fn service(object: &mut Value) {
 
 fn deployment(object: &mut Value) {
     let spec = &mut object["spec"];
+    omit(spec, &["minReadySeconds", "paused"]);
     default(spec, "replicas", json!(1));
     default(spec, "progressDeadlineSeconds", json!(600));
     default(spec, "revisionHistoryLimit", json!(10));
@@ -156,6 +185,7 @@ fn template(spec: &mut Value) {
 }
 
 fn pod(spec: &mut Value) {
+    omit(spec, &["hostNetwork", "hostPID", "hostIPC", "serviceAccountName"]);
     default(spec, "restartPolicy", json!("Always"));
     default(spec, "terminationGracePeriodSeconds", json!(30));
     default(spec, "dnsPolicy", json!("ClusterFirst"));
@@ -186,10 +216,16 @@ fn container(container: &mut Value) {
     };
     default(container, "imagePullPolicy", json!(policy));
     default(container, "resources", json!({}));
+    omit(container, &["stdin", "stdinOnce", "tty", "workingDir"]);
+    for mount in each(container, "volumeMounts") {
+        omit(mount, &["readOnly", "subPath"]);
+    }
     for port in each(container, "ports") {
+        omit(port, &["name", "hostPort"]);
         default(port, "protocol", json!("TCP"));
     }
     for variable in each(container, "env") {
+        omit(variable, &["value"]);
         if let Some(field) = variable.pointer_mut("/valueFrom/fieldRef") {
             default(field, "apiVersion", json!("v1"));
         }
@@ -198,6 +234,7 @@ fn container(container: &mut Value) {
         let Some(probe) = container.get_mut(probe).filter(|probe| probe.is_object()) else {
             continue;
         };
+        omit(probe, &["initialDelaySeconds"]);
         default(probe, "timeoutSeconds", json!(1));
         default(probe, "periodSeconds", json!(10));
         default(probe, "successThreshold", json!(1));

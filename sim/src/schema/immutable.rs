@@ -23,6 +23,9 @@ pub fn check(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         ("apps", "ReplicaSet" | "Deployment") => workload(object, old, &mut causes),
         ("batch", "Job") => job(object, old, &mut causes),
         ("apps", "ControllerRevision") => {
+            if object["data"].is_null() {
+                causes.push(Cause::required("data", "data is mandatory"));
+            }
             if old.is_some_and(|old| old["data"] != object["data"]) {
                 causes.push(Cause::invalid("data", &object["data"], IMMUTABLE));
             }
@@ -180,8 +183,14 @@ fn containers(path: &str, spec: &Value, causes: &mut Vec<Cause>) {
 
 fn workload(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
     let spec = &object["spec"];
-    if spec["replicas"].as_i64().unwrap_or_default() < 0 {
-        causes.push(Cause::invalid("spec.replicas", &spec["replicas"], NOT_NEGATIVE));
+    for field in ["replicas", "minReadySeconds"] {
+        if spec[field].as_i64().unwrap_or_default() < 0 {
+            causes.push(Cause::invalid(
+                format!("spec.{field}"),
+                &spec[field],
+                NOT_NEGATIVE,
+            ));
+        }
     }
     if spec["selector"].is_null() {
         causes.push(Cause::required("spec.selector", ""));

@@ -113,6 +113,19 @@ impl<'a> Type<'a> {
         }
     }
 
+    /// Whether there may be a member of this name at all.
+    pub fn allows(self, name: &str) -> bool {
+        match self.node {
+            Node::Struct(_) | Node::Map => true,
+            Node::Root(schema) | Node::Schema(schema) => {
+                self.declares(name)
+                    || schema.get("properties").is_none()
+                    || schema.get("additionalProperties").is_some_and(Value::is_object)
+                    || schema.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true))
+            }
+        }
+    }
+
     pub(super) fn of_schema(schema: &'a Value) -> Self {
         let form = match schema.get("x-kubernetes-list-type").and_then(Value::as_str) {
             Some("set") => Form::Set,

@@ -8,6 +8,9 @@ use flotilla_core::load::wire::Progress;
 use flotilla_core::stats::Stats;
 use flotilla_operator::loadtest::progress::Ask;
 use flotilla_operator::metrics::Metrics;
+use flotilla_operator::pool::figures::read::{Question, Read};
+use flotilla_operator::pool::trial::ask::{Ask as AskCandidate, Miss, Target};
+use flotilla_operator::pool::trial::list::Probe;
 use flotilla_operator::runtime::manager::Options;
 use flotilla_operator::runtime::readiness::Readiness;
 use flotilla_operator::runtime::{Clock, Jitter, Manager, client};
@@ -39,8 +42,33 @@ impl Ask for Silent {
     }
 }
 
+/// Nobody is there to be tested, and no source has numbers.
+struct Nobody;
+
+impl AskCandidate for Nobody {
+    fn ask(&self, _: Probe, _: Target) -> BoxFuture<'static, Result<String, Miss>> {
+        async { Err(Miss::Unreached("nobody is there".to_owned())) }.boxed()
+    }
+}
+
+impl Read for Nobody {
+    fn read(&self, _: Question) -> BoxFuture<'static, Result<f64, String>> {
+        async { Err("no source answers".to_owned()) }.boxed()
+    }
+}
+
 /// Starts the whole operator, without election: it leads.
 pub fn start(world: &World, wire: Wire) -> JoinHandle<()> {
+    start_asking(world, wire, Arc::new(Nobody), Arc::new(Nobody))
+}
+
+/// The same, with candidates that answer tests and a source named `main` that has numbers.
+pub fn start_asking(
+    world: &World,
+    wire: Wire,
+    candidates: Arc<dyn AskCandidate>,
+    figures: Arc<dyn Read>,
+) -> JoinHandle<()> {
     let metrics = Metrics::new();
     let jitter = Jitter::seeded(7);
     let mut manager = Manager::new(Options {
@@ -58,11 +86,13 @@ pub fn start(world: &World, wire: Wire) -> JoinHandle<()> {
         gateway_replicas: 2,
         upgrade_parallelism: 2,
         gateway_env: Vec::new(),
-        metric_sources: flotilla_operator::pool::figures::Sources::default(),
+        metric_sources: [("main".to_owned(), "http://numbers.example.com".to_owned())].into(),
     };
     let network = Network {
         gateways: Arc::new(Scraped(world.gateways.clone())),
         workers: Arc::new(Silent),
+        candidates,
+        figures,
     };
     register(&mut manager, &settings, network);
     tokio::spawn(async move {

@@ -20,6 +20,10 @@ use super::child_meta;
 
 /// Annotation: how often this revision was released; a Retry makes it one more.
 pub const ATTEMPT: &str = "flotilla.dev/attempt";
+/// Annotation: when its last release began.
+pub const STARTED_AT: &str = "flotilla.dev/release-started-at";
+/// Annotation: when that release ended, whatever came of it.
+pub const ENDED_AT: &str = "flotilla.dev/release-ended-at";
 /// Annotation: when it was rejected.
 pub const REJECTED_AT: &str = "flotilla.dev/rejected-at";
 /// Annotation: UID of the last RolloutAction that changed it, so that none is carried out twice.
@@ -50,6 +54,10 @@ pub struct Record {
     pub attempt: i32,
     /// Why it was rejected, and when.
     pub rejected: Option<(Reason, Option<Timestamp>)>,
+    /// When its last release began, if it had one.
+    pub started_at: Option<Timestamp>,
+    /// When that ended; none while it is under way.
+    pub ended_at: Option<Timestamp>,
     /// Pods made before this are to be replaced.
     pub restarted_at: Option<Timestamp>,
     /// The highest weight that this release of it has passed.
@@ -65,12 +73,17 @@ pub fn build(
     content: &Content,
     standing: Standing,
     order: i64,
+    now: Timestamp,
 ) -> ControllerRevision {
     let mut metadata = child_meta(pool, revision, Some(revision));
     let label = standing
         .label()
         .map(|label| (names::REVISION_STATE.to_owned(), label.to_owned()));
     metadata.labels.get_or_insert_default().extend(label);
+    if standing == Standing::Candidate {
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert(STARTED_AT.to_owned(), now.to_string());
+    }
     ControllerRevision {
         metadata,
         data: Some(RawExtension(json!({CONTENT: escaped(content)}))),
@@ -118,6 +131,8 @@ pub fn read(record: &ControllerRevision) -> Record {
             .unwrap_or(1)
             .max(1),
         rejected,
+        started_at: time(STARTED_AT),
+        ended_at: time(ENDED_AT),
         restarted_at: time(RESTARTED_AT),
         passed: annotation(PASSED).and_then(|text| text.parse().ok()),
         is_trusted: annotation(TRUSTED) == Some("true"),
@@ -134,6 +149,18 @@ pub fn change(standing: Standing, reason: Option<&Reason>, order: Option<i64>, n
             REJECTED_AT: reason.map(|_| now.to_string()),
         },
     }});
+    let annotations = &mut patch["metadata"]["annotations"];
+    match (standing, order) {
+        (Standing::Candidate, _) => {
+            annotations[STARTED_AT] = json!(now.to_string());
+            annotations[ENDED_AT] = Value::Null;
+        }
+        // Stable without having been a candidate: there was no release. What served has long been released.
+        (Standing::Stable, Some(_)) | (Standing::Verified, _) => {}
+        (Standing::Stable | Standing::Rejected | Standing::Unproved, _) => {
+            annotations[ENDED_AT] = json!(now.to_string());
+        }
+    }
     if let Some(order) = order {
         patch["revision"] = json!(order);
         // Another release: nothing is answered yet.
@@ -157,7 +184,14 @@ mod tests {
     fn a_record_keeps_the_content_and_reads_back() {
         let pool = pool(json!({"agent": {"concurrency": 3}}));
         let content = content(&pool, &[("prompt", "ab")]);
-        let record = build(&pool, "support-1", &content, Standing::Candidate, 4);
+        let record = build(
+            &pool,
+            "support-1",
+            &content,
+            Standing::Candidate,
+            4,
+            Timestamp::UNIX_EPOCH,
+        );
         let read = read(&record);
         assert_eq!(
             (read.content, read.standing, read.order, read.attempt),
@@ -170,7 +204,14 @@ mod tests {
         let prompt = "<!-- if a < b && b > c -->\u{2028}\u{2029} \\u003c \"quoted\" ä";
         let pool = pool(json!({"agent": {"prompt": {"text": prompt}}}));
         let content = content(&pool, &[]);
-        let record = build(&pool, "support-1", &content, Standing::Candidate, 1);
+        let record = build(
+            &pool,
+            "support-1",
+            &content,
+            Standing::Candidate,
+            1,
+            Timestamp::UNIX_EPOCH,
+        );
         let data = serde_json::to_string(&record.data).unwrap();
         assert!(!data.contains(['<', '>', '&', '\u{2028}', '\u{2029}']), "{data}");
         assert_eq!(read(&record).content, Some(content));
@@ -179,8 +220,9 @@ mod tests {
     #[test]
     fn a_rejection_survives_in_annotations() {
         let pool = pool(json!({}));
-        let mut record = build(&pool, "support-1", &content(&pool, &[]), Standing::Rejected, 2);
         let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let content = content(&pool, &[]);
+        let mut record = build(&pool, "support-1", &content, Standing::Rejected, 2, now);
         let patch = change(
             Standing::Rejected,
             Some(&Reason::new("CrashLoop", "exit code 1: no")),
@@ -192,6 +234,44 @@ mod tests {
         assert_eq!(
             read(&record).rejected,
             Some((Reason::new("CrashLoop", "exit code 1: no"), Some(now)))
+        );
+    }
+
+    #[test]
+    fn a_release_has_a_begin_and_an_end() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let annotations = |standing, order, second| {
+            let patch = change(standing, None, order, at(second));
+            patch["metadata"]["annotations"].clone()
+        };
+        let begun = annotations(Standing::Candidate, Some(4), 10);
+        assert_eq!(
+            (&begun[STARTED_AT], &begun[ENDED_AT]),
+            (&json!(at(10).to_string()), &Value::Null)
+        );
+        for standing in [Standing::Stable, Standing::Rejected, Standing::Unproved] {
+            let ended = annotations(standing, None, 70);
+            assert!(ended.get(STARTED_AT).is_none(), "{standing:?}");
+            assert_eq!(ended[ENDED_AT], at(70).to_string(), "{standing:?}");
+        }
+        for (standing, order) in [(Standing::Verified, None), (Standing::Stable, Some(1))] {
+            assert!(
+                annotations(standing, order, 90).get(ENDED_AT).is_none(),
+                "{standing:?}"
+            );
+        }
+        let pool = pool(json!({}));
+        let made = build(
+            &pool,
+            "support-1",
+            &content(&pool, &[]),
+            Standing::Candidate,
+            1,
+            at(10),
+        );
+        assert_eq!(
+            (read(&made).started_at, read(&made).ended_at),
+            (Some(at(10)), None)
         );
     }
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_core::evidence::{Counts, Observation, Report, Rule, Tally, Window};
+use flotilla_core::release;
 use flotilla_core::stats::WINDOW_SECONDS;
 use flotilla_crds::sourced_metric::{CountedMetric, SourcedMetric, ThresholdMetric};
 use futures::StreamExt as _;
@@ -27,7 +28,6 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use super::judge;
 use crate::runtime::{Clock, Key};
 use read::{Question, Read};
 
@@ -287,7 +287,7 @@ fn fill(text: &str, revision: &str, subject: &Subject, pool: &Key) -> String {
 /// The windows of one metric.
 fn windows(boundaries: &BTreeMap<i64, Boundary>, metric: &SourcedMetric) -> Vec<Window> {
     let name = &metric.name;
-    let Some(rule) = judge::sourced(metric).map(|metric| metric.rule) else {
+    let Some(rule) = release::sourced(metric).map(|metric| metric.rule) else {
         return Vec::new();
     };
     let window = |start: i64, boundary: &Boundary, observation: Observation| Window {

@@ -4,6 +4,7 @@ use flotilla_core::evidence::{self, Judgement, Mode, Permit, Verdict};
 use flotilla_core::rollout::{Gate, Opinion, Reached, Reason};
 use jiff::Timestamp;
 
+use super::Heard;
 use crate::runtime::{Error, Failure as _};
 
 /// Reason of a gate while its evidence is being gathered.
@@ -74,5 +75,25 @@ pub(super) fn unsaved(gate: Gate, error: &Error) -> Gate {
         reason: Reason::new(error.category(), message),
         deadline: None,
         ..gate
+    }
+}
+
+/// What is heard while it is not known what the evidence was: nothing is decided by it.
+pub(super) fn unread(reached: &Reached, error: &Error) -> Heard {
+    let message = format!("the evidence cannot be read, so the release waits: {error}");
+    Heard {
+        gate: Gate {
+            weight: reached.weight,
+            opinion: Opinion::Hold,
+            reason: Reason::new(error.category(), message.clone()),
+            deadline: None,
+            by_test: false,
+        },
+        judgement: Judgement {
+            verdict: Verdict::NoData,
+            metrics: Vec::new(),
+            eta_seconds: None,
+            message,
+        },
     }
 }

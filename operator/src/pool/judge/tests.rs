@@ -1,6 +1,7 @@
 //! The spec as ladder, plan and start; the judgement as opinion; the checkpoint.
 
 use flotilla_core::evidence::{Counted, Mode, Question, Rule};
+use flotilla_core::release::{self, left_out};
 use flotilla_core::rollout::Opinion;
 use jiff::SignedDuration;
 
@@ -32,7 +33,7 @@ fn a_canary_without_settings_has_the_default_ladder() {
         (vec![1, 10, 25, 50], 2, true)
     );
     assert_eq!(ladder.bake, SignedDuration::from_secs(600));
-    assert_eq!(super::ladder(&pool(json!({})).spec), None);
+    assert_eq!(release::ladder(&pool(json!({})).spec), None);
 }
 
 #[test]

@@ -103,7 +103,7 @@ pub(super) fn operator_asking(cluster: &FakeCluster, ask: Arc<dyn Ask>) -> Runni
         ask,
         figures: Figures::new(Arc::new(HttpRead::default()), Sources::new()),
     };
-    crate::pool::register_with(
+    crate::pool::register(
         &mut manager,
         &caches,
         &scraper,

@@ -48,8 +48,7 @@ fn a_dry_run_tells_and_does_nothing() {
     );
     assert_eq!(
         plan.message,
-        "no time can be told: a step has no verdict in sight, or the traffic is not known, and once for a person; up to 8 \
-         replicas at once"
+        "no time can be told, because the present traffic is not known, and once for a person; up to 8 replicas at once"
     );
     // What serves is kept in size all the same.
     world.change(json!({"replicas": 5}));

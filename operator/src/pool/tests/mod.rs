@@ -3,6 +3,7 @@
 mod controller;
 mod drain;
 mod dry_run;
+mod evidence;
 mod traffic;
 mod trials;
 mod world;

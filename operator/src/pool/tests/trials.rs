@@ -15,12 +15,11 @@ use super::controller::{
     state,
 };
 use crate::fakecluster::{FakeCluster, Fault, eventually};
-use crate::pool::trial::ask::{Ask, Target};
+use crate::pool::trial::ask::{Ask, Miss, Target};
 use crate::pool::trial::list::Probe;
 
 const JOBS: &str = "/apis/batch/v1/namespaces/shop/jobs";
 const LOAD_TESTS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/loadtests";
-const EVIDENCE: &str = "/api/v1/namespaces/shop/configmaps/support-evidence";
 
 /// Candidates that answer by path; counts the questions to each.
 #[derive(Clone, Default)]
@@ -45,7 +44,7 @@ impl Candidates {
 }
 
 impl Ask for Candidates {
-    fn ask(&self, probe: Probe, target: Target) -> BoxFuture<'static, Result<String, String>> {
+    fn ask(&self, probe: Probe, target: Target) -> BoxFuture<'static, Result<String, Miss>> {
         let Probe::Http(test) = probe else {
             panic!("only requests are scripted: {probe:?}")
         };
@@ -58,7 +57,10 @@ impl Ask for Candidates {
         let is_failing = script.failing.contains(&test.path.as_str());
         async move {
             if is_failing {
-                Err(format!("GET {} was answered with 503, not 200", test.path))
+                Err(Miss::Failed(format!(
+                    "GET {} was answered with 503, not 200",
+                    test.path
+                )))
             } else {
                 Ok("fine".to_owned())
             }
@@ -71,7 +73,7 @@ fn http(name: &str, when: &str) -> Value {
     json!({"name": name, "type": "HTTP", "when": when, "http": {"path": format!("/{name}")}, "attempts": 2})
 }
 
-fn canary(tests: Value) -> FakeCluster {
+pub(super) fn canary(tests: Value) -> FakeCluster {
     let step = json!({"weight": 50, "minDurationSeconds": 0, "decideWithinSeconds": 86400});
     shop(json!({"rollout": {
         "settleSeconds": 1, "type": "Canary", "smokeTests": tests, "initialGates": "Skip",
@@ -435,48 +437,6 @@ async fn a_quiet_step_is_topped_up_through_the_gateway_and_only_while_it_is_judg
         }
     })
     .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn evidence_that_cannot_be_saved_holds_the_release_but_not_a_crash_loop() {
-    let cluster = canary(json!([]));
-    cluster.update(POOL, |pool| {
-        pool["spec"]["rollout"]["analysis"] = json!({"warmupSeconds": 0})
-    });
-    cluster.put(
-        EVIDENCE,
-        json!({"metadata": {"name": "support-evidence"}, "data": {"theirs": "1"}}),
-    );
-    let _running = operator(&cluster);
-    reach(&cluster, "Ready").await;
-    change(&cluster, "/spec/agent/image", json!("agent:2"));
-    reach(&cluster, "NameTaken").await;
-    let waiting = cluster.get(POOL).unwrap()["status"]["rollout"]["waitingFor"]["message"].clone();
-    assert!(
-        waiting
-            .as_str()
-            .unwrap()
-            .contains("ConfigMap support-evidence exists and belongs to nobody"),
-        "{waiting}"
-    );
-    assert_eq!(cluster.get(EVIDENCE).unwrap()["data"], json!({"theirs": "1"}));
-    // Its pods begin to crash.
-    let crashed = json!({"podIP": "10.1.9.9", "conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [{
-        "name": "agent", "image": "agent:2", "imageID": "", "ready": false, "restartCount": 3,
-        "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "out"}},
-    }]});
-    let candidate = cluster.get(POOL).unwrap()["status"]["candidate"]["revision"].clone();
-    for pod in objects(&cluster, super::controller::PODS) {
-        if pod["metadata"]["labels"][names::REVISION] == candidate {
-            let path = format!(
-                "{}/{}",
-                super::controller::PODS,
-                pod["metadata"]["name"].as_str().unwrap()
-            );
-            cluster.update(&path, |pod| pod["status"] = crashed.clone());
-        }
-    }
-    reach(&cluster, "CrashLoop").await;
 }
 
 /// Kills the operator at its n-th write, before it or right after it, for every n there is, through a release with a request and a

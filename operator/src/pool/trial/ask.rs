@@ -76,10 +76,25 @@ impl Target {
     }
 }
 
+/// Why an attempt did not pass: a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// Nobody took the connection to the candidate's Service: it was refused, or there was no route.
+    Unreached(String),
+    /// Everything else: an answer that is not as it should be, or something that the test needs besides the candidate.
+    Failed(String),
+}
+
+impl From<String> for Miss {
+    fn from(sentence: String) -> Self {
+        Self::Failed(sentence)
+    }
+}
+
 /// Carries probes out. Replaced in tests of the controller.
 pub trait Ask: Send + Sync + 'static {
     /// One attempt: a sentence in either case.
-    fn ask(&self, probe: Probe, target: Target) -> BoxFuture<'static, Result<String, String>>;
+    fn ask(&self, probe: Probe, target: Target) -> BoxFuture<'static, Result<String, Miss>>;
 }
 
 /// Carries probes out on the network.
@@ -100,14 +115,14 @@ impl Default for Network {
 }
 
 impl Ask for Network {
-    fn ask(&self, probe: Probe, target: Target) -> BoxFuture<'static, Result<String, String>> {
+    fn ask(&self, probe: Probe, target: Target) -> BoxFuture<'static, Result<String, Miss>> {
         let network = self.clone();
         async move {
             match probe {
                 Probe::Http(test) => network.http(&test, &target).await,
                 Probe::Agent(test) => network.agent(&test, &target).await,
                 Probe::Tcp(test) => connect(&test, &target).await,
-                Probe::Dns(test) => resolve(&test, &target).await,
+                Probe::Dns(test) => Ok(resolve(&test, &target).await?),
             }
         }
         .boxed()
@@ -115,7 +130,7 @@ impl Ask for Network {
 }
 
 impl Network {
-    async fn http(&self, test: &HttpTest, target: &Target) -> Result<String, String> {
+    async fn http(&self, test: &HttpTest, target: &Target) -> Result<String, Miss> {
         let method = match test.method {
             HttpTestMethod::GET => Method::GET,
             HttpTestMethod::POST => Method::POST,
@@ -134,10 +149,7 @@ impl Network {
         let what = format!("{method} {}", test.path);
         if i32::from(status.as_u16()) != test.expect_status {
             let (got, wanted) = (status.as_u16(), test.expect_status);
-            return Err(format!(
-                "{what} was answered with {got}, not {wanted}{}",
-                excerpt(&body)
-            ));
+            return Err(format!("{what} was answered with {got}, not {wanted}{}", excerpt(&body)).into());
         }
         if let Some(wanted) = test
             .expect_contains
@@ -147,12 +159,13 @@ impl Network {
             return Err(format!(
                 "the answer to {what} does not contain {wanted:?}{}",
                 excerpt(&body)
-            ));
+            )
+            .into());
         }
         Ok(format!("{what} was answered with {}", status.as_u16()))
     }
 
-    async fn agent(&self, test: &AgentTest, target: &Target) -> Result<String, String> {
+    async fn agent(&self, test: &AgentTest, target: &Target) -> Result<String, Miss> {
         let protocol = test.protocol.unwrap_or(target.protocol);
         let id = format!("smoke-test-{:016x}", rand::random::<u64>());
         let call = answer::call(protocol, &test.prompt, &id);
@@ -171,11 +184,12 @@ impl Network {
                 "POST {path} was answered with {}{}",
                 status.as_u16(),
                 excerpt(&body)
-            ));
+            )
+            .into());
         }
         let said = answer::text(protocol, &body)?;
         if said.trim().is_empty() {
-            return Err("the answer is empty".to_owned());
+            return Err("the answer is empty".to_owned().into());
         }
         let (heard, lower) = (said.to_lowercase(), |text: &String| text.to_lowercase());
         if let Some(wanted) = test
@@ -183,37 +197,32 @@ impl Network {
             .as_ref()
             .filter(|wanted| !heard.contains(&lower(wanted)))
         {
-            return Err(format!(
-                "the answer does not contain {wanted:?}{}",
-                excerpt(&said)
-            ));
+            return Err(format!("the answer does not contain {wanted:?}{}", excerpt(&said)).into());
         }
         if let Some(banned) = test
             .expect_without
             .as_ref()
             .filter(|banned| heard.contains(&lower(banned)))
         {
-            return Err(format!("the answer contains {banned:?}{}", excerpt(&said)));
+            return Err(format!("the answer contains {banned:?}{}", excerpt(&said)).into());
         }
         match test.max_milliseconds.and_then(|limit| u128::try_from(limit).ok()) {
-            Some(limit) if milliseconds > limit => Err(format!(
-                "the answer took {milliseconds} ms, {limit} ms are allowed"
-            )),
+            Some(limit) if milliseconds > limit => {
+                Err(format!("the answer took {milliseconds} ms, {limit} ms are allowed").into())
+            }
             _ => Ok(format!("answered in {milliseconds} ms")),
         }
     }
 
     /// The status and as much of the body as is read, as text.
-    async fn send(
-        &self,
-        request: Request<Full<Bytes>>,
-        limit: usize,
-    ) -> Result<(StatusCode, String), String> {
-        let response = self
-            .0
-            .request(request)
-            .await
-            .map_err(|error| root_cause(&error))?;
+    async fn send(&self, request: Request<Full<Bytes>>, limit: usize) -> Result<(StatusCode, String), Miss> {
+        let response = self.0.request(request).await.map_err(|error| {
+            let sentence = root_cause(&error);
+            match error.is_connect() && is_unreached(&error) {
+                true => Miss::Unreached(sentence),
+                false => Miss::Failed(sentence),
+            }
+        })?;
         let status = response.status();
         let body = read(response.into_body(), limit).await?;
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
@@ -255,7 +264,7 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-async fn connect(test: &TcpTest, target: &Target) -> Result<String, String> {
+async fn connect(test: &TcpTest, target: &Target) -> Result<String, Miss> {
     let port = u16::try_from(test.port).map_err(|_| format!("{} is no port", test.port))?;
     let (name, addresses) = match &test.service_name {
         Some(service) => {
@@ -273,7 +282,14 @@ async fn connect(test: &TcpTest, target: &Target) -> Result<String, String> {
         }
     };
     let opened = TcpStream::connect(addresses.as_slice()).await;
-    opened.map_err(|error| format!("no connection to {name}:{port}: {error}"))?;
+    opened.map_err(|error| {
+        let sentence = format!("no connection to {name}:{port}: {error}");
+        // Another Service's endpoints are not new with the candidate.
+        match test.service_name.is_none() && is_unreached(&error) {
+            true => Miss::Unreached(sentence),
+            false => Miss::Failed(sentence),
+        }
+    })?;
     Ok(format!("{name}:{port} takes connections"))
 }
 
@@ -296,6 +312,19 @@ async fn look_up(name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         return Err(format!("{name} has no address"));
     }
     Ok(addresses)
+}
+
+/// Whether a connection was refused, or found no route.
+fn is_unreached(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| {
+            matches!(
+                error.kind(),
+                ConnectionRefused | HostUnreachable | NetworkUnreachable
+            )
+        })
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

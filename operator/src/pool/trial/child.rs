@@ -25,7 +25,7 @@ use crate::pool::validate::overlay_of;
 /// Characters of the pool's name in a child's: LoadTests have at most 45.
 const NAME_PART: usize = 34;
 /// Seconds a pod of a Job may take to start.
-const START_SECONDS: i64 = 60;
+pub(super) const START_SECONDS: i64 = 60;
 /// `app.kubernetes.io/name` of the Jobs' pods.
 const APP: &str = "flotilla-smoke-test";
 
@@ -129,7 +129,7 @@ pub fn job(whose: Whose<'_>, check: &Check, name: &str, content: &Content) -> Re
         metadata,
         spec: Some(JobSpec {
             backoff_limit: Some(check.attempts.saturating_sub(1)),
-            active_deadline_seconds: Some((check.seconds + START_SECONDS) * i64::from(check.attempts)),
+            active_deadline_seconds: Some(check.longest_seconds()),
             template: PodTemplateSpec {
                 metadata: template.metadata,
                 spec: template.spec,
@@ -151,6 +151,12 @@ fn job_condition<'a>(job: &'a Job, type_: &str) -> Option<&'a str> {
 /// Whether a Job has ended.
 pub fn is_job_over(job: &Job) -> bool {
     job_condition(job, "Complete").is_some() || job_condition(job, "Failed").is_some()
+}
+
+/// By when a child has ended that was made for `check` and may go on for `seconds`.
+pub(super) fn until<K: Resource>(object: &K, seconds: i64) -> Option<Timestamp> {
+    let made = object.meta().creation_timestamp.as_ref()?.0;
+    made.checked_add(SignedDuration::from_secs(seconds)).ok()
 }
 
 /// What has come of a Job; `pods` are its pods.

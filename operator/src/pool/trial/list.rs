@@ -4,6 +4,8 @@ use flotilla_crds::AgentPoolSpec;
 use flotilla_crds::release_test::{AgentTest, DnsTest, HttpTest, JobTest, SmokeTest, SmokeTestType, TcpTest};
 use serde::Serialize;
 
+use super::{child, runner};
+
 /// Name of a step's load test.
 pub const STEP_LOAD_TEST: &str = "step-load-test";
 
@@ -20,6 +22,18 @@ pub struct Check {
     pub attempts: i32,
     /// Names of tests that must have passed before.
     pub depends_on: Vec<String>,
+}
+
+impl Check {
+    /// Seconds from its begin until it has ended, if every attempt takes as long as it may.
+    pub fn longest_seconds(&self) -> i64 {
+        let attempts = i64::from(self.attempts);
+        match &self.test {
+            Test::Probe(_) => runner::longest(self.seconds, self.attempts),
+            Test::Job(_) => (self.seconds + child::START_SECONDS) * attempts,
+            Test::LoadTest(_) => self.seconds * attempts,
+        }
+    }
 }
 
 /// What a test does.
@@ -58,16 +72,6 @@ impl Test {
             Self::LoadTest(_) => "LoadTest",
         }
     }
-}
-
-/// Whether a candidate of this pool is tested before it gets traffic.
-pub fn tests_before(spec: &AgentPoolSpec) -> bool {
-    spec.rollout.smoke_tests.iter().any(SmokeTest::runs_before)
-}
-
-/// Whether a candidate of this pool is tested when it has all the traffic.
-pub fn tests_after(spec: &AgentPoolSpec) -> bool {
-    spec.rollout.smoke_tests.iter().any(SmokeTest::runs_after)
 }
 
 /// The tests of the rung of this weight, in the order of the spec.
@@ -147,8 +151,7 @@ mod tests {
         assert_eq!(names(10), [named(STEP_LOAD_TEST, 3600, 2)]);
         assert_eq!(names(50), []);
         assert_eq!(names(100), [named("agent", 60, 3), named("database", 600, 1)]);
-        assert!(tests_before(&spec) && tests_after(&spec));
         let plain = pool(json!({"rollout": {"type": "Canary"}})).spec;
-        assert!(!tests_before(&plain) && !tests_after(&plain) && checks(&plain, 0).is_empty());
+        assert!(checks(&plain, 0).is_empty());
     }
 }

@@ -21,17 +21,19 @@ pub mod sitting;
 pub mod top_up;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use flotilla_core::rollout::{Reached, Standing};
 use flotilla_crds::names;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
-use super::dereference::{Observed, is_ready};
+use super::dereference::{Observed, is_ready, ready_since};
 use super::judge;
 use super::memory::Memory;
 use crate::caches::Caches;
@@ -40,7 +42,7 @@ use crate::runtime::{Action, Key, Note, uid_of};
 use ask::Target;
 use child::Whose;
 use list::{Check, Test};
-use runner::{Runner, Ticket};
+use runner::{Runner, SETTLES, Ticket};
 use sitting::{Outcome, Sitting, State};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -71,7 +73,7 @@ impl Trials {
         let ended = Family::<Labels, Counter>::default();
         metrics.register(|registry| {
             registry.register(
-                "flotilla_release_tests",
+                "release_tests",
                 "Tests of candidates that have ended",
                 ended.clone(),
             );
@@ -193,6 +195,15 @@ impl Trials {
         self.runner.keep(key, &[]);
     }
 
+    /// Counts a test of this type that has ended.
+    pub(super) fn count(&self, r#type: &'static str, state: State) {
+        let labels = Labels {
+            r#type,
+            result: state.word(),
+        };
+        self.ended.get_or_create(&labels).inc();
+    }
+
     /// Counts and reports what has ended since the last look.
     fn tell(&self, before: Option<&Sitting>, sitting: &Sitting, notes: &mut Vec<Note>) {
         let Sitting { revision, weight, .. } = sitting;
@@ -204,11 +215,7 @@ impl Trials {
             if was == outcome.state || !outcome.state.is_final() {
                 continue;
             }
-            let labels = Labels {
-                r#type: check.test.word(),
-                result: outcome.state.word(),
-            };
-            self.ended.get_or_create(&labels).inc();
+            self.count(check.test.word(), outcome.state);
             let (name, message) = (&check.name, &outcome.message);
             match outcome.state {
                 State::Failed => notes.push(Note::warning(
@@ -260,9 +267,11 @@ impl Bench<'_> {
                     weight: self.reached.weight,
                     check: check.clone(),
                 };
-                let outcome = self.trials.runner.outcome(self.key, &ticket, || self.target());
+                let target = || (self.target(), self.settles(pods));
+                let outcome = self.trials.runner.outcome(self.key, &ticket, target);
                 tickets.push(ticket);
-                (outcome.unwrap_or_else(Outcome::running), None)
+                let under_way = || Outcome::running().by(before.until.or_else(|| self.after(check)));
+                (outcome.unwrap_or_else(under_way), None)
             }
             Test::Job(_) => self.job(check),
             Test::LoadTest(template) => self.load_test(check, template, before),
@@ -289,6 +298,20 @@ impl Bench<'_> {
         Target::of_revision(&self.key.namespace, revision, address.as_deref(), agent)
     }
 
+    /// How much longer a node may not know the endpoint of the replica that was ready first. Clocks of nodes may differ.
+    fn settles(&self, pods: &[Arc<Pod>]) -> Duration {
+        let first = pods.iter().filter_map(|pod| ready_since(pod)).min();
+        let age = first.map(|first| self.now.duration_since(first));
+        let age = age.and_then(|age| Duration::try_from(age).ok());
+        SETTLES.saturating_sub(age.unwrap_or_default())
+    }
+
+    /// By when a test has ended that begins now.
+    fn after(&self, check: &Check) -> Option<Timestamp> {
+        let longest = SignedDuration::from_secs(check.longest_seconds());
+        self.now.checked_add(longest).ok()
+    }
+
     fn agent(&self) -> &flotilla_crds::agent_pool::Agent {
         let record = self.observed.record(&self.reached.revision);
         let content = record.and_then(|record| record.content.as_ref());
@@ -302,13 +325,17 @@ impl Bench<'_> {
         match job.filter(|job| child::is_owned(&**job, &uid)) {
             Some(job) => {
                 let pods = || self.caches.pods.owned_by(&uid_of(&*job));
-                (child::outcome_of_job(&job, pods), None)
+                let until = child::until(&*job, check.longest_seconds());
+                (child::outcome_of_job(&job, pods).by(until), None)
             }
             None => {
                 let record = self.observed.record(&self.reached.revision);
                 let content = record.and_then(|record| record.content.as_ref());
                 match content.map(|content| child::job(self.whose(), check, &name, content)) {
-                    Some(Ok(job)) => (Outcome::running(), Some(Action::create(&job))),
+                    Some(Ok(job)) => (
+                        Outcome::running().by(self.after(check)),
+                        Some(Action::create(&job)),
+                    ),
                     Some(Err(sentence)) => (Outcome::undecided(0, sentence), None),
                     None => (
                         Outcome::undecided(0, "this version of Flotilla cannot read the revision's record"),
@@ -333,7 +360,8 @@ impl Bench<'_> {
                     run += 1;
                     continue;
                 }
-                return (outcome, None);
+                let left = i64::from(check.attempts - run + 1) * check.seconds;
+                return (outcome.by(child::until(&*test, left)), None);
             }
             let Some(template) = self.caches.load_tests.get(&Key::new(namespace, template)) else {
                 let message = format!(
@@ -345,7 +373,7 @@ impl Bench<'_> {
             let test = child::load_test(self.whose(), check, &name, &template, protocol);
             let outcome = Outcome {
                 attempts: run,
-                ..Outcome::running()
+                ..Outcome::running().by(self.after(check))
             };
             return (outcome, Some(Action::create(&test)));
         }

@@ -2,6 +2,10 @@
 //!
 //! A visit asks for what has come of a test; the first question begins it. When it has ended the pool is visited again. What
 //! nobody asks for any more (another step, another candidate, a pool that is gone) is given up.
+//!
+//! A connection that is refused while the candidate's endpoint is new says nothing about the candidate: a node refuses
+//! connections to a Service for which it knows no endpoint, and kube-proxy learns of one later than the operator. It is tried
+//! again without using up an attempt until the first replica has been Ready for [`SETTLES`].
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -10,9 +14,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::ask::{Ask, Target};
+use super::ask::{Ask, Miss, Target};
 use super::list::{Check, Probe, Test};
 use super::sitting::Outcome;
 use crate::runtime::{Key, Trigger};
@@ -23,6 +27,11 @@ const CONCURRENCY: usize = 16;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// See [`FIRST_PAUSE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// From when a replica is Ready until every node is taken to know its endpoint. kube-proxy gathers changes for a second
+/// (`minSyncPeriod`) and writes its rules in less than one; where a node has tens of thousands of them, that takes several. A
+/// Service without any endpoint is refused at once, so that waiting for it costs one connection a second.
+pub const SETTLES: Duration = Duration::from_secs(10);
 
 /// One test of one candidate at one rung.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +60,7 @@ struct Run {
     number: u64,
     ticket: Ticket,
     target: Target,
+    settled: Instant,
     stage: Stage,
 }
 
@@ -91,6 +101,7 @@ struct Work {
     check: Check,
     probe: Probe,
     target: Target,
+    settled: Instant,
 }
 
 impl Runner {
@@ -109,8 +120,14 @@ impl Runner {
         let _ = self.0.news.set(news);
     }
 
-    /// What has come of a test; begins it with the first question.
-    pub fn outcome(&self, pool: &Key, ticket: &Ticket, target: impl FnOnce() -> Target) -> Option<Outcome> {
+    /// What has come of a test; begins it with the first question. `target` says where to, and for how much longer a
+    /// refused connection there is no attempt.
+    pub fn outcome(
+        &self,
+        pool: &Key,
+        ticket: &Ticket,
+        target: impl FnOnce() -> (Target, Duration),
+    ) -> Option<Outcome> {
         let mut board = self.0.board.lock();
         let runs = board.runs.get(pool).into_iter().flatten();
         if let Some(run) = runs.into_iter().find(|run| run.ticket == *ticket) {
@@ -121,10 +138,12 @@ impl Runner {
         }
         board.next += 1;
         let number = board.next;
+        let (target, settles) = target();
         board.runs.entry(pool.clone()).or_default().push(Run {
             number,
             ticket: ticket.clone(),
-            target: target(),
+            target,
+            settled: Instant::now() + settles,
             stage: Stage::Queued,
         });
         drop(board);
@@ -190,6 +209,7 @@ impl Runner {
                 check: run.ticket.check.clone(),
                 probe: probe.clone(),
                 target: run.target.clone(),
+                settled: run.settled,
             };
             run.stage = Stage::Running(work.spawn(attempts(Arc::clone(&self.0.ask), task)));
             room -= 1;
@@ -217,6 +237,7 @@ async fn attempts(ask: Arc<dyn Ask>, work: Work) -> (Key, u64, Outcome) {
         check,
         probe,
         target,
+        settled,
     } = work;
     let limit = Duration::from_secs(u64::try_from(check.seconds).unwrap_or(1));
     let mut pause = FIRST_PAUSE;
@@ -225,7 +246,11 @@ async fn attempts(ask: Arc<dyn Ask>, work: Work) -> (Key, u64, Outcome) {
         let answer = timeout(limit, ask.ask(probe.clone(), target.clone())).await;
         let sentence = match answer {
             Ok(Ok(said)) => return (pool, number, Outcome::passed(attempt, said)),
-            Ok(Err(sentence)) => sentence,
+            Ok(Err(Miss::Unreached(_))) if Instant::now() < settled => {
+                sleep(FIRST_PAUSE).await;
+                continue;
+            }
+            Ok(Err(Miss::Unreached(sentence) | Miss::Failed(sentence))) => sentence,
             Err(_) => format!("no answer within {} s", check.seconds),
         };
         if attempt >= check.attempts {
@@ -233,8 +258,21 @@ async fn attempts(ask: Arc<dyn Ask>, work: Work) -> (Key, u64, Outcome) {
         }
         attempt += 1;
         sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = longer(pause);
     }
+}
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(LONGEST_PAUSE)
+}
+
+/// Seconds that `attempts` of `seconds` each take with their pauses, when the first ones are refused while the endpoint is new.
+pub(super) fn longest(seconds: i64, attempts: i32) -> i64 {
+    let pauses = std::iter::successors(Some(FIRST_PAUSE), |pause| Some(longer(*pause)));
+    let between = usize::try_from(attempts).unwrap_or_default().saturating_sub(1);
+    let pauses: Duration = pauses.take(between).sum();
+    let other = i64::try_from((pauses + SETTLES).as_secs()).unwrap_or(i64::MAX);
+    seconds.saturating_mul(attempts.into()).saturating_add(other)
 }
 
 #[cfg(test)]
@@ -249,7 +287,8 @@ mod tests {
     use super::super::sitting::State;
     use super::*;
 
-    /// Fails twice, then answers; hangs when asked for a name. Counts who is inside.
+    /// Fails twice, then answers; hangs when asked for a name, and is not there for the first seconds of its life when connected
+    /// to. Counts who is inside.
     #[derive(Default)]
     struct Script {
         asked: AtomicUsize,
@@ -258,7 +297,7 @@ mod tests {
     }
 
     impl Ask for Arc<Script> {
-        fn ask(&self, probe: Probe, _: Target) -> BoxFuture<'static, Result<String, String>> {
+        fn ask(&self, probe: Probe, _: Target) -> BoxFuture<'static, Result<String, Miss>> {
             let script = Arc::clone(self);
             async move {
                 let number = script.asked.fetch_add(1, Ordering::SeqCst);
@@ -268,7 +307,8 @@ mod tests {
                 script.inside.fetch_sub(1, Ordering::SeqCst);
                 match probe {
                     Probe::Dns(_) => std::future::pending().await,
-                    _ if number < 2 => Err("not yet".into()),
+                    Probe::Tcp(_) if number < 6 => Err(Miss::Unreached("refused".into())),
+                    _ if number < 2 => Err(Miss::Failed("not yet".into())),
                     _ => Ok("fine".into()),
                 }
             }
@@ -292,9 +332,12 @@ mod tests {
         }
     }
 
-    fn target() -> Target {
+    fn target() -> (Target, Duration) {
         let agent: Agent = serde_json::from_value(serde_json::json!({"image": "a"})).unwrap();
-        Target::of_revision("shop", "support-2", None, &agent)
+        (
+            Target::of_revision("shop", "support-2", None, &agent),
+            Duration::ZERO,
+        )
     }
 
     fn http() -> Probe {
@@ -335,6 +378,29 @@ mod tests {
         let late = outcome(&runner, &pool, &ticket("dns", dns(), 2)).await;
         assert_eq!(late, Outcome::failed(2, "no answer within 5 s"));
         working.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_no_attempt_while_the_endpoint_is_new() {
+        let pool = Key::new("shop", "support");
+        let tcp = || Probe::Tcp(flotilla_crds::release_test::TcpTest::default());
+        // Six refusals, a second apart.
+        for (settles, attempts, expected) in [
+            (SETTLES, 1, Outcome::passed(1, "fine")),
+            (Duration::from_secs(3), 3, Outcome::failed(3, "refused")),
+            (Duration::from_secs(3), 4, Outcome::passed(4, "fine")),
+            (Duration::ZERO, 2, Outcome::failed(2, "refused")),
+        ] {
+            let runner = Runner::new(Arc::new(Arc::new(Script::default())));
+            let working = tokio::spawn(runner.clone().run());
+            let ticket = ticket("port", tcp(), attempts);
+            runner.outcome(&pool, &ticket, || (target().0, settles));
+            assert_eq!(outcome(&runner, &pool, &ticket).await, expected, "{settles:?}");
+            working.abort();
+        }
+        // With pauses of 1, 2, 4, 8 and 8 s between six attempts.
+        assert_eq!(longest(5, 1), 5 + 10);
+        assert_eq!(longest(5, 6), 30 + 23 + 10);
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use flotilla_core::rollout::{Gate, Opinion, Reached, Reason};
 use flotilla_crds::AgentPoolStatus;
 use flotilla_crds::release_test::TestStatus;
+use jiff::{SignedDuration, Timestamp};
 
 use super::list::{Check, Test};
 use crate::runtime::conditions::truncate;
@@ -66,6 +67,8 @@ pub struct Outcome {
     pub attempts: i32,
     /// One sentence.
     pub message: String,
+    /// By when it has ended; none if that is not known, and once it has.
+    pub until: Option<Timestamp>,
 }
 
 impl Outcome {
@@ -105,7 +108,14 @@ impl Outcome {
             state,
             attempts,
             message: message.into(),
+            until: None,
         }
+    }
+
+    /// The same, known to have ended by `until` unless it has already.
+    pub fn by(self, until: Option<Timestamp>) -> Self {
+        let until = until.filter(|_| !self.state.is_final());
+        Self { until, ..self }
     }
 }
 
@@ -142,6 +152,7 @@ impl Sitting {
                 state: State::from_word(&test.result),
                 attempts: test.attempts,
                 message: test.message.clone(),
+                until: None,
             };
             (test.name.clone(), outcome)
         });
@@ -185,11 +196,34 @@ impl Sitting {
             let mut needed = check.depends_on.iter();
             let missing = needed.find(|name| is_there(name) && self.outcome(name).state != State::Passed);
             let outcome = match missing {
-                Some(missing) => Outcome::waiting(format!("{missing} has to pass first")),
+                Some(missing) => {
+                    Outcome::waiting(format!("{missing} has to pass first")).by(self.after(check))
+                }
                 None => hold(check, &before),
             };
             self.outcomes.insert(check.name.clone(), outcome);
         }
+    }
+
+    /// By when a test has ended that waits for others.
+    fn after(&self, check: &Check) -> Option<Timestamp> {
+        let needed = check.depends_on.iter().map(|name| self.outcome(name));
+        let open: Option<Vec<Timestamp>> = needed
+            .filter(|outcome| !outcome.state.is_final())
+            .map(|outcome| outcome.until)
+            .collect();
+        let longest = SignedDuration::from_secs(check.longest_seconds());
+        open?.into_iter().max()?.checked_add(longest).ok()
+    }
+
+    /// By when every test has ended; none if that is not known of one.
+    fn deadline(&self) -> Option<Timestamp> {
+        let outcomes = self.checks.iter().map(|check| self.outcome(&check.name));
+        let open: Option<Vec<Timestamp>> = outcomes
+            .filter(|outcome| !outcome.state.is_final())
+            .map(|outcome| outcome.until)
+            .collect();
+        open?.into_iter().max()
     }
 
     /// Whether every test is passed.
@@ -204,6 +238,7 @@ impl Sitting {
             let mut checks = self.checks.iter();
             checks.find(|check| self.outcome(&check.name).state == state)
         };
+        let mut deadline = None;
         let (opinion, word, message) = if let Some(check) = first(State::Failed) {
             let word = match check.test {
                 Test::LoadTest(_) => "LoadTestFailed",
@@ -221,13 +256,14 @@ impl Sitting {
         } else if self.is_passed() {
             return None;
         } else {
+            deadline = self.deadline();
             (Opinion::Continue, TESTING, self.waits_for())
         };
         Some(Gate {
             weight: self.weight,
             opinion,
             reason: Reason::new(word, message),
-            deadline: None,
+            deadline,
             by_test: true,
         })
     }
@@ -261,6 +297,7 @@ impl Sitting {
                 state,
                 attempts,
                 message,
+                until: _,
             } = self.outcome(&check.name);
             TestStatus {
                 name: check.name.clone(),
@@ -302,161 +339,4 @@ pub fn combine(sitting: Option<&Sitting>, evidence: Option<Gate>, reached: Optio
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::list::Probe;
-    use super::*;
-    use flotilla_crds::release_test::HttpTest;
-    use jiff::Timestamp;
-
-    fn reached(weight: i32) -> Reached {
-        Reached {
-            revision: "support-2".into(),
-            attempt: 1,
-            weight,
-            since: Timestamp::UNIX_EPOCH,
-        }
-    }
-
-    fn check(name: &str, depends_on: &[&str]) -> Check {
-        Check {
-            name: name.into(),
-            test: Test::Probe(Probe::Http(HttpTest::default())),
-            seconds: 10,
-            attempts: 3,
-            depends_on: depends_on.iter().map(|name| (*name).to_owned()).collect(),
-        }
-    }
-
-    fn sitting(states: &[(&str, State)]) -> Sitting {
-        let mut sitting = Sitting::new(&reached(0));
-        let checks: Vec<Check> = states.iter().map(|(name, _)| check(name, &[])).collect();
-        sitting.advance(&checks, |check, _| {
-            let (_, state) = states.iter().find(|(name, _)| *name == check.name).unwrap();
-            Outcome::ended(*state, 1, "said so")
-        });
-        sitting
-    }
-
-    #[test]
-    fn a_test_starts_when_what_it_depends_on_is_passed_and_is_not_repeated() {
-        let checks = [
-            check("health", &[]),
-            check("dns", &[]),
-            check("agent", &["health"]),
-        ];
-        let mut sitting = Sitting::new(&reached(0));
-        let mut held = Vec::new();
-        sitting.advance(&checks, |check, _| {
-            held.push(check.name.clone());
-            match check.name.as_str() {
-                "health" => Outcome::running(),
-                _ => Outcome::passed(1, ""),
-            }
-        });
-        assert_eq!(held, ["health", "dns"]);
-        assert_eq!(sitting.outcome("agent").message, "health has to pass first");
-        held.clear();
-        sitting.advance(&checks, |check, _| {
-            held.push(check.name.clone());
-            Outcome::passed(1, "")
-        });
-        assert_eq!(held, ["health", "agent"]);
-        assert!(sitting.is_passed() && sitting.gate().is_none());
-        // One that is edited is held again, one that is gone is forgotten.
-        let edited = [Check {
-            seconds: 5,
-            ..check("health", &[])
-        }];
-        held.clear();
-        sitting.advance(&edited, |check, _| {
-            held.push(check.name.clone());
-            Outcome::running()
-        });
-        assert_eq!(
-            (held, sitting.outcome("dns")),
-            (vec!["health".to_owned()], Outcome::default())
-        );
-    }
-
-    #[test]
-    fn the_gravest_outcome_speaks() {
-        use State::{Failed, Passed, Running, Undecided, Waiting};
-        for (states, opinion, word, part) in [
-            (
-                vec![("a", Passed), ("b", Running)],
-                Opinion::Continue,
-                TESTING,
-                "1 of 2 tests are passed; open: b (said so)",
-            ),
-            (
-                vec![("a", Undecided), ("b", Running)],
-                Opinion::Hold,
-                TEST_UNDECIDED,
-                "a: said so; create a RolloutAction",
-            ),
-            (
-                vec![("a", Undecided), ("b", Failed), ("c", Waiting)],
-                Opinion::RollBack,
-                "SmokeTestFailed",
-                "b: said so",
-            ),
-        ] {
-            let gate = sitting(&states).gate().unwrap();
-            assert_eq!(
-                (gate.opinion, gate.reason.word.as_str(), gate.by_test),
-                (opinion, word, true)
-            );
-            assert!(gate.reason.message.starts_with(part), "{}", gate.reason.message);
-        }
-        assert_eq!(sitting(&[("a", Passed)]).gate(), None);
-    }
-
-    #[test]
-    fn evidence_and_tests_are_heard_together() {
-        let heard = |opinion| Gate {
-            weight: 10,
-            opinion,
-            reason: Reason::new("AnalysisFailed", "errors"),
-            deadline: None,
-            by_test: false,
-        };
-        let at = |weight, state| Sitting {
-            weight,
-            ..sitting(&[("a", state)])
-        };
-        let opinion = |weight, state, evidence: Option<Opinion>| {
-            let sitting = at(weight, state);
-            combine(Some(&sitting), evidence.map(heard), Some(&reached(weight))).map(|gate| gate.opinion)
-        };
-        use Opinion::{Advance, Continue, RollBack};
-        assert_eq!(opinion(10, State::Running, Some(Advance)), Some(Continue));
-        assert_eq!(opinion(10, State::Running, Some(RollBack)), Some(RollBack));
-        assert_eq!(opinion(10, State::Failed, Some(Advance)), Some(RollBack));
-        assert_eq!(opinion(10, State::Passed, Some(Continue)), Some(Continue));
-        assert_eq!(opinion(10, State::Passed, None), None);
-        assert_eq!(opinion(0, State::Passed, None), Some(Advance));
-        // Of another rung it says nothing.
-        let other = at(0, State::Failed);
-        assert_eq!(combine(Some(&other), None, Some(&reached(10))), None);
-    }
-
-    #[test]
-    fn what_has_ended_survives_a_restart_in_status() {
-        let before = sitting(&[("a", State::Passed), ("b", State::Running)]);
-        let status = AgentPoolStatus {
-            rollout: Some(flotilla_crds::agent_pool::RolloutStatus {
-                tests: before.status(),
-                ..Default::default()
-            }),
-            ..AgentPoolStatus::default()
-        };
-        let mut after = Sitting::recovered(&reached(0), &status).unwrap();
-        let mut held = Vec::new();
-        after.advance(&before.checks, |check, _| {
-            held.push(check.name.clone());
-            Outcome::running()
-        });
-        assert_eq!(held, ["b"]);
-        assert_eq!(Sitting::recovered(&reached(0), &AgentPoolStatus::default()), None);
-    }
-}
+mod tests;

@@ -67,6 +67,33 @@ fn rollout_restart() {
     });
 }
 
+/// A restart makes new pods before it takes old ones, so it stays within the pool's budget without evicting any.
+#[test]
+fn rollout_pdb_restart() {
+    scenario(rolling(4), async |s: &mut Scene| {
+        let budget = s
+            .cluster
+            .get("/apis/policy/v1/namespaces/shop/poddisruptionbudgets/support")
+            .unwrap();
+        let most = budget["spec"]["maxUnavailable"].as_i64().unwrap();
+        s.pass(5).await;
+        s.slow_start("1", 20);
+        s.does("Restart").await;
+        s.says("Restarting").await;
+        s.wait_for("new pods", |s| {
+            let sets = s.cluster.objects("/apis/apps/v1/namespaces/shop/replicasets");
+            let available = sets
+                .iter()
+                .filter(|set| set["metadata"]["labels"]["flotilla.dev/revision"].is_string())
+                .filter_map(|set| set["status"]["availableReplicas"].as_i64())
+                .sum::<i64>();
+            assert!(available >= 4 - most, "{available} pods are left");
+            s.condition("Ready") == "True Ready"
+        })
+        .await;
+    });
+}
+
 #[test]
 fn a_restart_in_the_middle_of_a_release_is_rejected() {
     scenario(canary(4, &[25]), async |s: &mut Scene| {

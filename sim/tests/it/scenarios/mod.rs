@@ -14,30 +14,34 @@ mod batches;
 mod blue_green;
 mod canary;
 mod commands;
+mod duration;
 mod flagger;
+mod gates;
 mod kruise;
 mod lifecycle;
 mod regressions;
 mod rollback_window;
+mod sources;
 mod specs;
 mod traffic;
+mod world;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_sim::Cluster;
 use flotilla_sim::controllers::{Controllers, Fate};
 use flotilla_sim::faults::{Line, Plan};
-use flotilla_sim::gateways::{Gateways, Traffic};
+use flotilla_sim::gateways::Gateways;
 use flotilla_sim::invariants::violations;
 use flotilla_sim::run::World;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::operator::{panics, start};
+use crate::operator::{panics, start_asking};
 use specs::{blue_green, canary, merged, of_canary, rolling};
+use world::{Answer, Shared, fate_of, tag};
 
 const POOLS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools";
 const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
@@ -48,42 +52,6 @@ const LOOK: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(1800);
 /// So long nothing may be written at the end.
 const SILENCE: Duration = Duration::from_secs(60);
-
-/// What a test may change while it runs.
-#[derive(Debug, Default)]
-struct Script {
-    fates: BTreeMap<String, Fate>,
-    rate: f64,
-    failing: BTreeMap<String, f64>,
-    slow: BTreeMap<String, f64>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Shared(Arc<Mutex<Script>>);
-
-impl Shared {
-    fn with<T>(&self, change: impl FnOnce(&mut Script) -> T) -> T {
-        change(&mut self.0.lock().expect("no test panics while it holds the script"))
-    }
-}
-
-impl Traffic for Shared {
-    fn rate(&self, _: &Value, _: i64) -> f64 {
-        self.with(|script| script.rate)
-    }
-
-    fn answers(&self, image: &str, _: i64) -> (f64, f64) {
-        let tag = tag(image);
-        self.with(|script| {
-            let failing = script.failing.get(tag).copied().unwrap_or_default();
-            (failing, script.slow.get(tag).copied().unwrap_or(100.0))
-        })
-    }
-}
-
-fn tag(image: &str) -> &str {
-    image.rsplit_once(':').map_or(image, |(_, tag)| tag)
-}
 
 /// A pool on a simulated cluster, with its operator.
 pub struct Scene {
@@ -128,12 +96,7 @@ impl Scene {
         let fates = script.clone();
         let controllers = Controllers::start(
             &cluster,
-            Arc::new(move |_: &Cluster, pod: &Value| {
-                let image = pod["spec"]["containers"][0]["image"].as_str().unwrap_or_default();
-                let fate = fates.with(|script| script.fates.get(tag(image)).cloned());
-                fate.filter(|_| image.starts_with("agent:"))
-                    .unwrap_or(Fate::Ready(Duration::from_millis(700)))
-            }),
+            Arc::new(move |cluster: &Cluster, pod: &Value| fate_of(&fates, cluster, pod)),
         );
         let line = Line::new(&cluster, Plan::none(1));
         let gateways = Gateways::new(&cluster, Arc::new(script.clone()), Duration::from_millis(50), 1);
@@ -141,7 +104,12 @@ impl Scene {
             cluster: cluster.clone(),
             gateways,
         };
-        let process = start(&world, line.connect());
+        let process = start_asking(
+            &world,
+            line.connect(),
+            Arc::new(script.clone()),
+            Arc::new(script.clone()),
+        );
         let pool = json!({"metadata": {"name": "support"}, "spec": spec});
         cluster
             .create(POOLS, &pool)
@@ -233,12 +201,27 @@ impl Scene {
             .with(|script| script.slow.insert(tag.to_owned(), milliseconds));
     }
 
+    /// How candidates answer tests of this path from now on; `None` as they should.
+    pub fn answers(&self, path: &str, answer: Option<Answer>) {
+        self.script.with(|script| match answer {
+            Some(answer) => script.answers.insert(path.to_owned(), answer),
+            None => script.answers.remove(path),
+        });
+    }
+
+    /// What the source answers to questions with this part from now on; of a counter, what it grows by in a second.
+    pub fn number(&self, part: &str, number: f64) {
+        self.script
+            .with(|script| script.numbers.push((part.to_owned(), number)));
+    }
+
     /// Kills the operator and starts it again.
     pub async fn restart_operator(&mut self) {
         self.line.kill();
         self.process.abort();
         sleep(Duration::from_secs(1)).await;
-        self.process = start(&self.world, self.line.connect());
+        let (candidates, figures) = (Arc::new(self.script.clone()), Arc::new(self.script.clone()));
+        self.process = start_asking(&self.world, self.line.connect(), candidates, figures);
     }
 
     /// Gives a command about what the pool's status shows now; its answer, and the sentence.

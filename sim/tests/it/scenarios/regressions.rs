@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use flotilla_sim::controllers::Fate;
+use flotilla_sim::faults::{Fault, Plan};
+use flotilla_sim::run::compare;
 use serde_json::json;
 
+use super::world::Answer;
 use super::{Scene, blue_green, canary, merged, of_canary, rolling, scenario, unready_scenario};
 
 /// argo-rollouts #4898.
@@ -172,6 +175,111 @@ fn a_first_deployment_that_fails_is_not_ready() {
         s.image("2");
         s.until("2=2@100").await;
         s.says("Ready").await;
+    });
+}
+
+/// argo-rollouts #3984.
+#[test]
+fn a_first_deployment_that_fails_its_smoke_test_serves_nobody() {
+    let tests = json!([{"name": "health", "type": "HTTP", "http": {"path": "/health"}, "attempts": 1}]);
+    let spec = merged(canary(2, &[50]), json!({"rollout": {"smokeTests": tests}}));
+    unready_scenario(spec, async |s: &mut Scene| {
+        s.answers("/health", Some(Answer::Broken));
+        s.says("SmokeTestFailed").await;
+        assert!(s.condition("Ready").starts_with("False"));
+        assert!(s.status()["traffic"].is_null() && s.status()["stable"].is_null());
+        s.answers("/health", None);
+        s.image("2");
+        s.until("2=2@100").await;
+        s.says("Ready").await;
+    });
+}
+
+/// argo-rollouts #4073, #3080, #3316.
+#[test]
+fn a_fifth_of_all_writes_fails_and_news_is_ten_seconds_old() {
+    let workloads = crate::workloads::all();
+    let canary = workloads
+        .iter()
+        .find(|workload| workload.name == "canary")
+        .unwrap();
+    let run =
+        |plan: &Plan| crate::operator::simulate(canary, plan).map_err(|violation| violation.to_string());
+    let expected = run(&Plan::none(1)).unwrap();
+    let codes: &[u16] = if crate::campaign::is_full() {
+        &[409, 500]
+    } else {
+        &[500]
+    };
+    for code in codes.iter().copied() {
+        let plan = Plan {
+            seed: 1,
+            faults: vec![
+                Fault::Flaky { percent: 20, code },
+                Fault::Late {
+                    plural: "replicasets".to_owned(),
+                    by: 10_000,
+                },
+            ],
+        };
+        compare(canary, &expected, &run(&plan).unwrap()).unwrap();
+    }
+}
+
+/// argo-rollouts #1905, flagger #1035, #883, argo-rollouts #2071.
+#[test]
+fn without_traffic_it_holds_until_synthetic_load_lets_it_pass() {
+    let top_up = json!({"templateRef": {"name": "quiet"}, "minRequestsPerSecond": "0.5"});
+    let spec = merged(
+        canary(4, &[25]),
+        json!({"rollout": {"analysis": {"topUp": top_up}}}),
+    );
+    scenario(spec, async |s: &mut Scene| {
+        s.image("2");
+        s.says("NoData").await;
+        s.stays("1=3@75 2=1@25", 300).await;
+        let template = json!({"metadata": {"name": "quiet"}, "spec": {
+            "target": {"poolRef": {"name": "support"}}, "suspend": true, "workers": {"count": 2},
+            "scenarios": [{"name": "a", "prompt": {"text": "hi"}}],
+            "stages": [{"name": "steady", "type": "ConstantRate", "constantRate": {"perSecond": "5", "seconds": 60}}],
+        }});
+        let tests = "/apis/flotilla.dev/v1alpha1/namespaces/shop/loadtests";
+        s.cluster.create(tests, &template).unwrap();
+        s.wait_for("synthetic load", |s| {
+            s.status()["rollout"]["topUpRef"]["name"].is_string()
+        })
+        .await;
+        // Its requests are requests to the pool.
+        s.traffic(20.0);
+        s.says("Ready").await;
+        assert_eq!(s.arms(), "2=4@100");
+        s.traffic(0.0);
+        s.wait_for("its end", |s| s.cluster.list(tests).len() == 1).await;
+    });
+}
+
+/// argo-rollouts #3854, #3578, flagger #1158: Argo CD and Flux see no difference, and `managedFields` does not grow.
+#[test]
+fn releases_leave_the_spec_to_its_author() {
+    scenario(canary(2, &[50]), async |s: &mut Scene| {
+        let managers = |s: &Scene| {
+            s.pool()["metadata"]["managedFields"]
+                .as_array()
+                .map_or(0, Vec::len)
+        };
+        let (mut spec, before) = (s.pool()["spec"].clone(), managers(s));
+        for tag in ["2", "3", "4"] {
+            s.image(tag);
+            s.judged_at(50).await;
+            spec["agent"]["image"] = json!(format!("agent:{tag}"));
+            assert_eq!(s.pool()["spec"], spec, "while {tag} is released");
+            s.does("SkipStep").await;
+            s.until(&format!("{tag}=2@100")).await;
+            s.says("Ready").await;
+            assert_eq!(s.pool()["spec"], spec, "after {tag}");
+        }
+        // The operator's own fields and its author's, whoever that was last.
+        assert!(managers(s) <= before + 1, "{before} became {}", managers(s));
     });
 }
 

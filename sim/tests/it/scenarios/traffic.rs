@@ -150,3 +150,26 @@ fn lost_candidate_pods_give_their_weight_back() {
         },
     );
 }
+
+/// Testers are led to the candidate by a header while it has a replica, and no longer.
+#[test]
+fn header_route() {
+    let preview = json!({"rollout": {"preview": {"header": "X-Preview", "value": "yes"}}});
+    scenario(merged(canary(4, &[25]), preview), async |s: &mut Scene| {
+        let led_to = |s: &Scene| -> Vec<String> {
+            let status = s.status();
+            let shares = status["traffic"].as_array().into_iter().flatten();
+            shares
+                .filter(|share| share["preview"] == true)
+                .filter_map(|share| share["revision"].as_str().map(str::to_owned))
+                .collect()
+        };
+        assert!(led_to(s).is_empty());
+        s.image("2");
+        s.judged_at(25).await;
+        assert_eq!(led_to(s), [s.revision("2")]);
+        s.does("Abort").await;
+        s.until("1=4@100").await;
+        assert!(led_to(s).is_empty());
+    });
+}

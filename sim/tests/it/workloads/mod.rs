@@ -91,7 +91,7 @@ fn fate(cluster: &Cluster, pod: &Value) -> Fate {
 }
 
 /// What a worker leaves behind that did all it had to.
-fn result_of(cluster: &Cluster, pod: &Value) -> String {
+pub fn result_of(cluster: &Cluster, pod: &Value) -> String {
     let label = &pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"];
     let index = label
         .as_str()

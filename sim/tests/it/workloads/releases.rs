@@ -44,7 +44,10 @@ fn action() -> Workload {
         step(
             "a retry",
             retry("a-retry"),
-            both(answered("a-retry", "Applied"), led_back("CrashLoop")),
+            both(
+                answered("a-retry", "Applied"),
+                both(is_given_up, led_back("CrashLoop")),
+            ),
         ),
         step(
             "the same again",
@@ -53,6 +56,20 @@ fn action() -> Workload {
         ),
     ];
     workload("action", steps)
+}
+
+/// The second attempt has failed as well.
+fn is_given_up(cluster: &Cluster) -> Result<(), String> {
+    let records = cluster.objects("/apis/apps/v1/namespaces/shop/controllerrevisions");
+    let is_it = |record: &&Arc<Value>| {
+        let metadata = &record["metadata"];
+        metadata["annotations"]["flotilla.dev/attempt"] == "2"
+            && metadata["labels"]["flotilla.dev/revision-state"] == "rejected"
+    };
+    let found = records.iter().find(is_it);
+    found
+        .map(|_| ())
+        .ok_or_else(|| "no second attempt has been given up".to_owned())
 }
 
 /// The same command each time: about the first attempt.

@@ -60,8 +60,15 @@ async fn reply(request: Request<Incoming>) -> Result<http::Response<Full<Bytes>>
         .unwrap())
 }
 
-async fn ask(probe: Probe, target: &Target) -> Result<String, String> {
+async fn attempt(probe: Probe, target: &Target) -> Result<String, Miss> {
     Network::default().ask(probe, target.clone()).await
+}
+
+async fn ask(probe: Probe, target: &Target) -> Result<String, String> {
+    attempt(probe, target).await.map_err(|miss| match miss {
+        Miss::Failed(sentence) => sentence,
+        Miss::Unreached(sentence) => panic!("not reached: {sentence}"),
+    })
 }
 
 fn http(test: Value) -> Probe {
@@ -141,20 +148,36 @@ async fn an_agent_is_held_against_what_it_says() {
 async fn connections_and_names() {
     let target = agent().await;
     assert!(ask(Probe::Tcp(TcpTest::default_of(80)), &target).await.is_ok());
-    let free = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
-    let refused = ask(Probe::Tcp(TcpTest::default_of(port.into())), &target)
-        .await
-        .unwrap_err();
-    assert!(
-        refused.starts_with("no connection to support-2.shop.svc:"),
-        "{refused}"
-    );
     let dns = |host: &str| Probe::Dns(DnsTest { host: host.into() });
     assert!(ask(dns("127.0.0.1"), &target).await.is_ok());
     let unknown = ask(dns("nobody.invalid"), &target).await.unwrap_err();
     assert!(unknown.starts_with("nobody.invalid has no address"), "{unknown}");
+}
+
+#[tokio::test]
+async fn a_refused_connection_to_the_candidate_is_told_from_an_answer() {
+    let free = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let target = Target {
+        port,
+        ..agent().await
+    };
+    let prompt: AgentTest = serde_json::from_value(json!({"prompt": "ping"})).unwrap();
+    for probe in [
+        Probe::Tcp(TcpTest::default_of(port.into())),
+        http(json!({"path": "/healthz"})),
+        Probe::Agent(prompt),
+    ] {
+        let miss = attempt(probe, &target).await.unwrap_err();
+        assert!(
+            matches!(&miss, Miss::Unreached(sentence) if sentence.contains("refused")),
+            "{miss:?}"
+        );
+    }
+    // One that does not answer as it should was reached.
+    let broken = attempt(http(json!({"path": "/broken"})), &agent().await).await;
+    assert!(matches!(broken, Err(Miss::Failed(_))), "{broken:?}");
 }
 
 trait OfPort {

@@ -1,12 +1,12 @@
-//! The spec as a ladder of weights. Pure.
+//! The spec as a ladder of weights.
 
-use flotilla_core::evidence;
-use flotilla_core::rollout::{Ladder, OnUndecided, Rung, shift};
 use flotilla_crds::AgentPoolSpec;
 use flotilla_crds::agent_pool::{self as api, Approval, CanaryStep, InitialGates, StableScale};
+use flotilla_crds::release_test::SmokeTest;
 use jiff::SignedDuration;
 
-use crate::pool::trial::list;
+use crate::evidence;
+use crate::rollout::{Ladder, OnUndecided, Rung, shift};
 
 /// The steps of a canary: those of the spec, else the default ladder.
 pub fn steps(canary: &api::Canary) -> Vec<CanaryStep> {
@@ -39,7 +39,7 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
             needs_approval: step.approval == Approval::Manual,
         };
         let steps = steps(&canary);
-        let tested = list::tests_before(spec).then(|| Rung {
+        let tested = tests_before(spec).then(|| Rung {
             weight: 0,
             pods: steps.first().and_then(|step| step.replicas),
             needs_approval: false,
@@ -57,12 +57,12 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
                 api::OnUndecided::Abort => OnUndecided::Abort,
             },
             tests_first: tests_first(spec),
-            tested_after: list::tests_after(spec),
+            tested_after: tests_after(spec),
             ..Ladder::default()
         });
     }
     let Some(green) = spec.rollout.blue_green() else {
-        return list::tests_before(spec).then(|| tested_batch(spec));
+        return tests_before(spec).then(|| tested_batch(spec));
     };
     Some(Ladder {
         rungs: vec![Rung {
@@ -76,13 +76,23 @@ pub fn ladder(spec: &AgentPoolSpec) -> Option<Ladder> {
         scale_down_delay: seconds(green.scale_down_delay_seconds),
         bake: seconds(green.bake_seconds),
         tests_first: tests_first(spec),
-        tested_after: list::tests_after(spec),
+        tested_after: tests_after(spec),
         ..Ladder::default()
     })
 }
 
+/// Whether a candidate of this pool is tested before it gets traffic.
+fn tests_before(spec: &AgentPoolSpec) -> bool {
+    spec.rollout.smoke_tests.iter().any(SmokeTest::runs_before)
+}
+
+/// Whether a candidate of this pool is tested when it has all the traffic.
+fn tests_after(spec: &AgentPoolSpec) -> bool {
+    spec.rollout.smoke_tests.iter().any(SmokeTest::runs_after)
+}
+
 fn tests_first(spec: &AgentPoolSpec) -> bool {
-    list::tests_before(spec) && spec.rollout.initial_gates == InitialGates::Enforce
+    tests_before(spec) && spec.rollout.initial_gates == InitialGates::Enforce
 }
 
 /// A rolling update whose first batch is tested before it gets traffic.
