@@ -34,7 +34,9 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(self.spec.budget) || !has(self.spec.models) || self.spec.models.all(m, !has(m.price) || m.price.currency == self.spec.budget.currency)")
         .message("budget.currency must be that of every price in models: amounts are not converted; write all of them in one currency"),
     validation = Rule::new("!has(self.spec.budget) || self.spec.budget.currency == 'USD' || (has(self.spec.models) && self.spec.models.size() > 0 && self.spec.models.all(m, has(m.price)))")
-        .message("budget: built-in prices are in USD; for another currency list the models and give each a price")
+        .message("budget: built-in prices are in USD; for another currency list the models and give each a price"),
+    validation = Rule::new("!has(self.spec.quotaGroup) || has(self.spec.quotas) && self.spec.quotas.size() > 0 && self.spec.quotas.all(q, q.floor == 0)")
+        .message("quotaGroup: write the quotas that the group shares, each without floor: in another cluster a gateway that is cut off cannot be told from one that has ended")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ModelProviderSpec {
@@ -66,6 +68,15 @@ pub struct ModelProviderSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub quotas: Vec<Quota>,
+    /// quotaGroup shares the quotas with every ModelProvider, in this and other namespaces and clusters, that names the same
+    /// group: all their gateways hold them together, in the Redis or Valkey of the chart's value `gateway.quotaRedis`. Give
+    /// each of them the same quotas, because those of whichever gateway deals out count. Whoever has the password of that
+    /// Redis can use up the group's quotas. Budgets are not shared. Default: none, the quotas are those of this namespace.
+    /// Example: openai-prod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String", length(min = 1, max = 63))]
+    #[x_kube(validation = rules::entry_name())]
+    pub quota_group: Option<String>,
 }
 
 /// Wire protocol of a provider.

@@ -65,6 +65,12 @@ pub const COORDINATOR_PORT: u16 = 9091;
 pub const CREDENTIALS_DIR: &str = "/etc/flotilla/credentials";
 /// File with a provider's key inside its folder of [`CREDENTIALS_DIR`].
 pub const API_KEY_FILE: &str = "api-key";
+/// Name of the Secret in each namespace with `username` and `password` for the Redis in which quotas are shared.
+pub const QUOTA_REDIS_SECRET: &str = "flotilla-quota-redis";
+/// Folder in the gateway where that Secret is.
+pub const QUOTA_REDIS_DIR: &str = "/etc/flotilla/quota-redis";
+/// Variable in gateway pods with that Redis's address.
+pub const QUOTA_REDIS_VARIABLE: &str = "FLOTILLA_QUOTA_REDIS";
 /// Audience of the tokens by which agent pods prove themselves to the gateway's egress.
 pub const TOKEN_AUDIENCE: &str = GATEWAY;
 /// Folder in agent pods with [`TOKEN_FILE`], where `agent.egressIdentity` is `Token`.

@@ -2,11 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use flotilla_crds::names;
 
+use crate::egress::quota::Groups;
+use crate::egress::quota::redis::Server;
 use crate::observe::Observe;
 use crate::server::ConnectionLimits;
 use crate::upstream::Limits;
@@ -77,6 +80,13 @@ pub struct Args {
     /// Seconds after which an idle connection to a model provider is not used again.
     #[arg(long, env = "FLOTILLA_PROVIDER_IDLE_SECONDS", default_value_t = 20)]
     pub provider_idle_seconds: u64,
+    /// Redis or Valkey where gateways of several namespaces or clusters meet that share quotas, for example
+    /// redis://redis.tools.svc:6379. Default: none, and ModelProviders with a quotaGroup cannot be used.
+    #[arg(long, env = names::QUOTA_REDIS_VARIABLE)]
+    pub quota_redis: Option<String>,
+    /// Folder with the files username and password for it, each optional.
+    #[arg(long, env = "FLOTILLA_QUOTA_REDIS_SECRET", default_value = names::QUOTA_REDIS_DIR)]
+    pub quota_redis_secret: PathBuf,
     /// Seconds from SIGTERM until what still runs is cut. The pod's terminationGracePeriodSeconds must be longer, by the
     /// preStop sleep and a little.
     #[arg(long, env = "FLOTILLA_DRAIN_SECONDS", default_value_t = 300)]
@@ -158,6 +168,24 @@ impl Args {
             drain_idle: Duration::from_secs(self.drain_idle_seconds),
             drain_deadline: Duration::from_secs(self.drain_seconds),
         }
+    }
+}
+
+impl Args {
+    /// Where quotas are shared with others, if anywhere.
+    ///
+    /// # Errors
+    /// With a sentence, when the address is none.
+    pub fn groups(&self) -> Result<Option<Groups>, String> {
+        let Some(address) = self.quota_redis.as_deref().filter(|address| !address.is_empty()) else {
+            return Ok(None);
+        };
+        // Names of pods come again, and are the same in other clusters; UIDs are not.
+        let name = format!("{}.{}.{}", self.namespace, self.pod_name, self.pod_uid);
+        Ok(Some(Groups {
+            server: Arc::new(Server::new(address, &self.quota_redis_secret)?),
+            name,
+        }))
     }
 }
 

@@ -51,7 +51,7 @@ use config::Source;
 use config::watch::Freshness;
 use drain::{Drain, Phase};
 use egress::Egress;
-use egress::quota::{self, Quotas};
+use egress::quota::{self, AllQuotas};
 use ingress::Ingress;
 use ingress::listeners::{Listeners, RETRY, SharedPort};
 use metrics::{Metrics, Sources};
@@ -122,7 +122,7 @@ pub struct Gateway {
     /// Admin.
     pub admin: SocketAddr,
     drain: Arc<Drain>,
-    quotas: Arc<Quotas>,
+    quotas: Arc<AllQuotas>,
     sessions: Arc<Sessions>,
     settings: Settings,
     stop: CancellationToken,
@@ -133,11 +133,11 @@ impl Gateway {
     /// [`start_with`](Self::start_with).
     pub async fn start(settings: Settings, source: Source, freshness: Arc<Freshness>) -> io::Result<Self> {
         let store = Arc::new(quota::store::Memory::default());
-        Self::start_with(settings, source, freshness, store).await
+        Self::start_with(settings, source, freshness, store, None).await
     }
 
     /// Binds the fixed ports and follows `source` from then on. `freshness` is told by whoever fills `source`; in `store` the
-    /// gateways of the namespace agree on who may use how much of a provider's quota.
+    /// gateways of the namespace agree on who may use how much of a provider's quota, in `groups` those of several.
     ///
     /// Fails only if a fixed port cannot be bound.
     pub async fn start_with(
@@ -145,6 +145,7 @@ impl Gateway {
         source: Source,
         freshness: Arc<Freshness>,
         store: Arc<dyn quota::Store>,
+        groups: Option<quota::Groups>,
     ) -> io::Result<Self> {
         let drain = Arc::new(Drain::default());
         let stop = CancellationToken::new();
@@ -165,7 +166,7 @@ impl Gateway {
         ));
         let instance = ingress.sessions().instance().to_owned();
         let peers = Arc::new(Peers::new(settings.ports.admin));
-        let quotas = Quotas::start(
+        let quotas = AllQuotas::start(
             quota::Setup {
                 pod: settings.pod.clone(),
                 instance: instance.clone(),
@@ -177,6 +178,7 @@ impl Gateway {
                 transport: Arc::new(quota::Http::new(peers.clone(), settings.listen)),
                 clock: quota::Clock::system(),
             },
+            groups,
             stop.clone(),
         );
         ingress.sessions().set_source(settings.listen);
@@ -347,7 +349,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut settings = args.settings();
     settings.observe = observe(&args)?;
     let spans = settings.observe.spans.clone();
-    let gateway = Gateway::start_with(settings, source, freshness, store)
+    let groups = args.groups().map_err(anyhow::Error::msg)?;
+    let gateway = Gateway::start_with(settings, source, freshness, store, groups)
         .await
         .context("failed to bind the gateway's ports")?;
     tokio::select! {

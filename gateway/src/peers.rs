@@ -23,6 +23,8 @@ pub struct Peers {
     addresses: ArcSwap<BTreeMap<String, IpAddr>>,
     /// Those that were there once.
     left: Mutex<BTreeSet<String>>,
+    /// Not all are in this namespace: whoever is not known may be elsewhere.
+    elsewhere: bool,
 }
 
 impl Peers {
@@ -32,6 +34,15 @@ impl Peers {
             port,
             addresses: ArcSwap::default(),
             left: Mutex::default(),
+            elsewhere: false,
+        }
+    }
+
+    /// Gateways of several namespaces, of which nobody says who is there: each may be.
+    pub fn elsewhere() -> Self {
+        Self {
+            elsewhere: true,
+            ..Self::new(0)
         }
     }
 
@@ -57,9 +68,9 @@ impl Peers {
         self.addresses.load().values().any(|known| *known == address)
     }
 
-    /// Whether this pod is there.
+    /// Whether this pod is there, or may be.
     pub fn has(&self, pod: &str) -> bool {
-        self.addresses.load().contains_key(pod)
+        self.elsewhere || self.addresses.load().contains_key(pod)
     }
 
     /// Whether this pod was there and is not any more: it was deleted, or has ended.

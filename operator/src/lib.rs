@@ -182,6 +182,7 @@ pub fn register(manager: &mut Manager, settings: &Settings, network: Network) ->
         env: settings.gateway_env.clone(),
         upgrade_parallelism: settings.upgrade_parallelism,
     };
+    let shares_quotas = gateways.shares_quotas();
     gateway::register(manager, &caches, gateways, health.clone());
     let standpoints = pool::memory::Standpoints::default();
     let questions = pool::Questions {
@@ -197,7 +198,7 @@ pub fn register(manager: &mut Manager, settings: &Settings, network: Network) ->
         questions,
     );
     action::register(manager, &caches, standpoints);
-    provider::register(manager, &caches, scraper, health);
+    provider::register(manager, &caches, scraper, health, shares_quotas);
     let load_generators = loadtest::Settings {
         image: settings.loadgen_image.clone(),
     };

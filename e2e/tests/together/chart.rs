@@ -127,6 +127,7 @@ fn values_that_are_misspelt_or_out_of_range_are_refused() -> Result<()> {
         ("simulator.enable=true", "enable"),
         ("operator.image.digest=latest", "digest"),
         ("gateway.replicas=none", "replicas"),
+        ("gateway.quotaRedis=redis://bob:hunter2@redis", "quotaRedis"),
         ("surprise=1", "surprise"),
         ("admissionPolicies.actions={Deny,Warn}", "actions"),
         ("admissionPolicies.actions={Refuse}", "actions"),

@@ -193,6 +193,8 @@ pub struct ProviderConfig {
     pub model_budgets: BTreeMap<String, Policy>,
     /// Limits that all gateways hold together.
     pub quotas: Vec<Quota>,
+    /// The group whose gateways hold them, where these are not just the gateways of the namespace.
+    pub quota_group: Option<String>,
 }
 
 /// What the operator has written of a provider's budget, or of a model's.

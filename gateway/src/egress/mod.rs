@@ -62,7 +62,7 @@ use call::{Answered, Call, proof, send, set_length};
 use fallback::{Choice, Fallbacks, Miss, Reason};
 pub use meter::Meter;
 use provider::Provider;
-use quota::{Ask, Permit, Quotas};
+use quota::{AllQuotas, Ask, Permit};
 use request::{Operation, Room};
 use spend::{OverBudget, Reserved};
 
@@ -78,7 +78,7 @@ pub struct Egress {
     identity: identity::Identity,
     strangers: Semaphore,
     pools: ArcSwap<HashMap<IpAddr, Arc<str>>>,
-    quotas: Arc<Quotas>,
+    quotas: Arc<AllQuotas>,
     keys: PathBuf,
     tls: Arc<rustls::ClientConfig>,
     limits: Limits,
@@ -98,7 +98,7 @@ impl Egress {
         timeout: Duration,
         max_request_bytes: u64,
         instance: &str,
-        quotas: Arc<Quotas>,
+        quotas: Arc<AllQuotas>,
     ) -> Self {
         Self {
             providers: ArcSwap::default(),
@@ -136,7 +136,7 @@ impl Egress {
     }
 
     /// The providers' quotas.
-    pub fn quotas(&self) -> &Arc<Quotas> {
+    pub fn quotas(&self) -> &Arc<AllQuotas> {
         &self.quotas
     }
 

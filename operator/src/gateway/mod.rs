@@ -51,6 +51,14 @@ pub struct Settings {
     pub upgrade_parallelism: usize,
 }
 
+impl Settings {
+    /// Whether gateways are told of a place where they share quotas with other namespaces.
+    pub fn shares_quotas(&self) -> bool {
+        let mut env = self.env.iter();
+        env.any(|(name, value)| name == names::QUOTA_REDIS_VARIABLE && !value.is_empty())
+    }
+}
+
 /// How soon a namespace that waits for its turn looks again. Nothing is asked of the API server for it.
 const TURN_PAUSE: Duration = Duration::from_secs(3);
 /// How soon the health of a gateway that is not settled is looked at again: its pods tell why, and this controller does not

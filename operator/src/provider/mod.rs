@@ -65,14 +65,17 @@ pub struct ProviderReconciler<R> {
     health: GatewayHealth,
     ledger: Ledger,
     paces: Paces,
+    shares_quotas: bool,
 }
 
-/// Makes the controller. `reports` is what the scraper keeps, `health` what the gateway controller found.
+/// Makes the controller. `reports` is what the scraper keeps, `health` what the gateway controller found, and
+/// `shares_quotas` whether gateways have a place where they share quotas with other namespaces.
 pub fn register<R: Reports>(
     manager: &mut Manager,
     caches: &Caches,
     reports: R,
     health: GatewayHealth,
+    shares_quotas: bool,
 ) -> Trigger {
     let of_namespace = |caches: &Caches| {
         let providers = caches.providers.clone();
@@ -119,6 +122,7 @@ pub fn register<R: Reports>(
                 health: health.clone(),
                 ledger: Ledger::default(),
                 paces: Paces::default(),
+                shares_quotas,
             },
         );
     let triggered = trigger.clone();
@@ -147,7 +151,7 @@ impl<R: Reports> Reconciler for ProviderReconciler<R> {
             .collect();
         let reports = self.reports.of_namespace(&key.namespace);
 
-        let assessment = match validate::validate(&provider.spec) {
+        let assessment = match validate::validate(&provider.spec, self.shares_quotas) {
             Err(sentence) => Assessment::new(State::Invalid, "InvalidSpec", sentence),
             Ok(()) => {
                 let deployment = self

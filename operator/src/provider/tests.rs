@@ -64,7 +64,13 @@ impl Written {
 fn operator(cluster: &FakeCluster, reports: &Written) -> Running {
     let mut manager = cluster.manager();
     let caches = Caches::new(&mut manager);
-    register(&mut manager, &caches, reports.clone(), GatewayHealth::default());
+    register(
+        &mut manager,
+        &caches,
+        reports.clone(),
+        GatewayHealth::default(),
+        false,
+    );
     Running::start(manager)
 }
 

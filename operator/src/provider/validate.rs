@@ -4,11 +4,11 @@ use flotilla_core::load::result::Price;
 use flotilla_core::price::ledger::Policy;
 use flotilla_crds::{ModelProviderSpec, names};
 
-/// Checks a spec.
+/// Checks a spec. `shares_quotas`: gateways have a place where they share quotas with other namespaces.
 ///
 /// # Errors
 /// A sentence that says what to write instead.
-pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
+pub fn validate(spec: &ModelProviderSpec, shares_quotas: bool) -> Result<(), String> {
     let host = host(&spec.endpoint).ok_or_else(|| {
         format!(
             "endpoint {:?} has no host; write a base address such as https://api.example.com/v1",
@@ -23,6 +23,11 @@ pub fn validate(spec: &ModelProviderSpec) -> Result<(), String> {
         ));
     }
     flotilla_core::quota::spec::limits(&spec.quotas, 0)?;
+    if let Some(group) = spec.quota_group.as_ref().filter(|_| !shares_quotas) {
+        return Err(format!(
+            "quotaGroup {group} needs a Redis or Valkey; set the chart's value gateway.quotaRedis, or take quotaGroup away"
+        ));
+    }
     for quota in &spec.quotas {
         let unknown = quota
             .models
@@ -96,12 +101,22 @@ mod tests {
             ),
         ] {
             let spec = serde_json::from_value(json!({"endpoint": endpoint, "models": models})).unwrap();
-            match (validate(&spec), expected) {
+            match (validate(&spec, false), expected) {
                 (Ok(()), None) => {}
                 (Err(sentence), Some(part)) => assert!(sentence.contains(part), "{sentence}"),
                 (result, _) => panic!("{endpoint}: {result:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_group_needs_a_place_to_meet() {
+        let quotas = json!([{"name": "rpm", "resource": "Requests", "limit": 5, "windowSeconds": 60}]);
+        let spec = json!({"endpoint": "https://m/v1", "quotas": quotas, "quotaGroup": "prod"});
+        let spec = serde_json::from_value(spec).unwrap();
+        assert_eq!(validate(&spec, true), Ok(()));
+        let sentence = validate(&spec, false).unwrap_err();
+        assert!(sentence.contains("gateway.quotaRedis"), "{sentence}");
     }
 
     #[test]
@@ -128,7 +143,7 @@ mod tests {
             ),
         ] {
             let spec = serde_json::from_value(spec).unwrap();
-            match (validate(&spec), expected) {
+            match (validate(&spec, false), expected) {
                 (Ok(()), None) => {}
                 (Err(sentence), Some(part)) => assert!(sentence.contains(part), "{sentence}"),
                 (result, _) => panic!("{result:?}"),

@@ -53,6 +53,7 @@ pub(super) fn provider_config(provider: &ModelProvider) -> ProviderConfig {
             })
             .collect(),
         quotas: provider.spec.quotas.clone(),
+        quota_group: provider.spec.quota_group.clone(),
     }
 }
 

@@ -155,7 +155,7 @@ impl Candidate {
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        warn!(%error, "failed to reach the Lease flotilla-quota");
+                        warn!(%error, "failed to reach the record of who deals out quotas");
                     }
                     self.expire();
                     RETRY
@@ -289,7 +289,7 @@ impl Candidate {
                 ..seen.claim
             };
             if let Err(error) = self.store.put_claim(claim).await {
-                warn!(%error, "failed to give up the Lease flotilla-quota; it ends by itself");
+                warn!(%error, "failed to give up dealing out quotas; the claim ends by itself");
             }
         }
         self.publish(Leader::Nobody);

@@ -1,4 +1,4 @@
-//! Providers' quotas, held by all gateways of the namespace together.
+//! Providers' quotas, held by all gateways of the namespace together, or by those of several namespaces ([`groups`], [`redis`]).
 //!
 //! ```text
 //!  agent ─► admission (lease, line, estimate) ─► provider
@@ -20,7 +20,9 @@ pub mod asked;
 pub mod clock;
 pub mod counts;
 pub mod election;
+pub mod groups;
 pub mod link;
+pub mod redis;
 pub mod refusal;
 pub mod store;
 
@@ -48,11 +50,11 @@ pub use admission::{Admission, Ask, Permit, Used};
 pub use clock::Clock;
 pub use counts::WAIT_BUCKETS;
 pub use election::{Leader, Pace};
+pub use groups::{AllQuotas, Groups};
 pub use link::{Http, Message, PATH, SendError, Transport, VOUCH_PATH, Word};
 pub use refusal::{Refused, Why};
 pub use store::Store;
 
-use crate::config::Config;
 use crate::peers::Peers;
 use crate::reply::{Outgoing, Refusal, held};
 use election::{Candidate, Doubt, Look};
@@ -177,16 +179,6 @@ impl Quotas {
         })
     }
 
-    /// Puts the quotas of `config` in force. One caller at a time.
-    pub fn apply(&self, config: &Config) {
-        let quotas = config
-            .providers
-            .iter()
-            .map(|(name, provider)| (name.as_str(), provider.quotas.as_slice()));
-        self.set(quotas);
-        self.see_who_is_there();
-    }
-
     /// The list of gateways may have changed: one that deals out and is not on it any more is replaced at once.
     pub fn see_who_is_there(&self) {
         let leader = self.link.leader.borrow().clone();
@@ -197,7 +189,7 @@ impl Quotas {
         }
     }
 
-    /// Puts these quotas in force, by provider.
+    /// Puts these quotas in force, by provider. One caller at a time.
     pub fn set<'a>(&self, quotas: impl Iterator<Item = (&'a str, &'a [Quota])>) {
         let within = u64::try_from(self.within.as_nanos()).unwrap_or(u64::MAX);
         let mut wanted = Limits::new();
@@ -467,6 +459,17 @@ pub enum NotAdmitted {
 }
 
 impl NotAdmitted {
+    /// The same, of a provider by its name here.
+    fn of(self, provider: &str) -> Self {
+        match self {
+            Self::Refused(mut refused) => {
+                refused.provider = provider.to_owned();
+                Self::Refused(refused)
+            }
+            impossible => impossible,
+        }
+    }
+
     /// As an answer.
     pub fn into_refusal(self, provider: &str) -> Refusal {
         match self {

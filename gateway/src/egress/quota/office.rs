@@ -284,8 +284,9 @@ impl Session<'_> {
                         provider,
                         error = %wrong,
                         "requests under quotas stop: what was dealt out is not known, and will not matter in {} s; to go on at \
-                         once, delete the key of this provider from the ConfigMap flotilla-quota",
-                        within.as_secs()
+                         once, delete the key of this provider from {}",
+                        within.as_secs(),
+                        self.office.store.place()
                     );
                     return;
                 }

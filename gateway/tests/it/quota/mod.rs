@@ -1,5 +1,6 @@
 //! A provider's quota held by several gateways, as the provider counts it.
 
+mod redis;
 mod sockets;
 mod world;
 

@@ -81,7 +81,7 @@ impl Namespace {
         for settings in all {
             let (told, source) = watch::channel(Some(config.clone()));
             let freshness = Arc::new(Freshness::default());
-            let gateway = Gateway::start_with(settings, source, freshness, store.clone())
+            let gateway = Gateway::start_with(settings, source, freshness, store.clone(), None)
                 .await
                 .unwrap();
             gateways.push((gateway, told));

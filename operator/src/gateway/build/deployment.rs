@@ -98,7 +98,13 @@ fn template(settings: &Settings, credentials: &[Credential]) -> PodTemplateSpec 
                 spread("topology.kubernetes.io/zone"),
             ]),
             containers: vec![container(settings, credentials)],
-            volumes: Some(credentials.iter().map(volume).collect()),
+            volumes: Some(
+                credentials
+                    .iter()
+                    .map(volume)
+                    .chain(quota_volume(settings))
+                    .collect(),
+            ),
             ..PodSpec::default()
         }),
     }
@@ -176,7 +182,13 @@ fn container(settings: &Settings, credentials: &[Credential]) -> Container {
             }),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(credentials.iter().map(mount).collect()),
+        volume_mounts: Some(
+            credentials
+                .iter()
+                .map(mount)
+                .chain(quota_mount(settings))
+                .collect(),
+        ),
         ..Container::default()
     }
 }
@@ -244,6 +256,29 @@ fn mount(credential: &Credential) -> VolumeMount {
     }
 }
 
+/// The credentials of the Redis where quotas are shared, in namespaces that have them.
+fn quota_volume(settings: &Settings) -> Option<Volume> {
+    settings.shares_quotas().then(|| Volume {
+        name: names::QUOTA_REDIS_SECRET.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(names::QUOTA_REDIS_SECRET.to_owned()),
+            optional: Some(true),
+            default_mode: Some(0o440),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    })
+}
+
+fn quota_mount(settings: &Settings) -> Option<VolumeMount> {
+    settings.shares_quotas().then(|| VolumeMount {
+        name: names::QUOTA_REDIS_SECRET.to_owned(),
+        mount_path: names::QUOTA_REDIS_DIR.to_owned(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    })
+}
+
 /// Volume names are DNS labels of at most 63 characters; a provider's name may fill all of them itself.
 fn volume_name(provider: &str) -> String {
     const PREFIX: &str = "key-";
@@ -304,6 +339,30 @@ mod tests {
             credentials,
         ))
         .unwrap()
+    }
+
+    #[test]
+    fn where_quotas_are_shared_the_password_is_mounted_if_there_is_one() {
+        let shared = Settings {
+            env: vec![(
+                names::QUOTA_REDIS_VARIABLE.into(),
+                "redis://redis.tools.svc:6379".into(),
+            )],
+            ..settings()
+        };
+        for (settings, expected) in [
+            (
+                shared,
+                json!({"secretName": "flotilla-quota-redis", "optional": true, "defaultMode": 0o440}),
+            ),
+            (settings(), Value::Null),
+        ] {
+            let pod = serde_json::to_value(template(&settings, &[])).unwrap();
+            let at = |pointer: &str| pod.pointer(pointer).cloned().unwrap_or_default();
+            assert_eq!(at("/spec/volumes/0/secret"), expected);
+            let mounted = at("/spec/containers/0/volumeMounts/0/mountPath");
+            assert_eq!(mounted == "/etc/flotilla/quota-redis", !expected.is_null());
+        }
     }
 
     #[test]

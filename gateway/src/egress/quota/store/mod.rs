@@ -1,5 +1,5 @@
 //! Where the gateways of a namespace meet: a Lease that says which of them deals out quotas, and a record of what was
-//! dealt out. Both are overwritten by compare-and-swap only.
+//! dealt out. Both are overwritten by compare-and-swap only. Those of several namespaces meet [elsewhere](super::redis).
 
 pub mod kube;
 pub mod memory;
@@ -55,4 +55,9 @@ pub trait Store: Debug + Send + Sync + 'static {
 
     /// Writes entries of the record over `version`, leaving others as they are; gives the new version.
     fn write(&self, version: Version, entries: Contents) -> BoxFuture<'_, Result<Version, StoreError>>;
+
+    /// Where the record is, for people.
+    fn place(&self) -> String {
+        "the ConfigMap flotilla-quota".to_owned()
+    }
 }
