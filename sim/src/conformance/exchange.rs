@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 
 use super::sequence::Asked;
 
-/// How often and how long a sequence waits for the garbage collector.
-const SETTLE_LOOKS: u32 = 400;
+/// How often and how long a sequence waits for the garbage collector, which looks for new kinds twice a minute only, and not while
+/// another controller manager is elected.
+const SETTLE_LOOKS: u32 = 1_800;
 const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What one server answered.
