@@ -366,12 +366,11 @@ async fn a_change_of_a_quota_holds_nobody_up() {
         world.set(Some(requests(limit)));
         tokio::time::sleep(2 * WINDOW).await;
     }
-    for minute in 0..12 {
-        let n = world
-            .provider
-            .between(minute * WINDOW / 2, (minute + 1) * WINDOW / 2);
-        println!("{minute}: {n}");
-    }
+    let used = utilisation(&world, 900, 2 * WINDOW, 4 * WINDOW);
+    let after = utilisation(&world, 600, 4 * WINDOW, 6 * WINDOW);
+    println!("{used:.1} % and {after:.1} % used after a change");
+    assert!(world.provider.most(WINDOW) <= 900);
+    assert!(used >= 95.0 && after >= 95.0, "{used:.1} %, {after:.1} %");
     assert_eq!(world.refused(), 0);
 }
 
