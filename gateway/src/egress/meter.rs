@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 use flotilla_core::balance::Ticket;
 use flotilla_core::price::TokenUsage;
+use flotilla_core::quota::{Estimator, OutputCharge};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -185,6 +186,7 @@ impl Meter {
             Some(permit) => permit.cancel(),
             None => {}
         }
+        let passed = self.request.as_ref().map_or(0, |reader| reader.lock().bytes());
         let mut reported = found.usage();
         let refused = self.status.is_some_and(|status| !status.is_success());
         let mut assumed = None;
@@ -196,7 +198,10 @@ impl Meter {
                         Reader::Events(_) if fate == Fate::BrokenOff => events,
                         _ => self.reserved.tokens.output.max(events),
                     };
+                    // One that passed as it came was reserved without its length.
+                    let (input, _) = Estimator::default().estimate(passed, None, OutputCharge::Used);
                     assumed = Some(TokenUsage {
+                        input: input.max(self.reserved.tokens.input),
                         output,
                         ..self.reserved.tokens
                     });
@@ -217,7 +222,7 @@ impl Meter {
             failed,
             reported,
             assumed,
-            bytes: self.bytes,
+            bytes: self.bytes.max(passed),
             reserved: self.reserved,
         };
         self.provider

@@ -213,7 +213,7 @@ pub struct Content {
     pub body: RequestBody,
     /// What a held body asks for.
     pub asked: Asked,
-    /// Reads the body of a long request as it passes.
+    /// Reads the body of a request that is not held as it passes; at its end its length is known, too.
     pub reader: Option<Arc<Mutex<JsonReader>>>,
     /// Length of a held body.
     pub bytes: u64,
@@ -286,7 +286,8 @@ impl Room {
         };
         let fits = length.is_some_and(|length| length <= BUFFERED) || room.is_some();
         if !fits {
-            let reader = readable.then(|| Arc::new(Mutex::new(JsonReader::default())));
+            let is_read = readable || operation.uses_tokens();
+            let reader = is_read.then(|| Arc::new(Mutex::new(JsonReader::default())));
             let body = match length {
                 Some(_) => Bounded::known(body),
                 None => Bounded::limited(body, self.limit.bytes),
