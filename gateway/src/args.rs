@@ -81,10 +81,11 @@ pub struct Args {
     #[arg(long, env = "FLOTILLA_PROVIDER_IDLE_SECONDS", default_value_t = 20)]
     pub provider_idle_seconds: u64,
     /// Redis or Valkey where gateways of several namespaces or clusters meet that share quotas, for example
-    /// redis://redis.tools.svc:6379. Default: none, and ModelProviders with a quotaGroup cannot be used.
+    /// rediss://redis.tools.svc:6379, or redis:// without TLS. Default: none, and ModelProviders with a quotaGroup cannot be
+    /// used.
     #[arg(long, env = names::QUOTA_REDIS_VARIABLE)]
     pub quota_redis: Option<String>,
-    /// Folder with the files username and password for it, each optional.
+    /// Folder with the files username, password and ca.crt (who may have signed its certificate) for it, each optional.
     #[arg(long, env = "FLOTILLA_QUOTA_REDIS_SECRET", default_value = names::QUOTA_REDIS_DIR)]
     pub quota_redis_secret: PathBuf,
     /// Seconds from SIGTERM until what still runs is cut. The pod's terminationGracePeriodSeconds must be longer, by the

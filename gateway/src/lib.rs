@@ -228,7 +228,12 @@ impl Gateway {
             settings,
             stop: stop.clone(),
         };
-        tokio::spawn(hand_over(drain.clone(), gateway.sessions.clone(), stop.clone()));
+        tokio::spawn(hand_over(
+            drain.clone(),
+            gateway.sessions.clone(),
+            gateway.quotas.clone(),
+            stop.clone(),
+        ));
         let port = Arc::new(SharedPort(ingress.clone()));
         tokio::spawn(server::serve(ingress_port, port, shared.clone(), stop.clone()));
         tokio::spawn(server::serve(egress_port, egress.clone(), shared, stop.clone()));
@@ -313,11 +318,20 @@ async fn follow(
     }
 }
 
-/// Gives up its conversations as soon as it is to leave: while it still serves there is time to hand them over.
-async fn hand_over(drain: Arc<Drain>, sessions: Arc<Sessions>, stop: CancellationToken) {
+/// Gives up its conversations, and that it deals out quotas, as soon as it is to leave: while it still serves there is time to
+/// hand them over, and its machine may be gone before what it serves has ended.
+async fn hand_over(
+    drain: Arc<Drain>,
+    sessions: Arc<Sessions>,
+    quotas: Arc<AllQuotas>,
+    stop: CancellationToken,
+) {
     let mut phase = drain.watch();
     tokio::select! {
-        begun = phase.wait_for(|phase| *phase >= Phase::Draining) => if begun.is_ok() { sessions.leave() },
+        begun = phase.wait_for(|phase| *phase >= Phase::Draining) => if begun.is_ok() {
+            sessions.leave();
+            quotas.stand_aside();
+        },
         () = stop.cancelled() => {}
     }
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -176,6 +176,8 @@ async fn connection<H: Handler>(
     let mut connection = pin!(builder.serve_connection_with_upgrades(io, service));
     let mut phase = serving.drain.watch();
     let mut asked_to_leave = false;
+    // With HTTP/1.1 the socket looks after it.
+    let mut http2_idle: Option<Pin<Box<Sleep>>> = None;
     loop {
         let now = *phase.borrow_and_update();
         if now == Phase::Aborted {
@@ -187,6 +189,12 @@ async fn connection<H: Handler>(
         if leave && !std::mem::replace(&mut asked_to_leave, true) {
             connection.as_mut().graceful_shutdown();
         }
+        let idle = async {
+            match &mut http2_idle {
+                Some(idle) => idle.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             result = connection.as_mut() => {
@@ -196,7 +204,23 @@ async fn connection<H: Handler>(
                 break;
             }
             _ = phase.changed() => {}
-            () = state.became_http2.notified(), if now == Phase::Draining && !asked_to_leave => {}
+            () = state.became_http2.notified() => {
+                http2_idle = Some(Box::pin(tokio::time::sleep(serving.limits.idle)));
+            }
+            () = idle, if !asked_to_leave => {
+                let since = if state.streams.load(Ordering::Relaxed) > 0 {
+                    Instant::now()
+                } else {
+                    state.idle_since()
+                };
+                let due = since + serving.limits.idle;
+                if due <= Instant::now() {
+                    asked_to_leave = true;
+                    connection.as_mut().graceful_shutdown();
+                } else {
+                    http2_idle = Some(Box::pin(tokio::time::sleep_until(due)));
+                }
+            }
         }
     }
     let tunnel = state.tunnel.lock().take();
@@ -258,6 +282,8 @@ const HTTP2: u8 = 3;
 struct State {
     stage: AtomicU8,
     became_http2: Notify,
+    /// Requests under way over HTTP/2.
+    streams: AtomicU32,
     opened: Instant,
     /// End of the last request, in milliseconds after `opened`.
     idle_since: AtomicU64,
@@ -270,6 +296,7 @@ impl State {
         Self {
             stage: AtomicU8::new(FRESH),
             became_http2: Notify::new(),
+            streams: AtomicU32::new(0),
             opened: Instant::now(),
             idle_since: AtomicU64::new(0),
             tunnel: Mutex::default(),
@@ -297,6 +324,7 @@ impl State {
 
     fn request_started(&self, version: Version) {
         if version == Version::HTTP_2 {
+            self.streams.fetch_add(1, Ordering::Relaxed);
             if self.stage.swap(HTTP2, Ordering::Relaxed) != HTTP2 {
                 self.became_http2.notify_one();
             }
@@ -308,6 +336,9 @@ impl State {
     fn request_ended(&self) {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.idle_since.store(now, Ordering::Relaxed);
+        if self.is_http2() {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+        }
         let _ = self
             .stage
             .compare_exchange(BUSY, FRESH, Ordering::Relaxed, Ordering::Relaxed);

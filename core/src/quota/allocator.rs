@@ -212,13 +212,17 @@ impl Allocator {
         }
         self.witnessing
             .rests(&report.holder, report.released && !report.leaving);
-        if report.term < self.term {
-            // Grants of an earlier term may still reach this holder; once it speaks to this one, they cannot.
+        if report.term < self.term && !report.leaving {
+            // Grants of an earlier term may still reach this holder; once it speaks to this one, they cannot. One that leaves takes
+            // none any more: what it says then is the last word, whoever it meant to tell.
             return if report.released && !self.entries.contains_key(&report.holder) {
                 Vec::new()
             } else {
                 vec![Action::Send(report.holder.clone(), Reply::Term(self.term))]
             };
+        }
+        if report.term < self.term && !self.entries.contains_key(&report.holder) {
+            return Vec::new();
         }
         let fits = self.entries.contains_key(&report.holder) || self.make_room(now);
         if !fits || report.holder == OTHERS {
@@ -274,7 +278,12 @@ impl Allocator {
             part.granted = claim.share.max(claim.held);
             part.claim = claim;
             let fades = report.fades.get(&rule.key).map_or(&[][..], Vec::as_slice);
-            part.fades = Fading::reported(fades, report.heard, now.nanos, &self.terms);
+            part.fades = if report.released {
+                // It uses nothing again, so the delay of its report does not matter.
+                Fading::last(fades, now.nanos, &self.terms)
+            } else {
+                Fading::reported(fades, report.heard, now.nanos, &self.terms)
+            };
         }
         if report.released {
             entry.expires = now.nanos;

@@ -128,6 +128,7 @@ fn values_that_are_misspelt_or_out_of_range_are_refused() -> Result<()> {
         ("operator.image.digest=latest", "digest"),
         ("gateway.replicas=none", "replicas"),
         ("gateway.quotaRedis=redis://bob:hunter2@redis", "quotaRedis"),
+        ("gateway.quotaRedis=rediss://redis/#insecure", "quotaRedis"),
         ("surprise=1", "surprise"),
         ("admissionPolicies.actions={Deny,Warn}", "actions"),
         ("admissionPolicies.actions={Refuse}", "actions"),

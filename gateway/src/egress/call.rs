@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use http::header::{HeaderName, HeaderValue};
 use http::{
@@ -130,8 +131,13 @@ pub(super) async fn proof(provider: &Provider) -> Result<Option<(HeaderName, Hea
     Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "KeyMissing", message).retry_after(5))
 }
 
-/// Sends to one provider, once more where nobody can have read it.
-pub(super) async fn send(place: &Place, mut request: Request<RequestBody>) -> Result<Answer, FailureKind> {
+/// Sends to one provider, once more where nobody can have read it. `sent` as in
+/// [`Peer::send_noting`](crate::upstream::Peer::send_noting).
+pub(super) async fn send(
+    place: &Place,
+    mut request: Request<RequestBody>,
+    sent: &AtomicBool,
+) -> Result<Answer, FailureKind> {
     let mut reuse = request.body().again().is_some();
     let mut sends = 1;
     loop {
@@ -143,7 +149,7 @@ pub(super) async fn send(place: &Place, mut request: Request<RequestBody>) -> Re
             *spare.headers_mut() = request.headers().clone();
             spare
         });
-        let failure = match place.peer.send(request, reuse).await {
+        let failure = match place.peer.send_noting(request, reuse, sent).await {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure.kind,
         };

@@ -332,7 +332,6 @@ impl Outcome<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ProviderType;
 
     const CHAT: Names = Names {
         operation: "chat",
@@ -341,8 +340,8 @@ mod tests {
 
     #[test]
     fn operations_are_known_by_their_paths() {
-        let names = |type_, path| {
-            let operation = Operation::of(type_, &http::Method::POST, path);
+        let names = |path| {
+            let operation = Operation::of(&http::Method::POST, path);
             Names::of(operation).map(|names| (names.operation, names.provider))
         };
         for (path, expected) in [
@@ -350,17 +349,22 @@ mod tests {
             ("/responses", Some(("chat", "openai"))),
             ("/completions", Some(("text_completion", "openai"))),
             ("/embeddings", Some(("embeddings", "openai"))),
-            ("/messages", None),
-            ("/models", None),
-        ] {
-            assert_eq!(names(ProviderType::OpenAI, path), expected, "{path}");
-        }
-        for (path, expected) in [
             ("/messages", Some(("chat", "anthropic"))),
             ("/messages/count_tokens", None),
+            ("/models", None),
+            // What a lenient server takes for the same is paid for as well.
+            ("/chat/completions/", Some(("chat", "openai"))),
+            ("//chat//completions", Some(("chat", "openai"))),
+            ("/Chat/Completions", Some(("chat", "openai"))),
+            ("/chat%2Fcompletion%73", Some(("chat", "openai"))),
+            ("/chat/completions/x", None),
         ] {
-            assert_eq!(names(ProviderType::Anthropic, path), expected, "{path}");
+            assert_eq!(names(path), expected, "{path}");
         }
+        assert_eq!(
+            Operation::of(&http::Method::GET, "/chat/completions"),
+            Operation::Other
+        );
     }
 
     #[test]

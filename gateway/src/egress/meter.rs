@@ -2,10 +2,12 @@
 //! only we asked for is taken out, and all is settled exactly once, however it ends.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use flotilla_core::balance::Ticket;
 use flotilla_core::price::TokenUsage;
+use flotilla_core::quota::{Estimator, OutputCharge};
 use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -36,6 +38,8 @@ pub struct Meter {
     reserved: Reserved,
     ticket: Option<Ticket>,
     permit: Option<Permit>,
+    /// Any of the request may have reached the provider; until then it has cost nothing.
+    sent: AtomicBool,
     response: Reader,
     connection: Option<Connection>,
     status: Option<StatusCode>,
@@ -81,11 +85,17 @@ impl Meter {
             reserved,
             ticket: Some(ticket),
             permit,
+            sent: AtomicBool::new(false),
             response: Reader::Nothing,
             connection: None,
             status: None,
             settled: false,
         }
+    }
+
+    /// To be set when any of the request may have reached the provider.
+    pub(super) fn sent(&self) -> &AtomicBool {
+        &self.sent
     }
 
     /// The head of the answer has come. Changes it where the body will be changed.
@@ -118,11 +128,8 @@ impl Meter {
         }
     }
 
-    /// There is no answer: nothing was sent (then no quota was used), or the provider broke off before its head.
-    pub(super) fn unanswered(&mut self, not_sent: bool) {
-        if let Some(permit) = self.permit.take_if(|_| not_sent) {
-            permit.cancel();
-        }
+    /// There is no answer: nothing was sent, or the provider broke off before its head.
+    pub(super) fn unanswered(&mut self) {
         self.judged(Outcome::Failed { retry_after: None });
         self.settle(true, Fate::Unanswered, None);
     }
@@ -166,28 +173,35 @@ impl Meter {
             Reader::Json(reader) => (reader.found(), 0),
             Reader::Events(reader) => (reader.found(), reader.events()),
         };
-        if let Some(permit) = self.permit.take() {
-            permit.settle(Used {
+        let sent = *self.sent.get_mut();
+        let fate = if sent { fate } else { Fate::Unanswered };
+        // The beginning of a stream of messages tells the input and, by then, one token of output.
+        let begun = self.call.operation() == Operation::Messages && fate == Fate::BrokenOff;
+        let seen = if begun { events } else { 0 };
+        match self.permit.take() {
+            Some(permit) if sent => permit.settle(Used {
                 input: found.input_tokens,
-                output: found.output_tokens,
-            });
+                output: found.output_tokens.map(|output| output.max(seen)),
+            }),
+            Some(permit) => permit.cancel(),
+            None => {}
         }
+        let passed = self.request.as_ref().map_or(0, |reader| reader.lock().bytes());
         let mut reported = found.usage();
         let refused = self.status.is_some_and(|status| !status.is_success());
         let mut assumed = None;
         if self.call.operation().uses_tokens() && fate != Fate::Unanswered && !refused {
             match &mut reported {
-                // The beginning of a stream tells the input and, by then, one token of output.
-                Some(usage) if self.call.operation() == Operation::Messages && fate == Fate::BrokenOff => {
-                    usage.output = usage.output.max(events);
-                }
-                Some(_) => {}
+                Some(usage) => usage.output = usage.output.max(seen),
                 None => {
                     let output = match self.response {
                         Reader::Events(_) if fate == Fate::BrokenOff => events,
-                        _ => self.reserved.tokens.output,
+                        _ => self.reserved.tokens.output.max(events),
                     };
+                    // One that passed as it came was reserved without its length.
+                    let (input, _) = Estimator::default().estimate(passed, None, OutputCharge::Used);
                     assumed = Some(TokenUsage {
+                        input: input.max(self.reserved.tokens.input),
                         output,
                         ..self.reserved.tokens
                     });
@@ -208,7 +222,7 @@ impl Meter {
             failed,
             reported,
             assumed,
-            bytes: self.bytes,
+            bytes: self.bytes.max(passed),
             reserved: self.reserved,
         };
         self.provider

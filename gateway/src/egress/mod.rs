@@ -57,7 +57,7 @@ use crate::ingress::proxy::{BodyLimit, too_large};
 use crate::observe::{Note, Plane};
 use crate::reply::{Outgoing, Refusal};
 use crate::server::Handler;
-use crate::upstream::{FailureKind, Limits, forward};
+use crate::upstream::{Limits, forward};
 use call::{Answered, Call, proof, send, set_length};
 use fallback::{Choice, Fallbacks, Miss, Reason};
 pub use meter::Meter;
@@ -244,7 +244,7 @@ impl Egress {
         let ours = |refusal| (refusal, type_);
 
         let mut timer = Box::pin(tokio::time::sleep(self.timeout));
-        let operation = Operation::of(type_, &head.method, route.rest);
+        let operation = Operation::of(&head.method, route.rest);
         let content = tokio::select! {
             biased;
             content = self.room.take(operation, &headers, body) => content.map_err(ours)?,
@@ -377,7 +377,7 @@ impl Egress {
         }
         tokio::select! {
             biased;
-            sent = send(place, Request::from_parts(head, body)) => match sent {
+            sent = send(place, Request::from_parts(head, body), meter.sent()) => match sent {
                 Ok(answer) if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     meter.broken();
                     Err(refused::switched())
@@ -388,7 +388,7 @@ impl Egress {
                     Err(Miss::last(too_large(self.room.limit())))
                 }
                 Err(kind) => {
-                    meter.unanswered(matches!(kind, FailureKind::NotSent(_)));
+                    meter.unanswered();
                     Err(refused::no_response(&kind))
                 }
             },

@@ -19,12 +19,12 @@ use http_body::Body as _;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::usage::JsonReader;
-use crate::config::ProviderType;
 use crate::ingress::proxy::{BodyLimit, too_large};
 use crate::reply::Refusal;
 use crate::upstream::body::{BUFFERED, Bounded, RequestBody};
@@ -54,17 +54,20 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The operation at the path `rest`, which follows the version.
-    pub fn of(type_: ProviderType, method: &Method, rest: &str) -> Self {
+    /// The operation at the path `rest`, which follows the version. Servers take other spellings of a path for the same, and
+    /// some speak more than one protocol: neither must be a way past the budget.
+    pub fn of(method: &Method, rest: &str) -> Self {
         if method != Method::POST {
             return Self::Other;
         }
-        match (type_, rest) {
-            (ProviderType::OpenAI, "/chat/completions") => Self::ChatCompletions,
-            (ProviderType::OpenAI, "/completions") => Self::Completions,
-            (ProviderType::OpenAI, "/responses") => Self::Responses,
-            (ProviderType::OpenAI, "/embeddings") => Self::Embeddings,
-            (ProviderType::Anthropic, "/messages") => Self::Messages,
+        let plain = percent_decode_str(rest).decode_utf8_lossy().to_ascii_lowercase();
+        let mut segments = plain.split('/').filter(|segment| !segment.is_empty());
+        match (segments.next(), segments.next(), segments.next()) {
+            (Some("chat"), Some("completions"), None) => Self::ChatCompletions,
+            (Some("completions"), None, None) => Self::Completions,
+            (Some("responses"), None, None) => Self::Responses,
+            (Some("embeddings"), None, None) => Self::Embeddings,
+            (Some("messages"), None, None) => Self::Messages,
             _ => Self::Other,
         }
     }
@@ -210,7 +213,7 @@ pub struct Content {
     pub body: RequestBody,
     /// What a held body asks for.
     pub asked: Asked,
-    /// Reads the body of a long request as it passes.
+    /// Reads the body of a request that is not held as it passes; at its end its length is known, too.
     pub reader: Option<Arc<Mutex<JsonReader>>>,
     /// Length of a held body.
     pub bytes: u64,
@@ -283,7 +286,8 @@ impl Room {
         };
         let fits = length.is_some_and(|length| length <= BUFFERED) || room.is_some();
         if !fits {
-            let reader = readable.then(|| Arc::new(Mutex::new(JsonReader::default())));
+            let is_read = readable || operation.uses_tokens();
+            let reader = is_read.then(|| Arc::new(Mutex::new(JsonReader::default())));
             let body = match length {
                 Some(_) => Bounded::known(body),
                 None => Bounded::limited(body, self.limit.bytes),

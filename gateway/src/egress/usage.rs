@@ -139,6 +139,7 @@ pub struct JsonReader {
     found: Found,
     choices: Choices,
     has_usage: bool,
+    bytes: u64,
 }
 
 /// What this text says of `choices`.
@@ -157,6 +158,11 @@ impl JsonReader {
     /// What was found so far.
     pub fn found(&self) -> &Found {
         &self.found
+    }
+
+    /// Length of this text so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// This text has an answer's choices.
@@ -182,6 +188,7 @@ impl JsonReader {
 
     /// Reads on.
     pub fn feed(&mut self, bytes: &[u8]) {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         let mut rest = bytes;
         while let Some((&byte, after)) = rest.split_first() {
             // The text of answers is most of their bytes.

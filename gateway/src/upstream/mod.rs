@@ -33,6 +33,7 @@ pub mod http2;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -153,16 +154,35 @@ impl Peer {
     }
 
     /// Sends `request` over an idle connection if `reuse` allows and one is there, else over a new one.
-    pub async fn send(&self, mut request: Request<RequestBody>, reuse: bool) -> Result<Answer, Failure> {
+    pub async fn send(&self, request: Request<RequestBody>, reuse: bool) -> Result<Answer, Failure> {
+        self.send_noting(request, reuse, &AtomicBool::new(false)).await
+    }
+
+    /// The same, for one who has to know although the answer may not be waited for: `sent` is set from the moment on when any
+    /// of the request may have reached the peer. One that was set before stays set.
+    pub async fn send_noting(
+        &self,
+        mut request: Request<RequestBody>,
+        reuse: bool,
+        sent: &AtomicBool,
+    ) -> Result<Answer, Failure> {
         // HTTP/2 has no upgrades; servers that take h2c take HTTP/1.1 for these.
         if let Some(shared) = &self.http2
             && !request.body().is_switching()
         {
+            sent.store(true, Ordering::Relaxed);
             return shared.send(&self.target, &self.limits, request, reuse).await;
         }
+        let before = sent.load(Ordering::Relaxed);
+        let note = |failure: &Failure| {
+            if matches!(failure.kind, FailureKind::NotSent(_)) {
+                sent.store(before, Ordering::Relaxed);
+            }
+        };
         let reuse = reuse && !request.body().is_switching();
         while reuse && let Some(mut connection) = self.take() {
-            match connection.send(request).await {
+            sent.store(true, Ordering::Relaxed);
+            match connection.send(request).await.inspect_err(note) {
                 Ok(response) => {
                     let connection = Connection::Exclusive(connection);
                     return Ok(Answer { response, connection });
@@ -183,7 +203,8 @@ impl Peer {
                 });
             }
         };
-        let response = connection.send(request).await?;
+        sent.store(true, Ordering::Relaxed);
+        let response = connection.send(request).await.inspect_err(note)?;
         let connection = Connection::Exclusive(connection);
         Ok(Answer { response, connection })
     }

@@ -1,13 +1,16 @@
 //! Budgets of a provider and of a model, as agents meet them.
 
+use bytes::Bytes;
 use flotilla_core::price::Money;
 use flotilla_core::price::ledger::Policy;
 use flotilla_gateway::config::{Config, ProviderType, SpendConfig};
-use http::StatusCode;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Frame, Incoming};
 use serde_json::{Value, json};
 
 use crate::models::{ask, chat, config, gateway, idle, priced, simulator, spent, with_budget};
-use crate::support::{Client, Fixture, fresh_ip, get};
+use crate::support::{Agent, Client, Fixture, fresh_ip, full, get, request};
 
 #[tokio::test]
 async fn a_budget_blocks_in_the_providers_words_and_counts_what_is_hung_up_on() {
@@ -118,6 +121,47 @@ async fn a_budget_blocks_in_the_providers_words_and_counts_what_is_hung_up_on() 
         after.parse::<Money>().unwrap() > before.parse().unwrap(),
         "{before} {after}"
     );
+}
+
+/// Neither a body without a length nor one that says it is no JSON, answered by a stream that tells no usage, is free.
+#[tokio::test]
+async fn what_nobody_has_counted_is_charged_by_its_length() {
+    let at = Agent::start(|request: Request<Incoming>| async move {
+        request.into_body().collect().await.unwrap();
+        let chunk = json!({"model": "sim", "choices": [{"delta": {"content": "a"}}]});
+        let mut response = Response::new(full(format!("data: {chunk}\n\n").repeat(20)));
+        let headers = response.headers_mut();
+        headers.insert("content-type", HeaderValue::from_static("text/event-stream"));
+        response
+    })
+    .await;
+    let agent = fresh_ip();
+    let providers = [(
+        "main",
+        with_budget(priced(at.address, ProviderType::OpenAI), "1000"),
+    )];
+    for kind in ["application/json", "text/plain"] {
+        let (fixture, mut client) = gateway(agent, &providers).await;
+        let text = format!(
+            r#"{{"stream":true,"model":"sim","messages":["{}"]}}"#,
+            "word ".repeat(8_000)
+        );
+        let pieces = text
+            .into_bytes()
+            .chunks(9_000)
+            .map(Bytes::copy_from_slice)
+            .collect::<Vec<_>>();
+        let pieces = pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
+        let mut request = request(Method::POST, "/providers/main/v1/chat/completions", "");
+        request
+            .headers_mut()
+            .insert("content-type", HeaderValue::from_static(kind));
+        *request.body_mut() = StreamBody::new(futures::stream::iter(pieces)).boxed();
+        assert_eq!(client.send(request).await.unwrap().status, StatusCode::OK);
+        // A dollar for a thousand tokens, of four bytes or less.
+        let spent: f64 = spent(&idle(&fixture).await, "main").parse().unwrap();
+        assert!((10.0..40.0).contains(&spent), "{kind}: {spent}");
+    }
 }
 
 #[tokio::test]

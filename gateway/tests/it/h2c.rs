@@ -99,6 +99,38 @@ async fn echo() -> H2cAgent {
 }
 
 #[tokio::test]
+async fn an_idle_connection_ends_and_one_with_a_stream_does_not() {
+    let agent = Agent::start(|request: Request<Incoming>| async move {
+        if request.uri().path() == "/slow" {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+        }
+        Response::new(full("done"))
+    })
+    .await;
+    let mut settings = settings();
+    settings.clients.idle = Duration::from_millis(400);
+    let fixture = Fixture::start(settings).await;
+    fixture
+        .tell(config(pool().revision("a", 100, 10, &[agent.address])))
+        .await;
+    let mut client = h2_client(fixture.gateway.ingress).await;
+    for path in ["/", "/slow", "/"] {
+        let request = Request::get(format!("http://support{path}"))
+            .body(full(""))
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "done");
+    }
+    for attempt in 0.. {
+        if client.is_closed() {
+            break;
+        }
+        assert!(attempt < 500, "it stays open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn clients_of_either_version_share_few_connections() {
     let agent = echo().await;
     let fixture = Fixture::with(config(h2c(&[agent.address]))).await;

@@ -160,6 +160,14 @@ impl Allocator {
         }
     }
 
+    /// All that this allocator knows, written or not: for one that takes its place in this process with other limits.
+    pub fn into_checkpoint(mut self, now: Now) -> Checkpoint {
+        for entry in self.entries.values_mut() {
+            entry.expires_written = entry.expires_written.max(entry.expires);
+        }
+        self.checkpoint(now)
+    }
+
     pub(super) fn checkpoint(&mut self, now: Now) -> Checkpoint {
         let witness = self.witnessing.write();
         let most = MAX_FADES / (self.entries.len() * self.rules.len()).max(1);

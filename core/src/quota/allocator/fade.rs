@@ -34,6 +34,16 @@ impl Fading {
         fades.iter().map(fade).collect()
     }
 
+    /// From a report that came `now` and whose maker has no lease since.
+    pub(super) fn last(fades: &[Fade], now: Nanos, terms: &Terms) -> Vec<Self> {
+        let fade = |fade: &Fade| Self {
+            from: now,
+            until: now.saturating_add(terms.stretch(fade.until_ms.saturating_mul(MILLISECOND))),
+            units: fade.units,
+        };
+        fades.iter().map(fade).collect()
+    }
+
     /// From a record that was seen at `seen`; it holds only what outlasts the lease, which ends at `expires`.
     pub(super) fn recorded(fades: &[[u64; 2]], seen: Nanos, expires: Nanos, terms: &Terms) -> Vec<Self> {
         let fade = |[until_ms, units]: &[u64; 2]| Self {

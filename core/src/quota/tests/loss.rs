@@ -52,6 +52,30 @@ fn the_next_allocator_knows_it_from_the_record() {
 }
 
 #[test]
+fn the_last_word_of_one_that_leaves_counts_whomever_it_was_for() {
+    let limits = [requests(60, 60)];
+    let (mut office, mut one) = (Office::new(&limits), holder("a", &limits));
+    one_each_second(&mut office, &mut one, 0..41);
+    let word = one.leave(at(41).nanos, NOON);
+    office.take_over(41, at(41));
+    let actions = office.allocator.handle(&word, at(42));
+    assert_eq!(office.carry_out(actions, at(42)), None, "it asks for nothing");
+    let mut two = holder("b", &limits);
+    let left = left_for(&mut office, &mut two, [43, 66, 81, 103].into_iter());
+    assert_eq!(left[0], 19, "what it did not use is free at once");
+    // It came a second after it was said, and buckets take half a second.
+    assert!((19 + 4..=19 + 7).contains(&left[1]), "{left:?}");
+    assert!((19 + 19..=19 + 22).contains(&left[2]), "{left:?}");
+    assert_eq!(left[3], 60, "{left:?}");
+    // That of one that only rests may be followed by another, and does not count.
+    let early = two.report(at(105).nanos, NOON, &[]);
+    assert!(early.released && !early.leaving);
+    office.take_over(105, at(105));
+    let actions = office.allocator.handle(&early, at(106));
+    assert!(matches!(office.carry_out(actions, at(106)), Some(Reply::Term(_))));
+}
+
+#[test]
 fn a_floor_counts_until_a_window_after_its_process_has_ended() {
     let limits = [Limit {
         floor: 5,

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flotilla_core::queue::Limit as QueueLimit;
@@ -34,6 +35,13 @@ const BATCH: usize = 64;
 /// When nothing says when to come back.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Numbers a list of limits: no two of this process have the same, though one may be put in force again after it was taken
+/// away. What the holder of the first still has in use must not be taken for the second one's.
+fn next_list() -> u64 {
+    static LISTS: AtomicU64 = AtomicU64::new(0);
+    LISTS.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A request that would like to be sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
@@ -51,6 +59,7 @@ pub struct Ask<'a> {
 
 pub(super) struct State {
     pub(super) holder: Holder,
+    /// Number of the list of limits in force.
     generation: u64,
     /// Holders of earlier lists of limits, while their requests are under way.
     old: Vec<(u64, Holder)>,
@@ -58,6 +67,8 @@ pub(super) struct State {
     classes: HashMap<String, Class>,
     estimators: HashMap<Arc<str>, HashMap<Arc<str>, Estimator>>,
     pub(super) counts: Counts,
+    /// Nothing is admitted any more: the quotas were taken away, or are held elsewhere, or this gateway ends.
+    left: bool,
     /// When to look at the lines again, if time alone helps.
     wake: Option<Nanos>,
 }
@@ -84,19 +95,27 @@ pub(super) struct Due {
 
 impl Admission {
     pub(super) fn new(provider: &str, identity: &str, limits: &[Limit], terms: Terms, clock: Clock) -> Self {
-        let holder = Holder::new(format!("{identity}/0"), 1, limits, terms, clock.nanos());
+        let generation = next_list();
+        let holder = Holder::new(
+            format!("{identity}/{generation}"),
+            1,
+            limits,
+            terms,
+            clock.nanos(),
+        );
         Self {
             provider: provider.to_owned(),
             identity: identity.to_owned(),
             terms,
             state: Mutex::new(State {
                 holder,
-                generation: 0,
+                generation,
                 old: Vec::new(),
                 lines: Lines::default(),
                 classes: HashMap::new(),
                 estimators: HashMap::new(),
                 counts: Counts::new(limits.len()),
+                left: false,
                 wake: None,
             }),
             clock,
@@ -119,13 +138,13 @@ impl Admission {
         let now = self.clock.now();
         let mut state = self.state.lock();
         let state = &mut *state;
-        state.generation += 1;
+        let before = std::mem::replace(&mut state.generation, next_list());
         let id = format!("{}/{}", self.identity, state.generation);
         let holder = Holder::new(id, 1, limits, self.terms, now.nanos);
         let mut old = std::mem::replace(&mut state.holder, holder);
         let last = old.leave(now.nanos, now.unix_ms);
         if !old.is_idle() {
-            state.old.push((state.generation - 1, old));
+            state.old.push((before, old));
         }
         state.classes.clear();
         state.counts.limits_changed(limits.len());
@@ -138,6 +157,7 @@ impl Admission {
     pub(super) fn leave(&self) -> Report {
         let now = self.clock.now();
         let mut state = self.state.lock();
+        state.left = true;
         state.lines.dissolve();
         state.holder.leave(now.nanos, now.unix_ms)
     }
@@ -190,15 +210,18 @@ impl Admission {
     /// Reserves what a request will use, as far as can be told; waits for its turn until its deadline where there is too
     /// little.
     ///
+    /// None: these quotas are not in force any more, or not here.
+    ///
     /// # Errors
     /// With the quota that it would exceed, and when to come back.
-    pub async fn reserve(self: &Arc<Self>, ask: Ask<'_>) -> Result<Permit, Refused> {
+    pub async fn reserve(self: &Arc<Self>, ask: Ask<'_>) -> Result<Option<Permit>, Refused> {
         let mut since = None;
         loop {
             let deadline = self.clock.nanos_of(ask.deadline);
             let mut joined = match self.try_reserve(&ask, deadline, since.is_some())? {
-                Ok(permit) => return Ok(permit),
-                Err(joined) => joined,
+                Tried::Admitted(permit) => return Ok(Some(permit)),
+                Tried::Waits(joined) => joined,
+                Tried::Left => return Ok(None),
             };
             let since = *since.get_or_insert_with(Instant::now);
             self.changed.notify_one();
@@ -207,12 +230,12 @@ impl Admission {
                     joined.spot = None;
                     let waited = since.elapsed();
                     self.with(|state, _| state.counts.waited(&joined.pool, waited));
-                    return Ok(self.permit(given, &joined, ask.bytes, waited));
+                    return Ok(Some(self.permit(given, &joined, ask.bytes, waited)));
                 }
                 Ok(Err(_)) => {
                     // It is in no line any more: the limits have changed, it had to go for another, or its time was over.
                     joined.spot = None;
-                    let changed = self.with(|state, _| state.generation != joined.generation);
+                    let changed = self.with(|state, _| state.left || state.generation != joined.generation);
                     let late = ask.deadline <= Instant::now();
                     match (changed, late) {
                         (true, false) => {}
@@ -245,9 +268,12 @@ impl Admission {
         ask: &Ask<'_>,
         deadline: Nanos,
         waited_before: bool,
-    ) -> Result<Result<Permit, Joined<'a>>, Refused> {
+    ) -> Result<Tried<'a>, Refused> {
         let now = self.clock.nanos();
         let state = &mut *self.state.lock();
+        if state.left {
+            return Ok(Tried::Left);
+        }
         let class = state.class(ask.model);
         let weighs = state.holder.weighs(class);
         let (pool, model, estimate) = state.estimate(ask, weighs);
@@ -257,7 +283,7 @@ impl Admission {
             match state.holder.try_admit(class, estimate, now) {
                 Decision::Admitted(ticket) => {
                     state.counts.pool(&pool).admitted += 1;
-                    return Ok(Ok(Permit {
+                    return Ok(Tried::Admitted(Permit {
                         admission: self.clone(),
                         ticket: Some(ticket),
                         generation: state.generation,
@@ -290,7 +316,7 @@ impl Admission {
         match state.lines.join(&joining, weighs, now) {
             Ok((spot, told)) => {
                 state.counts.pool(&pool).waiting += 1;
-                Ok(Err(Joined {
+                Ok(Tried::Waits(Joined {
                     admission: self,
                     spot: Some(spot),
                     told,
@@ -326,6 +352,13 @@ impl Admission {
             state.refuse(&self.provider, &joined.pool, limit, why, after, now)
         })
     }
+}
+
+/// What became of a request at once.
+enum Tried<'a> {
+    Admitted(Permit),
+    Waits(Joined<'a>),
+    Left,
 }
 
 /// A place in the line, given up when it is dropped.

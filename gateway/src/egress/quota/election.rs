@@ -6,9 +6,11 @@
 //! promised, on the looker's own clock; earlier where a report to it failed: at once when its process has ended (its pod is gone,
 //! or its machine says that nobody listens), and when it is silent and has missed a renewal. A gateway that cannot reach a
 //! holder which is well must not depose it again and again: it does so at most once in [`HURRY_PAUSE`], and not after it was
-//! deposed itself. Without a quota in the namespace nobody takes part.
+//! deposed itself. One that drains stands aside: it gives up what it holds, once, and takes it again only when nobody else does.
+//! Without a quota in the namespace nobody takes part.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -40,6 +42,7 @@ pub(super) enum Doubt {
 pub(super) struct Look {
     notify: Notify,
     doubt: Mutex<Option<(String, Doubt)>>,
+    aside: AtomicBool,
 }
 
 impl Look {
@@ -48,6 +51,12 @@ impl Look {
         if let Some((pod, doubt)) = doubt {
             *self.doubt.lock() = Some((pod.to_owned(), doubt));
         }
+        self.notify.notify_one();
+    }
+
+    /// Others come first from now on.
+    pub(super) fn stand_aside(&self) {
+        self.aside.store(true, Ordering::SeqCst);
         self.notify.notify_one();
     }
 
@@ -113,6 +122,8 @@ pub(super) struct Candidate {
     leader: watch::Sender<Leader>,
     /// Until then others' claims are waited for.
     patient_until: Option<Instant>,
+    /// It has given up what it held, for others to take.
+    stood_aside: bool,
 }
 
 impl Candidate {
@@ -131,6 +142,7 @@ impl Candidate {
             seen: None,
             leader: sender,
             patient_until: None,
+            stood_aside: false,
         };
         (candidate, receiver)
     }
@@ -184,6 +196,11 @@ impl Candidate {
 
     /// One look where another holds it, at most one write; gives the pause until the next.
     async fn step(&mut self) -> Result<Duration, StoreError> {
+        let aside = self.look.aside.load(Ordering::SeqCst);
+        if aside && !std::mem::replace(&mut self.stood_aside, true) && *self.leader.borrow() == Leader::Me {
+            self.vacate().await;
+            return Ok(MIN_PAUSE);
+        }
         if !self.is_mine() || *self.leader.borrow() != Leader::Me {
             let now = Instant::now();
             let found = self.store.claim().await?;
@@ -196,15 +213,28 @@ impl Candidate {
         }
         let mut hurries = false;
         if let Some(Seen { claim, since }) = &self.seen
-            && !claim.holder.is_empty()
+            && (aside || !claim.holder.is_empty())
             && claim.holder != self.pod
         {
-            let lasts = Duration::from_secs(claim.seconds.into());
-            let believed = self.believed(&claim.holder, lasts);
+            let (lasts, holder) = match claim.holder.as_str() {
+                "" => (Duration::ZERO, Leader::Nobody),
+                pod => (
+                    Duration::from_secs(claim.seconds.into()),
+                    Leader::Other(pod.to_owned()),
+                ),
+            };
+            // Others look once in a renewal.
+            let after_others = if aside {
+                self.pace.renew * 3 / 2
+            } else {
+                Duration::ZERO
+            };
+            let believed = self.believed(&claim.holder, lasts) + after_others;
             let left = |lasts: Duration| (*since + lasts).saturating_duration_since(Instant::now());
             if !left(believed).is_zero() {
-                self.publish(Leader::Other(claim.holder.clone()));
-                return Ok(left(believed).min(self.pace.renew));
+                let pause = left(believed).min(self.pace.renew);
+                self.publish(holder);
+                return Ok(pause);
             }
             hurries = !left(lasts).is_zero();
             if hurries {
@@ -388,6 +418,35 @@ mod tests {
             let expected = Duration::from_secs(least)..Duration::from_secs(most);
             assert!(expected.contains(&took), "{doubt:?}: {took:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_drains_hands_over_and_goes_on_only_where_nobody_else_is() {
+        let store = Arc::new(Memory::default());
+        let mut one = start(&store, "g-1");
+        becomes(&mut one, Leader::Me).await;
+        one.look.stand_aside();
+        becomes(&mut one, Leader::Nobody).await;
+        let took = becomes(&mut one, Leader::Me).await;
+        let expected = Duration::from_secs(3)..Duration::from_secs(5);
+        assert!(expected.contains(&took), "alone: {took:?}");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(*one.leader.borrow(), Leader::Me, "it does so once");
+
+        let store = Arc::new(Memory::default());
+        let mut one = start(&store, "g-1");
+        becomes(&mut one, Leader::Me).await;
+        let mut two = start(&store, "g-2");
+        becomes(&mut two, Leader::Other("g-1".into())).await;
+        one.look.stand_aside();
+        let took = becomes(&mut two, Leader::Me).await;
+        assert!(took <= Pace::default().renew, "{took:?}");
+        becomes(&mut one, Leader::Other("g-2".into())).await;
+        // It is still there when it is needed.
+        drop(two.wanted);
+        two.stop.cancel();
+        let took = becomes(&mut one, Leader::Me).await;
+        assert!(took <= Duration::from_secs(15), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]

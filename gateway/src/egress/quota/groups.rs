@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -59,6 +60,7 @@ pub struct AllQuotas {
     members: Mutex<BTreeMap<String, Member>>,
     /// Providers with a group; a sentence where there is no place to meet.
     by_provider: ArcSwap<HashMap<String, Result<Member, String>>>,
+    leaving: AtomicBool,
     stop: CancellationToken,
 }
 
@@ -75,6 +77,7 @@ impl AllQuotas {
             own: Quotas::start(setup, stop.clone()),
             members: Mutex::default(),
             by_provider: ArcSwap::default(),
+            leaving: AtomicBool::new(false),
             stop,
         })
     }
@@ -82,15 +85,11 @@ impl AllQuotas {
     /// Puts the quotas of `config` in force. One caller at a time.
     pub fn apply(&self, config: &Config) {
         let all = config.providers.iter();
-        let alone = all.clone().filter(|(_, provider)| provider.quota_group.is_none());
-        let quotas = alone.map(|(name, provider)| (name.as_str(), provider.quotas.as_slice()));
-        self.own.set(quotas);
-        self.own.see_who_is_there();
-
         let mut members = self.members.lock();
         let mut by_provider = HashMap::new();
         let mut stay = BTreeMap::new();
-        for (name, provider) in all {
+        let mut leaving = Vec::new();
+        for (name, provider) in all.clone() {
             let Some(group) = &provider.quota_group else {
                 continue;
             };
@@ -106,7 +105,7 @@ impl AllQuotas {
                 Some(member) if *member.group == **group => (Some(member), None),
                 other => (None, other),
             };
-            end(other);
+            leaving.extend(other);
             let member = known.unwrap_or_else(|| self.join(groups, name, group));
             member
                 .quotas
@@ -114,8 +113,19 @@ impl AllQuotas {
             by_provider.insert(name.clone(), Ok(member.clone()));
             stay.insert(name.clone(), member);
         }
-        end(std::mem::replace(&mut *members, stay).into_values());
+        leaving.extend(std::mem::replace(&mut *members, stay).into_values());
+        // A provider that comes into a group or leaves one is at no moment without quotas.
+        let mut meanwhile = HashMap::clone(&self.by_provider.load());
+        meanwhile.extend(by_provider.clone());
+        self.by_provider.store(Arc::new(meanwhile));
+        let alone = all.filter(|(_, provider)| provider.quota_group.is_none());
+        let quotas = alone.map(|(name, provider)| (name.as_str(), provider.quotas.as_slice()));
+        self.own.set(quotas);
+        self.own.see_who_is_there();
         self.by_provider.store(Arc::new(by_provider));
+        for member in leaving {
+            tokio::spawn(member.leave());
+        }
     }
 
     fn join(&self, groups: &Groups, provider: &str, group: &str) -> Member {
@@ -155,12 +165,18 @@ impl AllQuotas {
     /// # Errors
     /// [`NotAdmitted`]: a quota is used up, or the quotas are impossible.
     pub async fn reserve(&self, provider: &str, ask: Ask<'_>) -> Result<Option<Permit>, NotAdmitted> {
-        let member = self.member(provider).map_err(NotAdmitted::Impossible)?;
-        let Some(Member { group, quotas, .. }) = member else {
-            return self.own.reserve(provider, ask).await;
-        };
-        let reserved = quotas.reserve(&group, ask).await;
-        reserved.map_err(|why| why.of(provider))
+        loop {
+            let member = self.member(provider).map_err(NotAdmitted::Impossible)?;
+            let reserved = match &member {
+                None => self.own.reserve(provider, ask).await,
+                Some(Member { group, quotas, .. }) => quotas.reserve(group, ask).await,
+            };
+            match reserved {
+                // What it waited for is not in force any more; what is, was put in force before.
+                Err(NotAdmitted::Left) if !self.leaving.load(Ordering::SeqCst) => {}
+                reserved => return reserved.map_err(|why| why.of(provider)),
+            }
+        }
     }
 
     /// The quotas of a provider and what they did to each pool, for `/stats`.
@@ -186,17 +202,19 @@ impl AllQuotas {
         self.own.handle(request, client).await
     }
 
+    /// Other gateways are to deal out, where there are any; this one goes on using its shares.
+    pub fn stand_aside(&self) {
+        self.own.stand_aside();
+        for member in self.members.lock().values() {
+            member.quotas.stand_aside();
+        }
+    }
+
     /// Hands over: nothing is admitted from now on, shares go back, and other gateways may be elected.
     pub async fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
         let members = std::mem::take(&mut *self.members.lock());
         let leaving = members.into_values().map(Member::leave);
         futures::future::join(self.own.leave(), futures::future::join_all(leaving)).await;
-    }
-}
-
-/// Has them leave, without waiting for it.
-fn end(members: impl IntoIterator<Item = Member>) {
-    for member in members {
-        tokio::spawn(member.leave());
     }
 }

@@ -207,6 +207,8 @@ impl Quotas {
                 }
             }
         }
+        // Before any of them leaves: whoever waits there looks again at what is in force.
+        self.admissions.store(Arc::new(admissions));
         providers.retain(|name, provider| {
             let stays = wanted.contains_key(name);
             if !stays {
@@ -222,7 +224,6 @@ impl Quotas {
             *known = wanted;
             changed
         });
-        self.admissions.store(Arc::new(admissions));
     }
 
     /// The admission of a provider with these limits; made if there is none.
@@ -269,18 +270,18 @@ impl Quotas {
     /// Reserves what a request to `provider` will use; nothing where it has no quotas.
     ///
     /// # Errors
-    /// [`NotAdmitted`]: a quota is used up, or the quotas are impossible.
+    /// [`NotAdmitted`]: a quota is used up, the quotas are impossible, or in force no more.
     pub async fn reserve(&self, provider: &str, ask: Ask<'_>) -> Result<Option<Permit>, NotAdmitted> {
         let admission = match self.admissions.load().get(provider) {
             None => return Ok(None),
             Some(Ok(admission)) => admission.clone(),
             Some(Err(sentence)) => return Err(NotAdmitted::Impossible(sentence.clone())),
         };
-        admission
-            .reserve(ask)
-            .await
-            .map(Some)
-            .map_err(NotAdmitted::Refused)
+        match admission.reserve(ask).await {
+            Ok(Some(permit)) => Ok(Some(permit)),
+            Ok(None) => Err(NotAdmitted::Left),
+            Err(refused) => Err(NotAdmitted::Refused(refused)),
+        }
     }
 
     /// The quotas of a provider and what they did to each pool, for `/stats`.
@@ -348,6 +349,11 @@ impl Quotas {
     /// Whether this gateway deals out quotas.
     pub fn is_elected(&self) -> bool {
         self.link.is_elected()
+    }
+
+    /// Another gateway is to deal out, if there is one; this one goes on using its share.
+    pub fn stand_aside(&self) {
+        self.link.look.stand_aside();
     }
 
     /// Hands over: nothing is admitted from now on, shares go back, and another gateway may be elected.
@@ -454,6 +460,8 @@ impl Quotas {
 pub enum NotAdmitted {
     /// A quota is used up.
     Refused(Refused),
+    /// The quotas were taken away meanwhile, or are held elsewhere, or this gateway ends: what is in force now decides.
+    Left,
     /// The provider's quotas are impossible; the sentence says what to write.
     Impossible(String),
 }
@@ -466,7 +474,7 @@ impl NotAdmitted {
                 refused.provider = provider.to_owned();
                 Self::Refused(refused)
             }
-            impossible => impossible,
+            other => other,
         }
     }
 
@@ -474,6 +482,11 @@ impl NotAdmitted {
     pub fn into_refusal(self, provider: &str) -> Refusal {
         match self {
             Self::Refused(refused) => refused.into_refusal(),
+            Self::Left => {
+                let message =
+                    format!("this gateway ends, and deals with ModelProvider \"{provider}\" no more");
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "QuotaUnavailable", message).retry_after(1)
+            }
             Self::Impossible(sentence) => {
                 let message = format!("the ModelProvider \"{provider}\" cannot be used: {sentence}");
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "ProviderInvalid", message)

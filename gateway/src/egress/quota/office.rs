@@ -254,23 +254,38 @@ impl Session<'_> {
     /// Makes desks for the limits as they are now.
     fn follow_limits(&mut self) {
         let limits = self.office.limits.borrow_and_update().clone();
-        self.desks
-            .retain(|provider, desk| limits.get(provider) == Some(&desk.limits));
+        let desks = std::mem::take(&mut self.desks);
+        let (stay, go): (BTreeMap<_, _>, BTreeMap<_, _>) = desks
+            .into_iter()
+            .partition(|(provider, desk)| limits.get(provider) == Some(&desk.limits));
+        self.desks = stay;
         self.dirty.retain(|provider, _| self.desks.contains_key(provider));
+        let now = self.office.clock.now();
+        let mut known: BTreeMap<String, Checkpoint> = go
+            .into_iter()
+            .map(|(provider, desk)| (provider, desk.allocator.into_checkpoint(now)))
+            .collect();
         for (provider, limits) in limits {
             if !self.desks.contains_key(&provider) {
-                self.make_desk(provider, limits);
+                let known = known.remove(&provider);
+                self.make_desk(provider, limits, known);
             }
         }
     }
 
-    fn make_desk(&mut self, provider: String, limits: Vec<Limit>) {
+    /// `known` is what was known for the limits before; else the record says it.
+    fn make_desk(&mut self, provider: String, limits: Vec<Limit>, known: Option<Checkpoint>) {
+        let now = self.office.clock.now();
         let text = self
             .record
             .content()
             .get(&provider)
             .filter(|text| !text.is_empty());
-        let checkpoint = match text.map(|text| Checkpoint::from_json(text)) {
+        let is_known = known.is_some();
+        let found = known
+            .map(Ok)
+            .or_else(|| text.map(|text| Checkpoint::from_json(text)));
+        let checkpoint = match found {
             None => None,
             Some(Ok(checkpoint)) => Some(checkpoint),
             Some(Err(wrong)) => {
@@ -293,8 +308,11 @@ impl Session<'_> {
                 None
             }
         };
-        let now = self.office.clock.now();
-        let seen = self.written_at.get(&provider).copied().unwrap_or(self.read_at);
+        let seen = if is_known {
+            now.nanos
+        } else {
+            self.written_at.get(&provider).copied().unwrap_or(self.read_at)
+        };
         let mut allocator = Allocator::new(&limits, self.office.terms, checkpoint.as_ref(), seen, now)
             .beside(self.office.process.clone());
         if let Some(term) = self.office.heard.get(&provider) {

@@ -282,6 +282,34 @@ async fn a_pool_that_sends_twenty_times_its_share_leaves_the_other_its_own() {
     );
 }
 
+/// A machine that is taken away gives its pods less time than a drain may take.
+#[tokio::test(start_paused = true)]
+async fn one_that_drains_deals_out_no_more_and_may_vanish_before_it_has_ended() {
+    let mut world = World::new(requests(600));
+    for number in 0..3 {
+        world.start(&format!("g-{number}"), &[load("support", 15)]);
+    }
+    tokio::time::sleep(2 * WINDOW).await;
+    let before = world.elected().expect("somebody deals out");
+    world.processes[&before].quotas.stand_aside();
+    tokio::time::sleep(5 * SECOND).await;
+    assert!(
+        world.elected().is_some_and(|now| now != before),
+        "another deals out"
+    );
+    tokio::time::sleep(15 * SECOND).await;
+    let elected = world.elected();
+    world.vanish(&before);
+    tokio::time::sleep(40 * SECOND).await;
+    assert_eq!(world.elected(), elected, "its end changes nothing");
+    let most = world.provider.most(WINDOW);
+    let used = utilisation(&world, 600, 2 * WINDOW, 3 * WINDOW);
+    println!("at most {most} of 600 in 60 s, {used:.1} % used");
+    assert!(most <= 600, "{most}");
+    assert!(used >= 95.0, "{used:.1} %");
+    assert_eq!(world.refused(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rolling_restart_hands_shares_over() {
     let mut world = World::new(requests(600));
@@ -302,6 +330,48 @@ async fn a_rolling_restart_hands_shares_over() {
     assert!(most <= 600, "{most}");
     assert_eq!(world.refused(), 0);
     assert!(world.elected().is_some_and(|pod| pod.starts_with('h')));
+}
+
+/// An object that is deleted and applied again, or a quota that is taken away for a moment, must not make anybody forget.
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_is_taken_away_and_put_back_knows_what_was_used() {
+    let mut world = World::new(json!({"name": "rpd", "resource": "Requests", "limit": 200, "window": "Day"}));
+    for pod in ["g-0", "g-1"] {
+        world.start(pod, &[]);
+    }
+    let stream = |world: &World| world.stream("g-0", SECOND / 10, SECOND, 150);
+    stream(&world).await.unwrap();
+    assert_eq!(world.provider.between(Duration::ZERO, WINDOW), 150);
+    world.set(None);
+    tokio::time::sleep(SECOND).await;
+    world.set(Some(
+        json!({"name": "rpd", "resource": "Requests", "limit": 200, "window": "Day"}),
+    ));
+    tokio::time::sleep(SECOND).await;
+    stream(&world).await.unwrap();
+    let all = world.provider.between(Duration::ZERO, 10 * WINDOW);
+    println!("{all} of 200 a day");
+    assert!(all <= 200, "{all}");
+    assert!(all >= 190, "little is lost: {all}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_a_quota_holds_nobody_up() {
+    let mut world = World::new(requests(600));
+    for number in 0..3 {
+        world.start(&format!("g-{number}"), &[load("support", 15)]);
+    }
+    tokio::time::sleep(2 * WINDOW).await;
+    for limit in [900, 600] {
+        world.set(Some(requests(limit)));
+        tokio::time::sleep(2 * WINDOW).await;
+    }
+    let used = utilisation(&world, 900, 2 * WINDOW, 4 * WINDOW);
+    let after = utilisation(&world, 600, 4 * WINDOW, 6 * WINDOW);
+    println!("{used:.1} % and {after:.1} % used after a change");
+    assert!(world.provider.most(WINDOW) <= 900);
+    assert!(used >= 95.0 && after >= 95.0, "{used:.1} %, {after:.1} %");
+    assert_eq!(world.refused(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! Quotas that namespaces share, with a real Redis. Where the machine has no `redis-server` these tests are left out, and say so;
 //! with `FLOTILLA_REDIS=required`, as in continuous integration, they fail.
 
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use flotilla_gateway::egress::quota::{
 };
 use flotilla_gateway::peers::Peers;
 use http::{HeaderMap, StatusCode};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -26,16 +28,27 @@ const PASSWORD: &str = "hunter2";
 struct Redis {
     child: Child,
     folder: PathBuf,
-    address: String,
+    /// By which its certificate names it, if it has one.
+    ip: IpAddr,
+    /// The same server, by which its certificate does not.
+    alias: IpAddr,
+    scheme: &'static str,
 }
 
 impl Redis {
     async fn start() -> Option<Self> {
+        Self::start_with("redis").await
+    }
+
+    async fn start_with(scheme: &'static str) -> Option<Self> {
         let folder = std::env::temp_dir().join(format!("flotilla-redis-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("password"), format!("{PASSWORD}\n")).unwrap();
-        let address = format!("{}:6379", fresh_ip());
-        let Some(child) = run(&folder, &address) else {
+        let (ip, alias) = (fresh_ip(), fresh_ip());
+        if scheme == "rediss" {
+            certify(&folder, ip);
+        }
+        let Some(child) = run(&folder, [ip, alias], scheme) else {
             let required = std::env::var("FLOTILLA_REDIS").is_ok_and(|value| value == "required");
             assert!(
                 !required,
@@ -49,7 +62,9 @@ impl Redis {
         let redis = Self {
             child,
             folder,
-            address,
+            ip,
+            alias,
+            scheme,
         };
         redis.answers().await;
         Some(redis)
@@ -72,20 +87,61 @@ impl Redis {
     }
 
     async fn again(&mut self) {
-        self.child = run(&self.folder, &self.address).unwrap();
+        self.child = run(&self.folder, [self.ip, self.alias], self.scheme).unwrap();
         self.answers().await;
     }
 
     fn server(&self) -> Arc<Server> {
-        Arc::new(Server::new(&format!("redis://{}", self.address), &self.folder).unwrap())
+        self.server_at(self.scheme, self.ip)
+    }
+
+    fn server_at(&self, scheme: &str, ip: IpAddr) -> Arc<Server> {
+        Arc::new(Server::new(&format!("{scheme}://{ip}:6379"), &self.folder).unwrap())
     }
 }
 
-fn run(folder: &PathBuf, address: &str) -> Option<Child> {
-    let (ip, port) = address.split_once(':').unwrap();
-    let options = ["--bind", ip, "--port", port, "--requirepass", PASSWORD];
+/// An authority, and what it has signed for the server at `ip`.
+fn certify(folder: &Path, ip: IpAddr) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::IpAddress(ip)];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap().pem();
+    for (file, text) in [
+        ("ca.crt", authority),
+        ("tls.crt", certificate),
+        ("tls.key", key.serialize_pem()),
+    ] {
+        std::fs::write(folder.join(file), text).unwrap();
+    }
+}
+
+fn run(folder: &Path, ips: [IpAddr; 2], scheme: &str) -> Option<Child> {
+    let [ip, alias] = ips.map(|ip| ip.to_string());
+    let ports = match scheme {
+        "rediss" => &[
+            "--port",
+            "0",
+            "--tls-port",
+            "6379",
+            "--tls-cert-file",
+            "tls.crt",
+            "--tls-key-file",
+            "tls.key",
+            "--tls-ca-cert-file",
+            "ca.crt",
+            "--tls-auth-clients",
+            "no",
+        ][..],
+        _ => &["--port", "6379"],
+    };
     Command::new("redis-server")
-        .args(options)
+        .args(["--bind", &ip, &alias, "--requirepass", PASSWORD])
+        .args(ports)
         .args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
         .current_dir(folder)
         .stdout(Stdio::null())
@@ -271,6 +327,39 @@ async fn namespaces_hold_a_quota_together_through_the_end_of_all_gateways_and_of
     );
     assert_ne!(refused.why, Why::NoShare);
     shop.quotas.leave().await;
+}
+
+#[tokio::test]
+async fn over_tls_only_the_server_that_the_authority_names_is_spoken_to() {
+    let Some(redis) = Redis::start_with("rediss").await else {
+        return;
+    };
+    let patience = Duration::from_secs(10);
+    let (shop, bank) = (
+        Gateway::start("shop", Some(redis.server()), 20),
+        Gateway::start("bank", Some(redis.server()), 20),
+    );
+    let (one, other) = tokio::join!(shop.send("shop", 8, patience), bank.send("bank", 8, patience));
+    assert_eq!((one, other), (8, 8));
+
+    let refused = async |server: Arc<Server>, why: &str| {
+        let error = Place::new(server, "prod").read().await.unwrap_err();
+        let StoreError::Unclear(words) = &error else {
+            panic!("{error}")
+        };
+        assert!(words.contains(why) && !words.contains(PASSWORD), "{why}: {words}");
+    };
+    refused(redis.server_at("rediss", redis.alias), "certificate").await;
+    refused(redis.server_at("redis", redis.ip), "Redis").await;
+    // Neither somebody else's authority nor, without any, one that the world trusts.
+    let own = std::fs::read(redis.folder.join("ca.crt")).unwrap();
+    certify(&redis.folder, redis.ip);
+    refused(redis.server(), "certificate").await;
+    std::fs::remove_file(redis.folder.join("ca.crt")).unwrap();
+    refused(redis.server(), "certificate").await;
+    // One that comes later is used without a restart.
+    std::fs::write(redis.folder.join("ca.crt"), own).unwrap();
+    Place::new(redis.server(), "prod").read().await.unwrap();
 }
 
 #[tokio::test]

@@ -6,20 +6,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use flotilla_gateway::config::watch::Freshness;
 use flotilla_gateway::config::{Config, Quota};
 use flotilla_gateway::egress::quota::store::{Claim, Memory, Store};
 use flotilla_gateway::egress::quota::{PATH, VOUCH_PATH};
 use flotilla_gateway::{Gateway, Settings};
+use futures::StreamExt as _;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Frame, Incoming};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use crate::support::{Agent, Body, Client, fresh_ip, full, get, post, provider, request, settings};
+use crate::models::{ask, chat as asks, config, idle, priced, spent, with_budget};
+use crate::support::{Agent, Body, Client, Fixture, fresh_ip, full, get, post, provider, request, settings};
 
 fn admin_port() -> u16 {
     static PORT: AtomicU16 = AtomicU16::new(19_090);
@@ -201,7 +204,7 @@ async fn three_gateways_hold_one_quota_and_agents_see_no_refusal() {
 
 /// An address as that of a pod that is gone: packets to it are swallowed. The kernel takes the first connections, and nobody
 /// answers on them; when their queue is `full`, it drops the packets that would open another.
-async fn swallowing(address: SocketAddr, full: bool) -> (tokio::net::TcpListener, Vec<TcpStream>) {
+async fn swallowing(address: SocketAddr, full: bool) -> (TcpListener, Vec<TcpStream>) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(address).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -290,6 +293,93 @@ async fn one_whose_time_is_over_is_told_which_quota_and_when_to_come_back() {
             break;
         }
         assert!(attempt < 500, "it waits for ever");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Who has connected is never answered: with TLS that is before the request is sent, without it after.
+#[tokio::test]
+async fn what_was_never_sent_has_used_nothing() {
+    let quotas = json!([
+        {"name": "rph", "resource": "Requests", "limit": 9, "window": "Hour"},
+        {"name": "tph", "resource": "Tokens", "limit": 100_000, "window": "Hour"},
+    ]);
+    for (scheme, used) in [("https", 0), ("http", 1)] {
+        let listener = TcpListener::bind((fresh_ip(), 0)).await.unwrap();
+        let (to, agent) = (listener.local_addr().unwrap(), fresh_ip());
+        let mut settings = settings();
+        settings.provider_timeout = Duration::from_millis(300);
+        let fixture = Fixture::start(settings).await;
+        let mut main = with_budget(priced(to, Default::default()), "100");
+        main.endpoint = format!("{scheme}://{to}/v1");
+        main.quotas = serde_json::from_value(quotas.clone()).unwrap();
+        fixture.tell(config(agent, &[("main", main)])).await;
+        let path = "/providers/main/v1/chat/completions";
+        let held = async || {
+            let stats = idle(&fixture).await;
+            let main = &stats.providers["main"];
+            let is_free = spent(&stats, "main") == "0";
+            assert_eq!(is_free, main.quotas[1].held == 0, "{:?}", main.quotas);
+            (main.quotas[0].held, is_free)
+        };
+
+        // Its client goes meanwhile.
+        let mut client = Client::connect_from(agent, fixture.gateway.egress).await;
+        let asking = tokio::spawn(async move { client.send(ask(path, &asks("sim"))).await });
+        let mut connected = listener.accept().await.unwrap().0;
+        let mut begun = [0; 5];
+        tokio::io::AsyncReadExt::read_exact(&mut connected, &mut begun)
+            .await
+            .unwrap();
+        assert_eq!(&begun == b"POST ", used == 1, "{begun:?}");
+        asking.abort();
+        assert_eq!(held().await, (used, used == 0), "{scheme}, given up");
+
+        // Its time ends meanwhile.
+        let mut client = Client::connect_from(agent, fixture.gateway.egress).await;
+        let answer = client.send(ask(path, &asks("sim"))).await.unwrap();
+        assert_eq!(answer.code(), "ProviderTimeout");
+        assert_eq!(held().await, (2 * used, used == 0), "{scheme}, too late");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_messages_that_is_given_up_has_used_what_was_seen() {
+    const PIECES: u64 = 30;
+    let at = Agent::start(|_| async {
+        let start = json!({"type": "message_start", "message": {"model": "mini", "usage": {"input_tokens": 9, "output_tokens": 1}}});
+        let delta = json!({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}});
+        let events = std::iter::once(start).chain((0..PIECES).map(move |_| delta.clone()));
+        let frames = events.map(|event| Ok(Frame::data(Bytes::from(format!("data: {event}\n\n")))));
+        let never = futures::stream::pending();
+        let body = StreamBody::new(futures::stream::iter(frames).chain(never));
+        let mut response = Response::new(http_body_util::BodyExt::boxed(body));
+        let headers = response.headers_mut();
+        headers.insert("content-type", HeaderValue::from_static("text/event-stream"));
+        response
+    })
+    .await;
+    let quotas = json!([{"name": "oph", "resource": "OutputTokens", "limit": 1_000, "window": "Hour"}]);
+    let namespace = Namespace::start(1, &at, quotas).await;
+    let mut client = Client::connect_from(namespace.agent, namespace.egress(0)).await;
+    let body = json!({"model": "mini", "max_tokens": 100, "stream": true, "messages": []});
+    let asked = ask("/providers/main/v1/messages", &body);
+    let response = client.sender.send_request(asked).await.unwrap();
+    let mut events = response.into_body();
+    let mut seen = 0;
+    while seen < PIECES {
+        let piece = events.frame().await.unwrap().unwrap().into_data().unwrap();
+        seen += String::from_utf8_lossy(&piece)
+            .matches("content_block_delta")
+            .count() as u64;
+    }
+    drop((events, client));
+    for attempt in 0.. {
+        let held = namespace.stats(0).await.providers["main"].quotas[0].held;
+        if (PIECES..PIECES + 10).contains(&held) {
+            break;
+        }
+        assert!(attempt < 200, "{held} are held, of {PIECES} and a few");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -275,6 +275,17 @@ impl World {
         self.tell_who_is_there();
     }
 
+    /// What every gateway's ModelProvider says from now on; without a quota it has none.
+    pub fn set(&mut self, quota: Option<serde_json::Value>) {
+        self.quotas = quota
+            .map(|quota| serde_json::from_value(quota).unwrap())
+            .into_iter()
+            .collect();
+        for process in self.processes.values() {
+            process.quotas.set([("main", self.quotas.as_slice())].into_iter());
+        }
+    }
+
     fn agent_at(&self, quotas: Arc<Quotas>, pool: &'static str, patience: Duration) -> Agent {
         Agent {
             quotas,

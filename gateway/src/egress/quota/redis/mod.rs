@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo as _, RedisError, RedisResult,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisError,
+    RedisResult, TlsCertificates,
 };
 use tokio::sync::Mutex;
 
@@ -33,9 +34,11 @@ pub use wire::Wire;
 
 /// For a connection, and for one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Files of the mounted Secret, both optional.
+/// Files of the mounted Secret, all optional.
 const USERNAME: &str = "username";
 const PASSWORD: &str = "password";
+/// The authorities that the server's certificate may come from, as PEM; without it those that Mozilla trusts.
+const AUTHORITY: &str = "ca.crt";
 
 /// A server. Connections are made when they are needed, with the credentials of that moment.
 pub struct Server {
@@ -52,15 +55,19 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// The server at `address` (`redis://host:port/database`), with the user name and the password from files in `secret`.
+    /// The server at `address` (`redis://host:port/database`, or `rediss://` for TLS), with the user name, the password and the
+    /// certificate's authority from files in `secret`.
     ///
     /// # Errors
-    /// With a sentence, when `address` is none or has a password in it.
+    /// With a sentence, when `address` is none, has a password in it or asks for certificates not to be looked at.
     pub fn new(address: &str, secret: &Path) -> Result<Self, String> {
-        let example = "write for example redis://redis.tools.svc:6379";
-        if !address.starts_with("redis://") {
+        let example = "write for example rediss://redis.tools.svc:6379";
+        if !["redis://", "rediss://"]
+            .iter()
+            .any(|scheme| address.starts_with(scheme))
+        {
             return Err(format!(
-                "the address of Redis must begin with redis://; {example}"
+                "the address of Redis must begin with rediss:// (TLS) or redis://; {example}"
             ));
         }
         // Neither error nor log may show what is in front of the host.
@@ -72,6 +79,15 @@ impl Server {
             return Err(format!(
                 "the address of Redis has credentials in it; put them into a Secret, and {example}"
             ));
+        }
+        if let ConnectionAddr::TcpTls { insecure, .. } = address.addr() {
+            if *insecure {
+                return Err(format!(
+                    "the certificate of Redis is always looked at; put its authority into {AUTHORITY} of the Secret, and {example}"
+                ));
+            }
+            // The client takes the process's. An error says that there is one, and there is no other than this.
+            let _ = rustls::crypto::ring::default_provider().install_default();
         }
         Ok(Self {
             address,
@@ -89,7 +105,21 @@ impl Server {
         if let Some(password) = self.secret(PASSWORD).await {
             settings = settings.set_password(password);
         }
-        let client = Client::open(self.address.clone().set_redis_settings(settings))?;
+        let address = self.address.clone().set_redis_settings(settings);
+        let authority = match address.addr() {
+            ConnectionAddr::TcpTls { .. } => self.secret(AUTHORITY).await,
+            _ => None,
+        };
+        let client = match authority {
+            None => Client::open(address)?,
+            Some(authority) => {
+                let certificates = TlsCertificates {
+                    client_tls: None,
+                    root_cert: Some(authority.into_bytes()),
+                };
+                Client::build_with_tls(address, certificates)?
+            }
+        };
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CALL_TIMEOUT))
             .set_response_timeout(Some(longest));
@@ -144,18 +174,25 @@ mod tests {
     #[test]
     fn an_address_is_read_and_nothing_secret_is_repeated() {
         let new = |address: &str| Server::new(address, Path::new("/nowhere"));
-        let shown = new("redis://redis.tools.svc:6380/2").map(|server| format!("{server:?}"));
-        assert_eq!(shown, Ok("Redis at redis.tools.svc:6380".to_owned()));
+        for address in [
+            "redis://redis.tools.svc:6380/2",
+            "rediss://redis.tools.svc:6380/2",
+        ] {
+            let shown = new(address).map(|server| format!("{server:?}"));
+            assert_eq!(shown, Ok("Redis at redis.tools.svc:6380".to_owned()), "{address}");
+        }
         for wrong in [
             "redis.tools.svc:6379",
             "http://redis",
             "redis://:hunter2@redis",
             "redis://bob:hunter2@redis/1",
             "redis://hunter2:x:y@/",
+            "rediss://:hunter2@redis",
+            "rediss://redis:6379/#insecure",
         ] {
             let sentence = new(wrong).expect_err(wrong);
             assert!(
-                sentence.contains("redis://redis.tools.svc:6379") && !sentence.contains("hunter2"),
+                sentence.contains("rediss://redis.tools.svc:6379") && !sentence.contains("hunter2"),
                 "{sentence}"
             );
         }
