@@ -289,6 +289,7 @@ mod tests {
     use super::*;
     use crate::pool::build::controller_revision::{build, read};
     use crate::pool::build::fixtures::{content, pool};
+    use crate::pool::memory::StepPoint;
     use flotilla_crds::names;
     use std::sync::Arc;
 
@@ -386,7 +387,7 @@ mod tests {
                 assert_eq!(patch["metadata"]["annotations"][LAST_ACTION], "u-9");
                 (revision, patch)
             }
-            Verdict::Reject(sentence) => panic!("{sentence}"),
+            Verdict::Hold(sentence) | Verdict::Reject(sentence) => panic!("{sentence}"),
         };
         let (revision, patch) = applied(&command("Abort", Some("s-3"), Some(1)), Some("s-3"), "s-3");
         assert_eq!(
@@ -411,6 +412,35 @@ mod tests {
             patch["metadata"]["annotations"][RESTARTED_AT],
             "2026-01-01T00:00:00Z"
         );
+    }
+
+    #[test]
+    fn a_command_that_is_early_is_held_and_one_for_another_step_is_not() {
+        let at = |step| Standpoint {
+            stable: Some("s-1".into()),
+            candidate: Some("s-3".into()),
+            target: Some("s-3".into()),
+            step,
+            ..Standpoint::default()
+        };
+        let judged = |index, awaits_person| {
+            at(Some(StepPoint {
+                index,
+                weight: 25,
+                awaits_person,
+                awaits_tests: false,
+            }))
+        };
+        let mut action = command("Promote", Some("s-3"), None);
+        if let Some(expect) = &mut action.spec.expect {
+            expect.step = Some(0);
+        }
+        let records = [record("s-3", Standing::Candidate, 3)];
+        let decided = |standpoint| decide(&action, &standpoint, &records, Timestamp::UNIX_EPOCH);
+        assert!(matches!(decided(at(None)), Verdict::Hold(_)));
+        assert!(matches!(decided(judged(0, false)), Verdict::Hold(_)));
+        assert!(matches!(decided(judged(0, true)), Verdict::Apply { .. }));
+        assert!(matches!(decided(judged(1, true)), Verdict::Reject(_)));
     }
 
     #[test]

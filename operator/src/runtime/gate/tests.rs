@@ -83,6 +83,19 @@ async fn other_keys_and_other_controllers_are_not_held() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_plans_from_what_another_wrote_is_held_as_well() {
+    let (gate, cache, api, _) = gate(11);
+    record(&gate, written("11"));
+    let (client, reader) = (api.clients().api, Key::new("a", "reader"));
+    gate.share(("agentpool", &visitor()), ("loadtest", &reader));
+    for visitor in [("agentpool", &visitor()), ("loadtest", &reader)] {
+        assert!(gate.pass(&client, visitor).await.is_err());
+    }
+    cache.upsert("", Ok(map(11)));
+    gate.pass(&client, ("loadtest", &reader)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cache_that_stays_behind_puts_the_key_off_after_one_read() {
     let (gate, cache, api, _) = gate(11);
     record(&gate, written("11"));
