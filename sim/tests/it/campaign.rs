@@ -207,9 +207,7 @@ fn one_plan() {
         compare(&workload, &expected, &found)?;
         Ok(found.transcript)
     });
-    let transcript = ran
-        .as_ref()
-        .map_or_else(|why| &why.transcript, |transcript| transcript);
+    let transcript = ran.as_ref().unwrap_or_else(|why| &why.transcript);
     println!("{transcript}");
     if let Err(why) = ran {
         panic!("{why}");
