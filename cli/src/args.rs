@@ -2,8 +2,9 @@
 
 use crate::check::{self, Outcome};
 use crate::cluster;
-use crate::plan::{Known, Report, depends_on_traffic, report};
+use crate::plan::{EXAMPLE_FAILED_PERCENT, Known, Report, depends_on_traffic, report, told};
 use clap::{Parser, Subcommand, ValueEnum};
+use flotilla_core::evidence::Traffic;
 use flotilla_crds::AgentPool;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -33,9 +34,9 @@ pub enum Command {
     /// Show what the next release of a pool will do: its steps with pods, true weights, and the expected time to a verdict at the
     /// present traffic.
     ///
-    /// Nothing is changed. The traffic is read from the pool's gateways through the API server, which needs `get` on
-    /// `pods/proxy`; where it is not known, plans for 1, 10 and 100 requests per second are shown. Ends with 1 when the pool
-    /// cannot be read.
+    /// Nothing is changed. The traffic is read from the pool's gateways through the API server, which needs the rights to `list` `pods`
+    /// and to `get` `pods/proxy`, unless it is told with `--requests-per-second`; where it is not known, plans for 1, 10 and 100
+    /// requests per second are shown. Ends with 1 when the pool cannot be read.
     Plan {
         /// Name of the AgentPool. With a file it may be left out: then no cluster is asked.
         #[arg(required_unless_present = "file")]
@@ -49,6 +50,12 @@ pub enum Command {
         /// Context of the kubeconfig. Default: the current one.
         #[arg(long)]
         context: Option<String>,
+        /// Requests per second of the pool, for example 12.5. Default: what its gateways have counted.
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        requests_per_second: Option<f64>,
+        /// How many of them fail, in percent.
+        #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "requests_per_second", default_value_t = EXAMPLE_FAILED_PERCENT)]
+        failed_percent: f64,
         /// Format of the answer.
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
@@ -79,9 +86,12 @@ pub fn run(cli: Cli, out: &mut impl Write) -> ExitCode {
             file,
             namespace,
             context,
+            requests_per_second,
+            failed_percent,
             output,
         } => {
-            let found = planned(pool.as_deref(), file.as_deref(), namespace, context);
+            let given = requests_per_second.map(|rate| told(rate, failed_percent));
+            let found = planned(pool.as_deref(), file.as_deref(), namespace, context, given);
             match (found, output) {
                 (Ok(report), Format::Text) => write!(out, "{report}").map(|()| ExitCode::SUCCESS),
                 (Ok(report), Format::Json) => serde_json::to_writer_pretty(&mut *out, &report)
@@ -133,19 +143,36 @@ fn validate(files: &[PathBuf], out: &mut impl Write) -> std::io::Result<ExitCode
     Ok(ExitCode::from(worst))
 }
 
-/// The plans for the pool of this name, with the spec in `file` where there is one.
+fn rate(text: &str) -> Result<f64, String> {
+    between(text, 0.001, 1e6)
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    between(text, 0.0, 100.0)
+}
+
+fn between(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| format!("write a number from {least} to {most}"))
+}
+
+/// The plans for the pool of this name, with the spec in `file` where there is one, at the traffic that is `given`.
 fn planned(
     name: Option<&str>,
     file: Option<&Path>,
     namespace: Option<String>,
     context: Option<String>,
+    given: Option<Traffic>,
 ) -> Result<Report, String> {
     let own = file.map(manifest).transpose()?;
     let Some(name) = name else {
         let pool = own.ok_or("name a pool, or a file with one")?;
-        let unknown =
-            Known::Unknown("no cluster was asked; name the pool to have its gateways asked".to_owned());
-        return Ok(report(&pool, true, unknown));
+        let unknown = || {
+            Known::Unknown(
+                "no cluster was asked; name the pool to have its gateways asked, or tell --requests-per-second".to_owned(),
+            )
+        };
+        return Ok(report(&pool, true, given.map_or_else(unknown, Known::Counted)));
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -163,9 +190,10 @@ fn planned(
             spec: own.unwrap_or_else(|| found.clone()).spec,
             ..found.clone()
         };
-        let known = match depends_on_traffic(&planned) && serves {
-            true => cluster::traffic(&client, &namespace, &found).await,
-            false => Known::Unknown("it was not asked for".to_owned()),
+        let known = match (given, depends_on_traffic(&planned) && serves) {
+            (Some(given), _) => Known::Counted(given),
+            (None, true) => cluster::traffic(&client, &namespace, &found).await,
+            (None, false) => Known::Unknown("it was not asked for".to_owned()),
         };
         Ok(report(&planned, serves, known))
     })

@@ -1,6 +1,7 @@
 //! What a cluster says of a pool: the pool, and what its gateways have counted. Only reads.
 //!
-//! Gateways are asked through the API server (`get` on `pods/proxy` of the namespace): the port that counts is in no Service.
+//! Gateways are asked through the API server (`get` on `pods/proxy` of the namespace): the port that counts is in no Service. Who
+//! has not that right is told so, and can tell the traffic.
 
 use std::time::Duration;
 
@@ -81,7 +82,10 @@ async fn ask(client: &Client, namespace: &str) -> Result<Vec<Stats>, String> {
     let pods = Api::<Pod>::namespaced(client.clone(), namespace);
     let label = format!("{}={}", names::APP_NAME, names::GATEWAY);
     let listed = pods.list(&ListParams::default().labels(&label)).await;
-    let listed = listed.map_err(|error| format!("failed to list the gateways of {namespace}: {error}"))?;
+    let listed = listed.map_err(|error| {
+        forbidden(&error, "list pods", namespace)
+            .unwrap_or_else(|| format!("failed to list the gateways of {namespace}: {error}"))
+    })?;
     let running = listed.items.iter().filter(|pod| is_ready(pod));
     let mut found = Vec::new();
     for pod in running.map(kube::ResourceExt::name_any) {
@@ -93,7 +97,10 @@ async fn ask(client: &Client, namespace: &str) -> Result<Vec<Stats>, String> {
         let request = http::Request::get(path)
             .body(Vec::new())
             .map_err(|error| failed(&error))?;
-        let said: Stats = client.request(request).await.map_err(|error| failed(&error))?;
+        let said = client.request::<Stats>(request).await;
+        let said = said.map_err(|error| {
+            forbidden(&error, "get pods/proxy", namespace).unwrap_or_else(|| failed(&error))
+        })?;
         if said.version != stats::VERSION {
             return Err(failed(&format!(
                 "it speaks version {} of /stats, this plugin speaks {}",
@@ -106,6 +113,16 @@ async fn ask(client: &Client, namespace: &str) -> Result<Vec<Stats>, String> {
     match found.len() {
         0 => Err(format!("no gateway is ready in namespace {namespace}")),
         _ => Ok(found),
+    }
+}
+
+/// Which right is missing, if that is the error.
+fn forbidden(error: &kube::Error, right: &str, namespace: &str) -> Option<String> {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => Some(format!(
+            "you may not {right} in namespace {namespace}; tell the traffic with --requests-per-second, or ask for that right"
+        )),
+        _ => None,
     }
 }
 
@@ -124,8 +141,14 @@ mod tests {
     use kube::client::Body;
     use serde_json::{Value, json};
 
-    /// A cluster with one gateway that is ready and one that is not, of which the first answers `said`.
-    fn cluster(said: Result<Value, u16>) -> Client {
+    const NO: u16 = 403;
+
+    fn no() -> Value {
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": NO, "message": "no"})
+    }
+
+    /// A cluster with one gateway that is ready and one that is not, of which the first answers `said`, or nobody.
+    fn cluster(said: Option<Value>) -> Client {
         let service = tower::service_fn(move |request: Request<Body>| {
             let pod = |name: &str, ready: &str| json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": ready}]}});
             let (code, body) = match request.uri().path() {
@@ -141,12 +164,10 @@ mod tests {
                     )
                 }
                 "/api/v1/namespaces/shop/pods/g-1:9090/proxy/stats" => match &said {
-                    Ok(said) => (200, said.clone()),
-                    Err(code) => (
-                        *code,
-                        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": "no"}),
-                    ),
+                    Some(said) => (200, said.clone()),
+                    None => (NO, no()),
                 },
+                "/api/v1/namespaces/closed/pods" => (NO, no()),
                 other => panic!("{other}"),
             };
             assert_eq!(request.method(), http::Method::GET);
@@ -207,7 +228,7 @@ mod tests {
                 events: 6,
             },
         };
-        let known = traffic(&cluster(Ok(counted(stats::VERSION))), "shop", &serving()).await;
+        let known = traffic(&cluster(Some(counted(stats::VERSION))), "shop", &serving()).await;
         assert_eq!(known, Known::Counted(expected));
     }
 
@@ -218,12 +239,13 @@ mod tests {
             ..Stats::default()
         });
         let nothing = nothing.unwrap();
-        for (said, part) in [
-            (Err(403), "gateway g-1 cannot be asked through the API server"),
-            (Ok(counted(99)), "it speaks version 99 of /stats"),
-            (Ok(nothing), "have counted no request of late"),
+        for (namespace, said, part) in [
+            ("closed", None, "you may not list pods in namespace closed; tell"),
+            ("shop", None, "you may not get pods/proxy in namespace shop; tell"),
+            ("shop", Some(counted(99)), "it speaks version 99 of /stats"),
+            ("shop", Some(nothing), "have counted no request of late"),
         ] {
-            match traffic(&cluster(said), "shop", &serving()).await {
+            match traffic(&cluster(said), namespace, &serving()).await {
                 Known::Unknown(why) => assert!(why.contains(part), "{why}"),
                 Known::Counted(traffic) => panic!("{traffic:?}"),
             }

@@ -9,15 +9,15 @@ use serde::Serialize;
 
 /// Requests per second that are shown where the present traffic is not known.
 const EXAMPLES: [f64; 3] = [1.0, 10.0, 100.0];
-/// Of so many requests in the examples, see [`EXAMPLE_FAILED`].
+/// So many of the examples' requests fail, in percent.
+pub const EXAMPLE_FAILED_PERCENT: f64 = 0.5;
+/// Of so many.
 const EXAMPLE_REQUESTS: u64 = 100_000;
-/// So many have failed: half a percent.
-const EXAMPLE_FAILED: u64 = 500;
 
 /// What is known of a pool's present traffic.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Known {
-    /// What the gateways have counted.
+    /// What the gateways have counted, or somebody has told.
     Counted(Traffic),
     /// Why it is not known, in a sentence.
     Unknown(String),
@@ -60,6 +60,17 @@ pub struct Planned {
     pub message: String,
 }
 
+/// Traffic as somebody tells it.
+pub fn told(requests_per_second: f64, failed_percent: f64) -> Traffic {
+    Traffic {
+        requests_per_second,
+        stable: Arm {
+            requests: EXAMPLE_REQUESTS,
+            events: (EXAMPLE_REQUESTS as f64 * failed_percent / 100.0).round() as u64,
+        },
+    }
+}
+
 /// Whether a pool's plan depends on its traffic.
 pub fn depends_on_traffic(pool: &AgentPool) -> bool {
     pool.spec.rollout.canary().is_some() && pool.spec.traffic.is_counted()
@@ -79,15 +90,8 @@ pub fn report(pool: &AgentPool, serves: bool, known: Known) -> Report {
             message,
         }
     };
-    let example = |requests_per_second: &f64| {
-        planned(Some(Traffic {
-            requests_per_second: *requests_per_second,
-            stable: Arm {
-                requests: EXAMPLE_REQUESTS,
-                events: EXAMPLE_FAILED,
-            },
-        }))
-    };
+    let example =
+        |requests_per_second: &f64| planned(Some(told(*requests_per_second, EXAMPLE_FAILED_PERCENT)));
     let (unknown, plans) = match known {
         _ if !serves => {
             let first = Planned {
@@ -137,10 +141,7 @@ impl std::fmt::Display for Report {
             ..
         }) = plans.first().filter(|_| is_one)
         {
-            writeln!(
-                f,
-                "now {rate:.2} requests per second, of which {failed:.2} % fail"
-            )?;
+            writeln!(f, "{rate:.2} requests per second, of which {failed:.2} % fail")?;
         }
         if plans.iter().any(|plan| !plan.steps.is_empty()) {
             writeln!(f, "\n{}\n", table(plans))?;
@@ -250,7 +251,7 @@ mod tests {
         let text = shown(spec, counted(100.0));
         for line in [
             "AgentPool support: Canary, 10 replicas",
-            "now 100.00 requests per second, of which 0.50 % fail",
+            "100.00 requests per second, of which 0.50 % fail",
             "STEP TRUE WEIGHT NEW PODS OLD PODS EXPECTED THEN",
             "100 % 100.0 % 10 0 bakes 15 min",
         ] {
@@ -286,6 +287,7 @@ mod tests {
         let known = serde_json::to_value(report(&pool(spec), true, counted(100.0))).unwrap();
         assert_eq!(known["plans"][0]["failedPercent"], 0.5);
         assert!(known["unknown"].is_null() && known["plans"][0]["steps"][0]["expectedSeconds"].is_i64());
+        assert_eq!(told(3.0, 2.5).stable.events, 2_500);
     }
 
     #[test]

@@ -213,6 +213,11 @@ impl FakeCluster {
         self.store.lock().forbidden = Some((path.to_owned(), code));
     }
 
+    /// Ends what [`Self::forbid`] began.
+    pub(crate) fn permit(&self) {
+        self.store.lock().forbidden = None;
+    }
+
     /// Forgets a kind (`/apis/batch/v1/jobs`), or learns it.
     pub(crate) fn know(&self, kind_path: &str, known: bool) {
         let mut store = self.store.lock();

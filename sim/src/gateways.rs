@@ -190,7 +190,9 @@ impl Gateways {
             ..Stats::default()
         };
         let from = process.served_until.max(scene.second - KEPT * WINDOW_SECONDS);
-        for pool in self.objects(namespace, "apis/flotilla.dev/v1alpha1", "agentpools") {
+        let mut pools = self.objects(namespace, "apis/flotilla.dev/v1alpha1", "agentpools");
+        pools.retain(|pool| pool["spec"]["traffic"]["type"] != "ReplicaRatio");
+        for pool in pools {
             let name = pool["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let served = process.pools.entry(name.clone()).or_default();
             self.serve(served, &pool, &scene, from, gateways.max(1));

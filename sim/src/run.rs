@@ -34,6 +34,10 @@ const REST_LIMIT: Duration = Duration::from_secs(300);
 const REST: Duration = Duration::from_secs(20);
 /// So long nothing may be written afterwards.
 const SILENCE: Duration = Duration::from_secs(60);
+/// Requests that are shown with what went wrong.
+const LAST_WORDS: usize = 20;
+/// Characters of each.
+const WIDTH: usize = 200;
 
 /// Whether a step is reached; a sentence says what is missing.
 pub type Reached = Arc<dyn Fn(&Cluster) -> Result<(), String> + Send + Sync>;
@@ -99,12 +103,26 @@ pub struct Outcome {
 
 /// Why a run is not good.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation(pub String);
+pub struct Violation {
+    /// What was broken.
+    pub what: String,
+    /// Everything that was asked and answered until that was seen.
+    pub transcript: String,
+}
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.what)
     }
+}
+
+/// The end of a transcript without watches, each line cut to what a terminal shows.
+pub fn last_words(transcript: &str) -> String {
+    let lines = transcript.lines().filter(|line| !line.contains("watch=true"));
+    let lines: Vec<&str> = lines.collect();
+    let last = lines.iter().skip(lines.len().saturating_sub(LAST_WORDS));
+    last.map(|line| format!("    {}\n", line.chars().take(WIDTH).collect::<String>()))
+        .collect()
 }
 
 /// What a process is started in.
@@ -128,10 +146,35 @@ const GATEWAY_LAG: Duration = Duration::from_millis(50);
 /// The first [`Violation`], with the step and the state it was found in.
 pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<Outcome, Violation> {
     let cluster = Cluster::new(plan.seed);
-    cluster.namespace(NAMESPACE);
-    let _controllers = Controllers::start(&cluster, Arc::clone(&workload.fates));
     let line = Line::new(&cluster, plan.clone());
-    let gateways = Gateways::new(&cluster, Arc::clone(&workload.traffic), GATEWAY_LAG, plan.seed);
+    let run = live(workload, &cluster, &line, start).await;
+    let transcript = line.transcript();
+    match run {
+        Ok(took) => Ok(Outcome {
+            plan: plan.clone(),
+            end: outcome::end_state(&cluster, NAMESPACE),
+            counts: outcome::counts(&cluster),
+            writes: line.writes(),
+            idle: line.idle(),
+            lives: line.lives(),
+            took,
+            transcript,
+        }),
+        Err(what) => Err(Violation { what, transcript }),
+    }
+}
+
+/// Lives through a workload; how long it took to come to rest, or what was broken.
+async fn live(
+    workload: &Workload,
+    cluster: &Cluster,
+    line: &Line,
+    start: Start<'_>,
+) -> Result<Duration, String> {
+    cluster.namespace(NAMESPACE);
+    let plan = line.plan();
+    let _controllers = Controllers::start(cluster, Arc::clone(&workload.fates));
+    let gateways = Gateways::new(cluster, Arc::clone(&workload.traffic), GATEWAY_LAG, plan.seed);
     let world = World {
         cluster: cluster.clone(),
         gateways,
@@ -141,19 +184,19 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
     };
     let mut changes = cluster.changes();
     for step in &workload.steps {
-        (step.act)(&cluster);
+        (step.act)(cluster);
         let deadline = Instant::now() + step.limit;
         loop {
-            look(&mut changes, &line).await;
-            process.keep_alive(&world, &line, start).await?;
-            match (step.reached)(&cluster) {
+            look(&mut changes, line).await;
+            process.keep_alive(&world, line, start).await?;
+            match (step.reached)(cluster) {
                 Ok(()) => break,
                 Err(missing) if Instant::now() >= deadline => {
                     let limit = step.limit;
-                    return Err(Violation(format!(
+                    return Err(format!(
                         "{:?} was not reached within {limit:?}: {missing}",
                         step.name
-                    )));
+                    ));
                 }
                 Err(_) => {}
             }
@@ -162,56 +205,43 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
     let limit = Instant::now() + REST_LIMIT;
     let (mut seen, mut since) = (line.writes(), Instant::now());
     while since.elapsed() < REST {
-        look(&mut changes, &line).await;
-        process.keep_alive(&world, &line, start).await?;
+        look(&mut changes, line).await;
+        process.keep_alive(&world, line, start).await?;
         if line.writes() != seen {
             (seen, since) = (line.writes(), Instant::now());
         }
         if Instant::now() >= limit {
-            return Err(Violation(format!(
+            return Err(format!(
                 "it never came to rest; the last write was {:?}",
-                written(&line, 0).last()
-            )));
+                written(line, 0).last()
+            ));
         }
     }
     let took = cluster.age().saturating_sub(REST);
     let before = line.len();
     let quiet_until = Instant::now() + SILENCE;
     while Instant::now() < quiet_until {
-        look(&mut changes, &line).await;
-        process.keep_alive(&world, &line, start).await?;
+        look(&mut changes, line).await;
+        process.keep_alive(&world, line, start).await?;
     }
-    let noise = written(&line, before);
+    let noise = written(line, before);
     if let Some(first) = noise.first() {
-        return Err(Violation(format!(
+        return Err(format!(
             "{} writes in the minute of silence, the first: {} {}",
             noise.len(),
             first.request,
             first.code
-        )));
+        ));
     }
     if let Some(step) = workload.steps.last() {
-        (step.reached)(&cluster)
-            .map_err(|missing| Violation(format!("{:?} did not last: {missing}", step.name)))?;
+        (step.reached)(cluster).map_err(|missing| format!("{:?} did not last: {missing}", step.name))?;
     }
-    let broken = invariants::violations(
-        &cluster,
-        &world.gateways.timeline(),
-        plan.stale().unwrap_or_default(),
-    );
-    if !broken.is_empty() {
-        return Err(Violation(broken.join("; ")));
+    let stale = plan.stale().unwrap_or_default();
+    let broken = invariants::violations(cluster, &world.gateways.timeline(), stale);
+    match broken.is_empty() {
+        true => Ok(took),
+        false => Err(broken.join("; ")),
     }
-    Ok(Outcome {
-        plan: plan.clone(),
-        end: outcome::end_state(&cluster, NAMESPACE),
-        counts: outcome::counts(&cluster),
-        writes: line.writes(),
-        idle: line.idle(),
-        lives: line.lives(),
-        took,
-        transcript: line.transcript(),
-    })
 }
 
 /// Compares a run under a plan with the run without faults.
@@ -219,9 +249,13 @@ pub async fn run(workload: &Workload, plan: &Plan, start: Start<'_>) -> Result<O
 /// # Errors
 /// What differs.
 pub fn compare(workload: &Workload, expected: &Outcome, found: &Outcome) -> Result<(), Violation> {
+    let broken = |what| {
+        let transcript = found.transcript.clone();
+        Err(Violation { what, transcript })
+    };
     let differences = outcome::differences(&expected.end, &found.end, workload.counted);
     if !differences.is_empty() {
-        return Err(Violation(format!("another end: {}", differences.join("; "))));
+        return broken(format!("another end: {}", differences.join("; ")));
     }
     // Who hears late that a pool is gone makes its children again, which are collected again.
     let hears_late = !found.plan.late("agentpools").is_zero();
@@ -243,10 +277,7 @@ pub fn compare(workload: &Workload, expected: &Outcome, found: &Outcome) -> Resu
     if differing.is_empty() {
         Ok(())
     } else {
-        Err(Violation(format!(
-            "objects made and gone: {}",
-            differing.join("; ")
-        )))
+        broken(format!("objects made and gone: {}", differing.join("; ")))
     }
 }
 
@@ -276,13 +307,13 @@ struct Process {
 
 impl Process {
     /// Starts it again after a planned crash.
-    async fn keep_alive(&mut self, world: &World, line: &Line, start: Start<'_>) -> Result<(), Violation> {
+    async fn keep_alive(&mut self, world: &World, line: &Line, start: Start<'_>) -> Result<(), String> {
         if line.crashed() {
             self.handle.abort();
             sleep(RESTART).await;
             self.handle = start(world, line.connect());
         } else if self.handle.is_finished() {
-            return Err(Violation("the process ended by itself (a panic?)".to_owned()));
+            return Err("the process ended by itself (a panic?)".to_owned());
         }
         Ok(())
     }

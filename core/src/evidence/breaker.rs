@@ -82,6 +82,17 @@ impl StormBreaker {
         permit
     }
 
+    /// What was held before a restart stays held, whatever is remembered.
+    pub fn recall(&mut self, release: &str, now: i64) {
+        if self.asked.iter().all(|asked| asked.release != release) {
+            self.asked.push(Asked {
+                release: release.to_owned(),
+                at: now,
+                permit: Permit::Hold,
+            });
+        }
+    }
+
     /// Whether the next release that asks by evidence will be held: `limit` have asked within the window, whatever
     /// the answer was.
     pub fn is_open(&self, now: i64) -> bool {

@@ -68,7 +68,7 @@ pub struct Observed {
 /// Gathers what there is; `with_bytes` as for [`SourceReader::read`].
 ///
 /// # Errors
-/// When a changed ConfigMap cannot be read.
+/// When a changed ConfigMap cannot be read, the first time.
 pub async fn dereference(
     pool: Arc<AgentPool>,
     visit: &Visit,

@@ -18,7 +18,7 @@ use flotilla_core::evidence::{self, Evidence, Judgement, Permit, Report, Scrape,
 use flotilla_core::release::ladder;
 use flotilla_core::rollout::{Gate, Opinion, Reached, Standing};
 use flotilla_core::seeded::{self, Bug};
-use flotilla_crds::AgentPool;
+use flotilla_crds::{AgentPool, AgentPoolStatus};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
@@ -31,7 +31,7 @@ use super::figures::{Figures, Subject};
 use super::memory::Memory;
 use crate::runtime::{Action, Error, Key, Note, Visit};
 pub use opinion::{EVIDENCE_CONTINUES, STEP_LASTS};
-use opinion::{gate, unread, unsaved};
+use opinion::{ROLLBACK_STORM, gate, unread, unsaved};
 use plan::evidence_plan;
 pub use start::{start, traffic};
 
@@ -178,10 +178,13 @@ impl Court {
         let due = open.evidence.due(&plan);
         let release = release_name(visit.key(), &reached.revision, reached.attempt);
         let permit = match judgement.verdict {
-            Verdict::Rollback => self
-                .storm
-                .lock()
-                .ask(&release, evidence::Cause::Evidence, now.as_second()),
+            Verdict::Rollback => {
+                let mut storm = self.storm.lock();
+                if was_held(&observed.status, reached) {
+                    storm.recall(&release, now.as_second());
+                }
+                storm.ask(&release, evidence::Cause::Evidence, now.as_second())
+            }
             _ => Permit::RollBack,
         };
         self.open.lock().insert(visit.key().clone(), open);
@@ -208,7 +211,12 @@ impl Court {
     /// Drops what is known of a pool that is gone.
     pub fn forget(&self, key: &Key) {
         self.figures.follow(key, None);
-        self.open.lock().remove(key);
+        if let Some(open) = self.open.lock().remove(key) {
+            let evidence::Key {
+                candidate, attempt, ..
+            } = open.evidence.key();
+            self.storm.lock().forget(&release_name(key, candidate, *attempt));
+        }
     }
 
     async fn open(
@@ -261,6 +269,17 @@ impl Court {
 fn restore(text: &str) -> Result<(i64, Evidence), evidence::state::CheckpointError> {
     let case: Case = serde_json::from_str(text)?;
     Ok((case.first_epoch, Evidence::from_checkpoint(&case.evidence)?))
+}
+
+/// Whether status says that this release waits for a person because many fail at once.
+fn was_held(status: &AgentPoolStatus, reached: &Reached) -> bool {
+    let waiting = status
+        .rollout
+        .as_ref()
+        .and_then(|rollout| rollout.waiting_for.as_ref());
+    let candidate = status.candidate.as_ref();
+    waiting.is_some_and(|waiting| waiting.reason == ROLLBACK_STORM)
+        && candidate.is_some_and(|of| of.revision == reached.revision && of.attempt == reached.attempt)
 }
 
 fn release_name(key: &Key, revision: &str, attempt: i32) -> String {

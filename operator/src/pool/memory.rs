@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::judge::Heard;
 use super::trial::sitting::Sitting;
-use super::validate::WAITING_FOR_REFERENCE;
+use super::validate::{Problem, SOURCES_UNREADABLE, WAITING_FOR_REFERENCE};
 use crate::runtime::Key;
 
 /// What is remembered of one pool.
@@ -33,8 +33,8 @@ pub struct Memory {
     pub confirmed: Option<i64>,
     /// The revision whose pods the API server has accepted in a dry run.
     pub accepted: Option<String>,
-    /// The revision whose pods it refused, with its sentence, and when to ask again.
-    pub refused: Option<(String, String, Timestamp)>,
+    /// The revision whose pods it did not accept, why, and when to ask again.
+    pub refused: Option<(String, Problem, Timestamp)>,
     /// The generation of the HTTPRoute that every Gateway has accepted, and since when that is known.
     pub routed: Option<(i64, Timestamp)>,
     /// The rung that the candidate has reached.
@@ -54,7 +54,7 @@ impl Memory {
         let start = rollout.start_time.map(|time| time.0);
         let is_reference = rollout
             .waiting_for
-            .is_some_and(|waiting| waiting.reason == WAITING_FOR_REFERENCE);
+            .is_some_and(|waiting| [WAITING_FOR_REFERENCE, SOURCES_UNREADABLE].contains(&&*waiting.reason));
         let subject = match &status.candidate {
             Some(candidate) => {
                 let attempt = candidate.attempt.max(1);

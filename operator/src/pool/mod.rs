@@ -71,10 +71,12 @@ use trial::Trials;
 use trial::ask::Ask;
 use trial::runner::Runner;
 use trial::sitting::{TEST_UNDECIDED, TESTING};
-use validate::{INVALID_POD_TEMPLATE, Problem, Wanted, validate};
+use validate::{INVALID_POD_TEMPLATE, PODS_UNCHECKED, Problem, Wanted, validate};
 
 /// After this long the API server is asked again about pods it refused: its policies may have changed.
 const ASK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+/// And after this long about those of which it could not say anything.
+const ASK_SOON: SignedDuration = SignedDuration::from_secs(10);
 
 /// Pause before a look at something that has just changed.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -374,18 +376,29 @@ impl PoolReconciler {
         memory: &mut Memory,
     ) -> Result<bool, PoolError> {
         if let Some((revision, pod)) = &made.check {
-            match visit.dry_run(pod).await? {
-                DryRun::Rejected { code, message } if !may_mend(code, &message) => {
+            let (problem, pause) = match visit.dry_run(pod).await {
+                Ok(DryRun::Rejected { code, message }) if !may_mend(code, &message) => {
                     let sentence =
                         format!("spec.agent.podTemplate: the API server refuses the pod: {message}");
-                    let until = visit.now().checked_add(ASK_AGAIN).unwrap_or(visit.now());
-                    memory.refused = Some((revision.clone(), sentence, until));
+                    (Problem::invalid(INVALID_POD_TEMPLATE, sentence), ASK_AGAIN)
                 }
-                DryRun::Accepted | DryRun::Rejected { .. } => {
+                Ok(DryRun::Accepted | DryRun::Rejected { .. }) => {
                     memory.accepted = Some(revision.clone());
                     memory.refused = None;
+                    return Ok(true);
                 }
-            }
+                // A webhook that does not answer: what serves must not wait for it.
+                Err(error @ Error::Unavailable { .. }) => {
+                    let sentence = format!(
+                        "the API server cannot say whether it accepts the pods of {revision}, so they are not made yet: {}",
+                        error.in_full()
+                    );
+                    (Problem::waiting(PODS_UNCHECKED, sentence), ASK_SOON)
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let until = visit.now().checked_add(pause).unwrap_or(visit.now());
+            memory.refused = Some((revision.clone(), problem, until));
             return Ok(true);
         }
         let Some((revision, reason)) = failing_probe(observed, made) else {

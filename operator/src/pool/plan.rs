@@ -26,13 +26,15 @@ use super::memory::Memory;
 use super::routing;
 use super::trial::sitting;
 use super::trouble;
-use super::validate::{INVALID_POD_TEMPLATE, Problem, Wanted};
+use super::validate::{Problem, SOURCES_UNREADABLE, Wanted};
 use crate::runtime::{Action, Presence};
 
 /// While pods are waited for, troubles that show only by their age are looked for this often.
 const LOOK_FOR_TROUBLE: Duration = Duration::from_secs(10);
 /// While a candidate is judged, its evidence is looked at this often.
 const LOOK_AT_EVIDENCE: Duration = Duration::from_secs(5);
+/// What cannot be read is tried again this often.
+const READ_AGAIN: Duration = Duration::from_secs(10);
 /// While the Gateway API is missing it is looked for this often.
 const LOOK_FOR_ROUTES: Duration = Duration::from_secs(5);
 /// While former revisions are kept for their conversations, it is looked whether these have ended; gateways are asked as often.
@@ -218,7 +220,7 @@ pub fn deadline(observed: &Observed) -> SignedDuration {
     SignedDuration::from_secs(observed.pool.spec.rollout.progress_deadline_seconds.into())
 }
 
-/// What is wanted, unless the API server has just refused its pods.
+/// What is wanted, unless the API server has just not accepted its pods.
 fn accepted<'a>(
     wanted: &'a Result<Wanted, Problem>,
     memory: &Memory,
@@ -226,10 +228,9 @@ fn accepted<'a>(
 ) -> (Option<&'a Wanted>, Option<Problem>) {
     match (wanted, &memory.refused) {
         (Err(problem), _) => (None, Some(problem.clone())),
-        (Ok(wanted), Some((revision, sentence, until))) if *revision == wanted.revision && now < *until => (
-            None,
-            Some(Problem::invalid(INVALID_POD_TEMPLATE, sentence.clone())),
-        ),
+        (Ok(wanted), Some((revision, problem, until))) if *revision == wanted.revision && now < *until => {
+            (None, Some(problem.clone()))
+        }
         (Ok(wanted), _) => (Some(wanted), None),
     }
 }
@@ -427,7 +428,9 @@ fn look_again(
         .progress
         .as_ref()
         .is_some_and(|progress| progress.moved.is_some());
+    let is_unread = problem.is_some_and(|problem| problem.word == SOURCES_UNREADABLE);
     times
+        .chain(is_unread.then_some(READ_AGAIN))
         .chain(is_waiting_for_pods.then_some(LOOK_FOR_TROUBLE))
         .chain(held.then_some(AWAIT_REPORT))
         .chain(decision.reached.is_some().then_some(LOOK_AT_EVIDENCE))

@@ -4,7 +4,7 @@
 //! they were hashed, and again when a snapshot has to be made of them; in steady state nothing is read at all. Memory
 //! holds hashes, never bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use flotilla_core::revision::hash_source;
 use flotilla_crds::agent_pool::Agent;
@@ -44,6 +44,8 @@ pub struct Sources {
     pub bytes: usize,
     /// A sentence for each that is missing.
     pub missing: Vec<String>,
+    /// A sentence for each that is there and cannot be read.
+    pub unread: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -57,14 +59,18 @@ struct Hashed {
 #[derive(Debug, Default)]
 pub struct SourceReader {
     known: Mutex<HashMap<Key, HashMap<Origin, Hashed>>>,
+    /// Pools of which a source could not be read at the last look.
+    stumbled: Mutex<HashSet<Key>>,
 }
 
 impl SourceReader {
     /// Hashes the sources of an agent; reads what has changed since it was last hashed. `with_bytes`: reads what has no
     /// snapshot among `config_maps` as well, to make one.
     ///
+    /// A ConfigMap that is not there is in [`Sources::missing`], one that cannot be read in [`Sources::unread`].
+    ///
     /// # Errors
-    /// Those of [`Visit::read`]. A ConfigMap that is not there is no error but in [`Sources::missing`].
+    /// Those of [`Visit::read`], once: what passes by the next try need not be told.
     pub async fn read(
         &self,
         visit: &Visit,
@@ -76,6 +82,7 @@ impl SourceReader {
         let known = self.known.lock().get(pool).cloned().unwrap_or_default();
         let mut next = HashMap::new();
         let mut sources = Sources::default();
+        let has_stumbled = self.stumbled.lock().remove(pool);
         for (name, origin) in origins(agent) {
             let (config_map, meta) = match &origin {
                 Origin::Text(text) => {
@@ -117,10 +124,17 @@ impl SourceReader {
                     sources.missing.push(sentence.clone());
                     current.cloned()
                 }
-                _ => {
-                    let live: Option<ConfigMap> = visit.read(&config_map).await?;
-                    live.map(|live| self.take_in(&mut sources, &name, &origin, live))
-                }
+                _ => match visit.read::<ConfigMap>(&config_map).await {
+                    Ok(live) => live.map(|live| self.take_in(&mut sources, &name, &origin, live)),
+                    Err(error) => {
+                        self.stumbled.lock().insert(pool.clone());
+                        if !has_stumbled {
+                            return Err(error);
+                        }
+                        sources.unread.push(error.in_full());
+                        continue;
+                    }
+                },
             };
             match hashed {
                 Some(hashed) => drop(next.insert(origin, hashed)),
@@ -150,6 +164,7 @@ impl SourceReader {
     /// Drops what is known for a pool that is gone.
     pub fn forget(&self, pool: &Key) {
         self.known.lock().remove(pool);
+        self.stumbled.lock().remove(pool);
     }
 }
 

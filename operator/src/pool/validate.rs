@@ -42,6 +42,10 @@ impl Problem {
 
 /// Reason of a missing reference.
 pub const WAITING_FOR_REFERENCE: &str = "WaitingForReference";
+/// Reason of a source that is there and cannot be read.
+pub const SOURCES_UNREADABLE: &str = "SourcesUnreadable";
+/// Reason of pods of which the API server does not say whether it would accept them.
+pub const PODS_UNCHECKED: &str = "PodsUnchecked";
 /// Reason of an overlay that makes no pod.
 pub const INVALID_POD_TEMPLATE: &str = "InvalidPodTemplate";
 
@@ -74,6 +78,13 @@ pub fn validate(observed: &Observed) -> Result<Wanted, Problem> {
     missing.extend(missing_models(observed));
     if !missing.is_empty() {
         return Err(Problem::waiting(WAITING_FOR_REFERENCE, missing.join("; ")));
+    }
+    if !observed.sources.unread.is_empty() {
+        let sentence = format!(
+            "{}; what serves goes on, and nothing new is released until it can be read",
+            observed.sources.unread.join("; ")
+        );
+        return Err(Problem::waiting(SOURCES_UNREADABLE, sentence));
     }
     if observed.sources.bytes > MAX_BYTES {
         let sentence = format!(

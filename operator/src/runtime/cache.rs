@@ -68,6 +68,10 @@ struct Inner<K> {
     synced: watch::Sender<bool>,
 }
 
+/// So many objects are held as they are, also where they are to be packed: text saves memory where there are thousands, and
+/// costs time at each look.
+const UNPACKED: usize = 64;
+
 /// A held object.
 enum Slot<K> {
     Plain(Arc<K>),
@@ -215,12 +219,10 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         slots.into_iter().filter_map(|slot| self.opened(slot)).collect()
     }
 
-    fn closed(&self, object: &Arc<K>) -> Slot<K> {
-        let text = self
-            .inner
-            .packing
-            .as_ref()
-            .and_then(|packing| (packing.pack)(object));
+    /// The object as it is held beside `held` others.
+    fn closed(&self, object: &Arc<K>, held: usize) -> Slot<K> {
+        let packing = self.inner.packing.as_ref().filter(|_| held >= UNPACKED);
+        let text = packing.and_then(|packing| (packing.pack)(object));
         text.map_or_else(|| Slot::Plain(Arc::clone(object)), Slot::Packed)
     }
 
@@ -384,9 +386,10 @@ impl<K: Resource<DynamicType = ()> + 'static> Cache<K> {
         let key = Arc::new(key_of(&object));
         let object = Arc::new(object);
         state.undecodable.remove(&*key);
+        let slot = self.closed(&object, state.objects.len());
         let old = state
             .objects
-            .insert(Arc::clone(&key), self.closed(&object))
+            .insert(Arc::clone(&key), slot)
             .and_then(|old| self.opened(old));
         if let Some(old) = &old {
             self.unindex(state, &key, old);

@@ -133,6 +133,17 @@ impl Error {
         }
     }
 
+    /// The error with what caused it, for people: of what the API server has said, its sentence.
+    pub fn in_full(&self) -> String {
+        match self {
+            Self::Unavailable { source, .. } => match &**source {
+                KubeError::Api(status) => format!("{self}: {}", status.message),
+                _ => super::informer::Chain(self).to_string(),
+            },
+            _ => self.to_string(),
+        }
+    }
+
     /// Classifies an error of the client by HTTP status; `action` reads as in "failed to `<action>`".
     pub fn from_kube(action: impl Into<String>, error: KubeError) -> Self {
         let action = action.into();

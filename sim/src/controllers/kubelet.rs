@@ -29,6 +29,15 @@ pub enum Fate {
     Ready(Duration),
     /// Its containers run and never become ready.
     Unready,
+    /// It is ready for a while after each start, and then no more.
+    Breaks {
+        /// From running to ready.
+        ready: Duration,
+        /// How long it is ready.
+        lasts: Duration,
+        /// Whether its containers end, to be started again; else only its readiness is lost.
+        exits: bool,
+    },
     /// Its containers end this long after each start, and are started again if the pod says so.
     Exits {
         /// How long they run.
@@ -190,7 +199,9 @@ impl Life {
                 self.restarts += u32::from(!self.last.is_null());
                 self.started = time.clone();
                 self.due = match &fate {
-                    Fate::Ready(after) | Fate::Exits { after, .. } => Some(now + *after),
+                    Fate::Ready(after) | Fate::Exits { after, .. } | Fate::Breaks { ready: after, .. } => {
+                        Some(now + *after)
+                    }
                     _ => None,
                 };
                 self.run(cluster, pod, &time);
@@ -198,6 +209,19 @@ impl Life {
             (Stage::Running, Fate::Ready(_)) => {
                 self.stage = Stage::Settled;
                 self.ready = true;
+                self.run(cluster, pod, &time);
+            }
+            (Stage::Running, Fate::Breaks { lasts, .. }) => {
+                self.stage = Stage::Settled;
+                self.ready = true;
+                self.due = Some(now + lasts);
+                self.run(cluster, pod, &time);
+            }
+            (Stage::Settled, Fate::Breaks { exits: true, .. }) => {
+                self.end(cluster, pod, (1, "broken"), now, &time);
+            }
+            (Stage::Settled, Fate::Breaks { .. }) => {
+                self.ready = false;
                 self.run(cluster, pod, &time);
             }
             (Stage::Running, Fate::Exits { code, message, .. }) => {

@@ -92,6 +92,11 @@ impl Line {
         }))
     }
 
+    /// What goes wrong on it.
+    pub fn plan(&self) -> &Plan {
+        &self.0.plan
+    }
+
     /// The next life of the client. Earlier ones are dead from now on.
     pub fn connect(&self) -> Wire {
         let mut state = self.0.state.lock();

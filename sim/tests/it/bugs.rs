@@ -54,10 +54,10 @@ fn run(bug: Bug, workload: &Workload, plan: &Plan, expected: Option<&Outcome>) -
     match expected {
         Some(expected) => compare(workload, expected, &outcome)?,
         None if !outcome.idle.is_empty() => {
-            return Err(Violation(format!(
-                "{} writes changed nothing",
-                outcome.idle.len()
-            )));
+            return Err(Violation {
+                what: format!("{} writes changed nothing", outcome.idle.len()),
+                transcript: outcome.transcript,
+            });
         }
         None => {}
     }

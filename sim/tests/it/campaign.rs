@@ -8,7 +8,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
 use flotilla_sim::faults::{Fault, Plan};
-use flotilla_sim::run::{Outcome, Violation, Workload, compare};
+use flotilla_sim::run::{Outcome, Violation, Workload, compare, last_words};
 
 use crate::operator::simulate;
 use crate::workloads;
@@ -109,16 +109,17 @@ fn check(workload: &Workload, expected: &Outcome, plan: &Plan) -> Option<String>
     let checked = simulate(workload, plan).and_then(|found| {
         let most = found.counts.values().map(|(made, _)| *made).max();
         if most.unwrap_or_default() > CHURN {
-            return Err(Violation(format!(
-                "objects are made again and again: {:?}",
-                found.counts
-            )));
+            return Err(Violation {
+                what: format!("objects are made again and again: {:?}", found.counts),
+                transcript: found.transcript,
+            });
         }
         compare(workload, expected, &found)
     });
     let violation = checked.err()?;
     let told = format!(
-        "{violation}\n  again: FLOTILLA_PLAN={:?} cargo test -p flotilla-sim --test it one_plan -- --nocapture",
+        "{violation}\n{}  again: FLOTILLA_PLAN={:?} cargo test -p flotilla-sim --test it one_plan -- --nocapture",
+        last_words(&violation.transcript),
         format!("{}: {plan}", workload.name)
     );
     println!("{told}");
@@ -202,7 +203,13 @@ fn one_plan() {
         .find(|workload| workload.name == name)
         .expect("a workload of that name");
     let expected = simulate(&workload, &Plan::none(SEED)).unwrap();
-    let found = simulate(&workload, &plan).unwrap_or_else(|why| panic!("{why}"));
-    println!("{}", found.transcript);
-    compare(&workload, &expected, &found).unwrap_or_else(|why| panic!("{why}"));
+    let ran = simulate(&workload, &plan).and_then(|found| {
+        compare(&workload, &expected, &found)?;
+        Ok(found.transcript)
+    });
+    let transcript = ran.as_ref().unwrap_or_else(|why| &why.transcript);
+    println!("{transcript}");
+    if let Err(why) = ran {
+        panic!("{why}");
+    }
 }

@@ -43,7 +43,7 @@ impl Ask for Silent {
 }
 
 /// Nobody is there to be tested, and no source has numbers.
-struct Nobody;
+pub struct Nobody;
 
 impl AskCandidate for Nobody {
     fn ask(&self, _: Probe, _: Target) -> BoxFuture<'static, Result<String, Miss>> {
@@ -69,7 +69,17 @@ pub fn start_asking(
     candidates: Arc<dyn AskCandidate>,
     figures: Arc<dyn Read>,
 ) -> JoinHandle<()> {
-    let metrics = Metrics::new();
+    start_with(world, wire, Metrics::new(), candidates, figures)
+}
+
+/// The same, counting into these metrics.
+pub fn start_with(
+    world: &World,
+    wire: Wire,
+    metrics: Metrics,
+    candidates: Arc<dyn AskCandidate>,
+    figures: Arc<dyn Read>,
+) -> JoinHandle<()> {
     let jitter = Jitter::seeded(7);
     let mut manager = Manager::new(Options {
         clients: client::on_service(wire, &metrics, &jitter),
@@ -128,6 +138,9 @@ pub fn simulate(workload: &Workload, plan: &Plan) -> Result<Outcome, Violation> 
     let outcome = runtime.block_on(run(workload, plan, &start))?;
     match panics() - before {
         0 => Ok(outcome),
-        count => Err(Violation(format!("{count} panics in the operator"))),
+        count => Err(Violation {
+            what: format!("{count} panics in the operator"),
+            transcript: outcome.transcript,
+        }),
     }
 }

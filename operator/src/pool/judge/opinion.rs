@@ -12,6 +12,9 @@ pub const EVIDENCE_CONTINUES: &str = "EvidenceContinues";
 /// Reason of a gate that no metric decides, while the step lasts.
 pub const STEP_LASTS: &str = "StepLasts";
 
+/// Reason of a gate that would lead back, while many releases would.
+pub(super) const ROLLBACK_STORM: &str = "RollbackStorm";
+
 /// The judgement as the decision hears it; `due` is when the step is undecided, in seconds since the Unix epoch.
 pub(super) fn gate(
     judgement: &Judgement,
@@ -30,12 +33,12 @@ pub(super) fn gate(
         Verdict::NoData => (Opinion::Hold, "NoData"),
         Verdict::CommonMode => (Opinion::Hold, "StableDegraded"),
         Verdict::Undecided => (Opinion::Undecided, "Undecided"),
-        Verdict::Rollback if permit == Permit::Hold => (Opinion::Hold, "RollbackStorm"),
+        Verdict::Rollback if permit == Permit::Hold => (Opinion::Hold, ROLLBACK_STORM),
         Verdict::Rollback => (Opinion::RollBack, "AnalysisFailed"),
     };
     let message = match word {
         "Previewed" => "all its replicas are there".to_owned(),
-        "RollbackStorm" => format!(
+        ROLLBACK_STORM => format!(
             "{}; but many releases fail at once, which no candidate explains: a person has to decide, with a \
              RolloutAction of type Abort or SkipStep",
             judgement.message
@@ -69,7 +72,10 @@ pub(super) fn unsaved(gate: Gate, error: &Error) -> Gate {
     if gate.opinion == Opinion::RollBack {
         return gate;
     }
-    let message = format!("the evidence cannot be saved, so the release waits: {error}");
+    let message = format!(
+        "the evidence cannot be saved, so the release waits: {}",
+        error.in_full()
+    );
     Gate {
         opinion: Opinion::Hold,
         reason: Reason::new(error.category(), message),
@@ -80,7 +86,10 @@ pub(super) fn unsaved(gate: Gate, error: &Error) -> Gate {
 
 /// What is heard while it is not known what the evidence was: nothing is decided by it.
 pub(super) fn unread(reached: &Reached, error: &Error) -> Heard {
-    let message = format!("the evidence cannot be read, so the release waits: {error}");
+    let message = format!(
+        "the evidence cannot be read, so the release waits: {}",
+        error.in_full()
+    );
     Heard {
         gate: Gate {
             weight: reached.weight,

@@ -6,6 +6,7 @@ mod dry_run;
 mod evidence;
 mod traffic;
 mod trials;
+mod unanswered;
 mod world;
 
 use flotilla_crds::names;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::pool::build::controller_revision::RESTARTED_AT;
 use crate::pool::memory::Memory;
+use crate::pool::validate::{INVALID_POD_TEMPLATE, Problem};
 use crate::runtime::Error;
 use world::{Fate, World, pool};
 
@@ -538,7 +540,8 @@ fn pods_the_server_refuses_are_not_made() {
         .now
         .checked_add(jiff::SignedDuration::from_secs(30))
         .unwrap();
-    world.memory.refused = Some((revision, "no PriorityClass none".into(), until));
+    let problem = Problem::invalid(INVALID_POD_TEMPLATE, "no PriorityClass none");
+    world.memory.refused = Some((revision, problem, until));
     world.settle(4);
     assert_eq!(state(&world), said("InvalidPodTemplate", "FTFT"));
     assert!(world.sentence().contains("no PriorityClass none"));

@@ -60,7 +60,7 @@ impl<K> Watch<K> {
         self
     }
 
-    /// Keeps the objects as JSON text and decodes one at each look-up. A typed pod is 5 kB of mostly empty fields, its
+    /// Keeps the objects, but for the first few dozen, as JSON text and decodes one at each look-up. A typed pod is 5 kB of mostly empty fields, its
     /// text 1 kB; decoding takes some ten microseconds. For kinds of which there are many, read few at a time.
     pub fn packed(mut self) -> Self
     where

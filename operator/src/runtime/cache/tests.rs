@@ -112,13 +112,18 @@ fn look_ups_follow_changes() {
 fn packed_objects_are_the_same_objects() {
     let plain = Cache::filled([map("x", 1, "p"), map("y", 2, "q")]);
     let packed = Cache::new(Watch::all().packed(), [String::new()]);
+    for cache in [&plain, &packed] {
+        for number in 0..UNPACKED {
+            cache.upsert("", Ok(map(&format!("a-{number:02}"), 1, "other")));
+        }
+    }
     packed.upsert("", Ok(map("y", 2, "q")));
     packed.upsert("", Ok(map("x", 1, "p")));
     assert_eq!(packed.list(), plain.list());
     assert_eq!(packed.owned_by("q"), plain.owned_by("q"));
     assert_eq!(packed.get(&Key::new("a", "x")), plain.get(&Key::new("a", "x")));
     packed.remove("", &map("x", 3, "p").metadata);
-    assert!(packed.owned_by("p").is_empty() && packed.len() == 1);
+    assert!(packed.owned_by("p").is_empty() && packed.len() == 1 + UNPACKED);
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod rollback_window;
 mod sources;
 mod specs;
 mod traffic;
+mod workers;
 mod world;
 
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use flotilla_sim::controllers::{Controllers, Fate};
 use flotilla_sim::faults::{Line, Plan};
 use flotilla_sim::gateways::Gateways;
 use flotilla_sim::invariants::violations;
-use flotilla_sim::run::World;
+use flotilla_sim::run::{World, last_words};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -86,6 +87,15 @@ pub fn unready_scenario(spec: Value, story: impl AsyncFnOnce(&mut Scene)) {
         scene.end().await;
     });
     assert_eq!(panics(), before, "the operator panicked");
+}
+
+/// A story that fails tells what was asked last.
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the last requests:\n{}", last_words(&self.line.transcript()));
+        }
+    }
 }
 
 impl Scene {
@@ -338,6 +348,25 @@ impl Scene {
             .collect();
         arms.sort();
         arms.join(" ")
+    }
+
+    /// Agents that are ready and stay: of this image, and of all.
+    pub fn ready(&self, tag: &str) -> (usize, usize) {
+        let pods = self.cluster.objects("/api/v1/namespaces/shop/pods");
+        let is_ready = |pod: &Value| {
+            let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+            conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        };
+        let image = |pod: &Value| pod["spec"]["containers"][0]["image"].as_str().map(str::to_owned);
+        let ready = pods
+            .iter()
+            .filter(|pod| is_ready(pod) && !pod["metadata"]["deletionTimestamp"].is_string());
+        let images: Vec<String> = ready
+            .filter_map(|pod| image(pod))
+            .filter(|image| image.starts_with("agent:"))
+            .collect();
+        let own = images.iter().filter(|image| **image == format!("agent:{tag}"));
+        (own.count(), images.len())
     }
 
     /// The name of an image's revision.

@@ -6,6 +6,7 @@ use flotilla_sim::controllers::Fate;
 use flotilla_sim::faults::{Fault, Plan};
 use flotilla_sim::run::compare;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::world::Answer;
 use super::{Scene, blue_green, canary, merged, of_canary, rolling, scenario, unready_scenario};
@@ -105,38 +106,57 @@ fn a_retry_starts_with_new_evidence() {
 /// argo-rollouts #3331, #1372, #3082.
 #[test]
 fn supersede_at_every_state() {
-    type State = (&'static str, fn(&Scene) -> bool);
-    let states: [State; 5] = [
-        ("settling", |s| s.condition("Ready") == "False Settling"),
-        ("releasing", |s| s.arms().contains("2=0/1")),
-        ("judging", |s| s.status()["rollout"]["step"]["weight"] == 25),
-        ("baking", |s| s.condition("Ready") == "True Baking"),
-        ("returning", |s| s.condition("Ready") == "False Returning"),
+    let tests = json!([{"name": "health", "type": "HTTP", "http": {"path": "/health"}}]);
+    let late = |bake: i32, delay: i32| {
+        of_canary(json!({"stableScale": "Keep", "bakeSeconds": bake, "scaleDownDelaySeconds": delay}))
+    };
+    // What the release waits for, or else the word of Ready.
+    let states = [
+        ("Settling", json!({"rollout": {"settleSeconds": 2}})),
+        ("CandidateAvailable", json!({})),
+        ("Testing", json!({"rollout": {"smokeTests": tests}})),
+        ("Judging", json!({})),
+        ("NoData", json!({})),
+        ("Paused", json!({})),
+        ("Baking", late(60, 0)),
+        ("ScaleDownDelay", late(0, 30)),
+        ("Returning", json!({})),
+        ("Aborted", json!({})),
     ];
-    for (state, is_there) in states {
-        let change =
-            of_canary(json!({"bakeSeconds": 60, "scaleDownDelaySeconds": 30, "stableScale": "Keep"}));
-        let spec = merged(
-            merged(canary(4, &[25]), change),
-            json!({"rollout": {"settleSeconds": 2}}),
-        );
-        scenario(spec, async |s: &mut Scene| {
+    for (state, change) in states {
+        scenario(merged(canary(4, &[25]), change), async |s: &mut Scene| {
+            s.answers("/health", Some(Answer::Never));
             s.image("2");
-            if matches!(state, "baking" | "returning") {
-                s.judged_at(25).await;
-                if state == "baking" {
+            match state {
+                "Paused" => {
+                    s.judged_at(25).await;
+                    s.set(json!({"rollout": {"paused": true}}));
+                }
+                "Baking" | "ScaleDownDelay" => {
+                    s.judged_at(25).await;
                     s.does("SkipStep").await;
-                } else {
+                }
+                "Returning" | "Aborted" => {
+                    s.judged_at(25).await;
+                    s.until("1=3@75 2=1@25").await;
                     // With stable's new pods still to come, the way back takes a while.
+                    s.slow_start("1", 20);
                     s.does("Abort").await;
                 }
+                _ => {}
             }
-            s.wait_for(state, |s| is_there(s) || s.condition("Ready") == "False Aborted")
-                .await;
+            s.wait_for(state, |s| {
+                let waiting = s.status()["rollout"]["waitingFor"]["reason"] == state;
+                waiting || s.condition("Ready") == format!("False {state}")
+            })
+            .await;
+            s.answers("/health", None);
             s.image("3");
-            s.wait_for("the third at its first step", |s| s.arms() == "1=4@75 3=1@25")
+            s.set(json!({"rollout": {"paused": false}}));
+            s.wait_for("the third at its first step", |s| s.arms().ends_with(" 3=1@25"))
                 .await;
             s.judged_at(25).await;
+            assert!(!s.arms().contains("2="), "{}", s.arms());
             s.does("SkipStep").await;
             s.until("3=4@100").await;
             s.says("Ready").await;
@@ -332,15 +352,100 @@ fn a_lost_status_forgets_no_rejection() {
     });
 }
 
-/// Weight 0 within ten seconds of a crash loop that is past hope.
+/// Weight 0 within ten seconds of a hard fault, at a step and with all the traffic: nobody waits for statistics.
 #[test]
-fn a_crash_loop_at_a_step_needs_no_statistics() {
-    scenario(canary(4, &[25]), async |s: &mut Scene| {
-        s.traffic(1.0);
-        s.crashes("2");
-        s.image("2");
-        s.says("CrashLoop").await;
-        s.until("1=4@100").await;
+fn a_hard_fault_takes_the_traffic_within_ten_seconds() {
+    for (exits, is_promoted, word) in [
+        (true, false, "CrashLoop"),
+        (false, false, "ProbeFailing"),
+        (true, true, "CrashLoop"),
+    ] {
+        let late = of_canary(json!({"bakeSeconds": 1200, "scaleDownDelaySeconds": 1200}));
+        scenario(merged(canary(4, &[25]), late), async |s: &mut Scene| {
+            let fate = Fate::Breaks {
+                ready: Duration::from_millis(700),
+                lasts: Duration::from_secs(60),
+                exits,
+            };
+            s.fate("2", fate);
+            s.image("2");
+            s.judged_at(25).await;
+            if is_promoted {
+                s.does("SkipStep").await;
+                s.judged_at(100).await;
+            }
+            assert!(s.ready("2").0 > 0);
+            let has_no_weight =
+                |s: &Scene| s.status()["candidate"]["weight"].as_i64().unwrap_or_default() == 0;
+            // Who looks late sees both at once.
+            s.wait_for("the fault", |s| s.ready("2").0 == 0 || has_no_weight(s))
+                .await;
+            let begin = Instant::now();
+            s.wait_for("weight 0", has_no_weight).await;
+            assert!(
+                begin.elapsed() <= Duration::from_secs(10),
+                "{:?}",
+                begin.elapsed()
+            );
+            s.says(word).await;
+            s.until("1=4@100").await;
+            assert_eq!(s.status()["rejected"][0]["reason"], word);
+        });
+    }
+}
+
+/// One outage is a likelier cause than many bad candidates: after ten, the evidence alone leads nobody back.
+#[test]
+fn when_many_releases_fail_at_once_a_person_decides() {
+    const POOLS: usize = 12;
+    let release = of_canary(json!({"stableScale": "Keep"}));
+    scenario(merged(canary(1, &[50]), release), async |s: &mut Scene| {
+        let path = |n: usize| format!("{}/pool-{n}", super::POOLS);
+        let spec = s.pool()["spec"].clone();
+        let all = (1..POOLS)
+            .map(path)
+            .chain([super::POOL.to_owned()])
+            .collect::<Vec<_>>();
+        for n in 1..POOLS {
+            let pool = json!({"metadata": {"name": format!("pool-{n}")}, "spec": spec});
+            s.cluster.create(super::POOLS, &pool).unwrap();
+        }
+        let words = |s: &Scene, word: &str| {
+            let is_so = |path: &&String| {
+                let pool = s.cluster.object(path).unwrap_or_default();
+                let conditions = pool["status"]["conditions"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                conditions
+                    .iter()
+                    .any(|condition| condition["type"] == "Ready" && condition["reason"] == word)
+            };
+            all.iter().filter(is_so).count()
+        };
+        s.wait_for("all pools", |s| words(s, "Ready") == POOLS).await;
+        s.traffic(100.0);
+        s.fails("2", 0.5);
+        for path in &all {
+            s.cluster
+                .patch(path, json!({"spec": {"agent": {"image": "agent:2"}}}))
+                .unwrap();
+        }
+        s.wait_for("the storm", |s| {
+            words(s, "AnalysisFailed") + words(s, "RollbackStorm") == POOLS
+        })
+        .await;
+        assert_eq!(words(s, "AnalysisFailed"), 10);
+        // For as long as it takes, whoever looks.
+        s.restart_operator().await;
+        s.pass(900).await;
+        assert_eq!(words(s, "RollbackStorm"), POOLS - 10);
         s.traffic(0.0);
+        for path in &all {
+            s.cluster
+                .patch(path, json!({"spec": {"agent": {"image": "agent:1"}}}))
+                .unwrap();
+        }
+        s.wait_for("the end", |s| words(s, "Ready") == POOLS).await;
     });
 }

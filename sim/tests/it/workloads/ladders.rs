@@ -14,6 +14,7 @@ pub(super) fn all() -> Vec<Workload> {
         swapped(),
         undone(),
         baked(),
+        workers(),
     ]
 }
 
@@ -57,6 +58,26 @@ fn ladder(type_: &str, member: &str, settings: Value) -> Value {
 
 fn first(pool: Value) -> Step {
     step("a pool", create(POOLS, pool), says(POOL, "Ready"))
+}
+
+/// Workers without HTTP, whose weights are numbers of replicas: one release is stopped, the next goes on by time.
+fn workers() -> Workload {
+    let rung = |weight: i32| json!({"weight": weight, "minDurationSeconds": 10, "decideWithinSeconds": 600});
+    let settings = json!({"steps": [rung(25), rung(50)], "candidateMinReplicas": 1, "stableScale": "Shrink", "bakeSeconds": 0});
+    let mut pool = ladder("Canary", "canary", settings);
+    pool["spec"]["traffic"]["type"] = json!("ReplicaRatio");
+    let steps = vec![
+        first(pool),
+        step("a release", image("agent:2"), judged_at(50)),
+        step(
+            "it is stopped",
+            command("stop-it", "Abort"),
+            both(answered("stop-it", "Applied"), says(POOL, "Aborted")),
+        ),
+        step("another", image("agent:3"), judged_at(25)),
+        step("its end", |_| {}, says(POOL, "Ready")),
+    ];
+    workload("workers", steps)
 }
 
 /// Promoted by evidence.
