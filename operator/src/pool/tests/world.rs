@@ -398,7 +398,7 @@ impl World {
                         json!({"replicas": 0, "conditions": failure});
                     continue;
                 }
-                _ => self.store.get_mut(&id).unwrap()["status"] = json!({"replicas": 0}),
+                _ => {}
             }
             let mut pods: Vec<Value> = self
                 .store
@@ -451,6 +451,8 @@ impl World {
                     pod["status"]["containerStatuses"] = containers;
                 }
             }
+            let ready = if matches!(fate, Fate::Stuck(_)) { 0 } else { wanted };
+            self.store.get_mut(&id).unwrap()["status"] = json!({"replicas": wanted, "readyReplicas": ready});
         }
     }
 
