@@ -391,14 +391,10 @@ impl World {
             let fate = self.fates.get(&image(&value)).cloned().unwrap_or(Fate::Ready);
             let wanted = value["spec"]["replicas"].as_u64().unwrap_or_default() as usize;
             let id = ("ReplicaSet".to_owned(), name.clone());
-            match &fate {
-                Fate::Refused(message) => {
-                    let failure = json!([{"type": "ReplicaFailure", "status": "True", "message": message}]);
-                    self.store.get_mut(&id).unwrap()["status"] =
-                        json!({"replicas": 0, "conditions": failure});
-                    continue;
-                }
-                _ => {}
+            if let Fate::Refused(message) = &fate {
+                let failure = json!([{"type": "ReplicaFailure", "status": "True", "message": message}]);
+                self.store.get_mut(&id).unwrap()["status"] = json!({"replicas": 0, "conditions": failure});
+                continue;
             }
             let mut pods: Vec<Value> = self
                 .store
