@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_crds::names;
 use serde_json::{Map, Value, json};
 
 use crate::cluster::Cluster;
@@ -64,8 +65,14 @@ pub fn end_state(cluster: &Cluster, namespace: &str) -> BTreeMap<String, Value> 
     end
 }
 
-/// A checkpoint of evidence is kept for what it is about: its counts are the requests that happened to be asked meanwhile.
+/// A checkpoint of evidence is kept for what it is about: its counts are the requests that happened to be asked meanwhile. How far a
+/// release had come that was ended depends on when that was.
 fn uncounted(object: &mut Value) {
+    let is_serving = object["metadata"]["labels"][names::REVISION_STATE] == "stable";
+    let annotations = object["metadata"]["annotations"].as_object_mut();
+    if let Some(annotations) = annotations.filter(|_| !is_serving) {
+        annotations.remove("flotilla.dev/passed-weight");
+    }
     let text = object["data"]["checkpoint.json"].as_str();
     let Some(case) = text.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
         return;

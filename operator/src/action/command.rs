@@ -9,7 +9,8 @@
 //! | SkipStep | it is at the expected step | its record: the step is passed |
 //! | PromoteFull | the expected revision is the candidate | its record: all steps are passed |
 //!
-//! `expect` guards against a late command: one that was meant for another release is refused, never reinterpreted.
+//! `expect` guards against a late command: one that was meant for another release is refused, never reinterpreted. One that is
+//! early, because its step is not reached or its evidence not in, is held for a moment.
 
 use flotilla_core::rollout::{Reason, Standing};
 use flotilla_core::seeded::{self, Bug};
@@ -36,8 +37,31 @@ pub enum Verdict {
         /// What it does, in one sentence.
         message: String,
     },
+    /// It cannot be yet, but may in a moment; a sentence.
+    Hold(String),
     /// It cannot be; a sentence.
     Reject(String),
+}
+
+/// Why a command is not carried out.
+#[derive(Clone, Debug, PartialEq)]
+enum Refusal {
+    /// For now.
+    Early(String),
+    /// For good.
+    Final(String),
+}
+
+impl From<String> for Refusal {
+    fn from(sentence: String) -> Self {
+        Self::Final(sentence)
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(sentence: &str) -> Self {
+        Self::Final(sentence.to_owned())
+    }
 }
 
 /// Judges a command by the pool's records and what the pool controller last said about it.
@@ -72,11 +96,12 @@ pub fn decide(
                 message,
             }
         }
-        Err(sentence) => Verdict::Reject(sentence),
+        Err(Refusal::Early(sentence)) => Verdict::Hold(sentence),
+        Err(Refusal::Final(sentence)) => Verdict::Reject(sentence),
     }
 }
 
-type Judged = Result<(String, Value, String), String>;
+type Judged = Result<(String, Value, String), Refusal>;
 
 fn restart(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -> Judged {
     let stable = standpoint
@@ -84,13 +109,16 @@ fn restart(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]
         .as_deref()
         .ok_or("nothing serves yet, so there is nothing to restart")?;
     if let Some(candidate) = &standpoint.candidate {
-        return Err(format!(
+        return Err(Refusal::Final(format!(
             "{candidate} is being released or led back from; restart when that has ended"
-        ));
+        )));
     }
     let known = expected(action, records, Some(stable))?;
     if known.record.revision != stable {
-        return Err(format!("{} does not serve; {stable} does", known.record.revision));
+        return Err(Refusal::Final(format!(
+            "{} does not serve; {stable} does",
+            known.record.revision
+        )));
     }
     let made = action.creation_timestamp().map(|time| time.0).unwrap_or_default();
     let before = known.record.restarted_at.map_or(made, |before| before.max(made));
@@ -107,7 +135,9 @@ fn abort(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision], 
     let name = &known.record.revision;
     if known.record.standing != Standing::Candidate {
         let stable = standpoint.stable.as_deref().unwrap_or("nothing");
-        return Err(format!("{name} is not being released; {stable} serves"));
+        return Err(Refusal::Final(format!(
+            "{name} is not being released; {stable} serves"
+        )));
     }
     let why = action.spec.reason.as_deref().filter(|reason| !reason.is_empty());
     let message = match why {
@@ -127,15 +157,21 @@ fn retry(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision], 
     let known = expected(action, records, None)?;
     let name = &known.record.revision;
     if known.record.standing != Standing::Rejected {
-        return Err(format!("{name} is not rejected, so there is nothing to retry"));
+        return Err(Refusal::Final(format!(
+            "{name} is not rejected, so there is nothing to retry"
+        )));
     }
     match &standpoint.target {
         Some(target) if target == name => {}
-        Some(target) => return Err(format!("{name} is not what the spec asks for; that is {target}")),
+        Some(target) => {
+            return Err(Refusal::Final(format!(
+                "{name} is not what the spec asks for; that is {target}"
+            )));
+        }
         None => {
-            return Err(format!(
+            return Err(Refusal::Final(format!(
                 "the spec asks for nothing that can run now, so not for {name}"
-            ));
+            )));
         }
     }
     let order = records
@@ -159,7 +195,9 @@ fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -
     let name = &known.record.revision;
     if known.record.standing != Standing::Candidate || standpoint.candidate.as_ref() != Some(name) {
         let stable = standpoint.stable.as_deref().unwrap_or("nothing");
-        return Err(format!("{name} is not being released; {stable} serves"));
+        return Err(Refusal::Final(format!(
+            "{name} is not being released; {stable} serves"
+        )));
     }
     let meant = action.spec.expect.as_ref().and_then(|expect| expect.step);
     if action.spec.type_ == ActionType::PromoteFull && meant.is_none() {
@@ -169,26 +207,31 @@ fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -
             carried_out(ActionType::PromoteFull, &known.record),
         ));
     }
-    let step = standpoint
-        .step
-        .ok_or_else(|| format!("{name} is on its way to the next step; give the command when it is there"))?;
+    // An operator that has just started finds out again where a release is; who gave the command had seen it there.
+    let step = standpoint.step.ok_or_else(|| {
+        Refusal::Early(format!(
+            "{name} is on its way to the next step; give the command when it is there"
+        ))
+    })?;
     if meant.and_then(|meant| usize::try_from(meant).ok()) != Some(step.index) {
-        return Err(format!(
+        return Err(Refusal::Final(format!(
             "{name} is at step {}, not {}: the command was meant for another one",
             step.index,
             meant.unwrap_or_default()
-        ));
+        )));
     }
     let weight = match action.spec.type_ {
         ActionType::PromoteFull => 100,
         _ if step.weight >= 100 && !step.awaits_tests => {
-            return Err(format!("{name} has all the traffic already; Abort leads it back"));
+            return Err(Refusal::Final(format!(
+                "{name} has all the traffic already; Abort leads it back"
+            )));
         }
         ActionType::Promote if !step.awaits_person => {
-            return Err(format!(
+            return Err(Refusal::Early(format!(
                 "{name} waits for evidence at step {}, not for a person; SkipStep passes the step without it",
                 step.index
-            ));
+            )));
         }
         _ => step.weight,
     };

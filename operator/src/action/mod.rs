@@ -41,6 +41,8 @@ use command::Verdict;
 const KEPT: usize = 20;
 /// How long a command waits for its pool: an apply of both at once may bring it first.
 const POOL_PATIENCE: SignedDuration = SignedDuration::from_secs(60);
+/// How long a command waits for its step: so long may an operator that has just started need to find out where a release is.
+const EARLY_PATIENCE: SignedDuration = SignedDuration::from_secs(15);
 /// Pause while another command or the pool's own visit has to come first; both also lead to a visit.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -175,6 +177,17 @@ impl Reconciler for ActionReconciler {
                 self.answer(&action, visit, ActionResult::Rejected, sentence, now)
                     .await
             }
+            Verdict::Hold(sentence) => {
+                let until = action.creation_timestamp().map_or(now, |time| time.0) + EARLY_PATIENCE;
+                let left = until.duration_since(now);
+                if !left.is_positive() {
+                    return self
+                        .answer(&action, visit, ActionResult::Rejected, sentence, now)
+                        .await;
+                }
+                let message = format!("waits until {until}: {sentence}");
+                self.wait(&action, visit, message, left).await
+            }
             Verdict::Apply {
                 revision,
                 patch,
@@ -188,8 +201,9 @@ impl Reconciler for ActionReconciler {
                     self.answer(&action, visit, ActionResult::Applied, message, now)
                         .await?;
                 }
+                let actions = vec![Action::patch_exactly(&*known.object, patch)];
                 visit
-                    .execute(vec![Action::patch_exactly(&*known.object, patch)])
+                    .execute_for((crate::pool::CONTROLLER, &pool_key), actions)
                     .await?;
                 self.answer(&action, visit, ActionResult::Applied, message, now)
                     .await
@@ -209,19 +223,31 @@ impl ActionReconciler {
         let made = action.creation_timestamp().map_or(now, |time| time.0);
         let left = POOL_PATIENCE - now.duration_since(made);
         if left.is_positive() {
-            let status = RolloutActionStatus {
-                message: format!("WaitingForReference: AgentPool {name} does not exist yet"),
-                ..RolloutActionStatus::default()
-            };
-            visit
-                .write_status(action, &status, StatusWrite::default())
-                .await?;
-            return Ok(Next::after(Duration::try_from(left).unwrap_or(SOON)));
+            let message = format!("WaitingForReference: AgentPool {name} does not exist yet");
+            return self.wait(action, visit, message, left).await;
         }
         let sentence =
             format!("AgentPool {name} does not exist; name a pool of this namespace in spec.poolRef");
         self.answer(action, visit, ActionResult::Rejected, sentence, now)
             .await
+    }
+
+    /// Says what is waited for; whatever changes it leads to a visit, and so does the end of the time.
+    async fn wait(
+        &self,
+        action: &RolloutAction,
+        visit: &Visit,
+        message: String,
+        left: SignedDuration,
+    ) -> Result<Next, ActionError> {
+        let status = RolloutActionStatus {
+            message,
+            ..RolloutActionStatus::default()
+        };
+        visit
+            .write_status(action, &status, StatusWrite::default())
+            .await?;
+        Ok(Next::after(Duration::try_from(left).unwrap_or(SOON)))
     }
 
     async fn answer(

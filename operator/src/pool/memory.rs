@@ -108,6 +108,11 @@ impl Memories {
         remembered.unwrap_or_else(|| Memory::recovered(uid, status))
     }
 
+    /// Whether anything is remembered of a pool: it was visited since this process began.
+    pub fn know(&self, key: &Key, uid: &str) -> bool {
+        self.0.lock().get(key).is_some_and(|memory| memory.uid == uid)
+    }
+
     /// Remembers.
     pub fn keep(&self, key: &Key, memory: Memory) {
         self.0.lock().insert(key.clone(), memory);

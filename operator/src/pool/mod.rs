@@ -82,6 +82,9 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// has changed.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
+/// The name of the controller.
+pub const CONTROLLER: &str = "agentpool";
+
 /// Keeps AgentPools.
 pub struct PoolReconciler {
     caches: Caches,
@@ -129,7 +132,7 @@ pub fn register(
     };
     let (by_config_map, by_provider, by_health) =
         (of_namespace(caches), of_namespace(caches), of_namespace(caches));
-    let trigger = Controller::new("agentpool", &caches.pools)
+    let trigger = Controller::new(CONTROLLER, &caches.pools)
         .owns(&caches.replica_sets)
         .owns(&caches.controller_revisions)
         .owns(&caches.services)
@@ -261,11 +264,17 @@ impl Reconciler for PoolReconciler {
         let (key, now) = (visit.key(), visit.now());
         let uid = uid_of(&*pool);
         let mut observed = self.look(&pool, visit, false).await?;
-        // Nothing is left of what it had: it may be gone, too, and whatever is made for it is collected at once.
-        if observed.revisions.is_empty() && observed.status.stable.is_some() {
-            let live = visit.read::<AgentPool>(key).await?;
-            if live.is_none_or(|live| live.metadata.uid != pool.metadata.uid) {
-                return Ok(Next::on_change());
+        // A process that has just started may have been told the past, and what it says of the traffic is what capacity follows. Or
+        // nothing is left of what the pool had: it may be gone, too, and whatever is made for it is collected at once.
+        let served = observed.status.stable.is_some();
+        if served && (observed.revisions.is_empty() || !self.memories.know(key, &uid)) {
+            match visit.read::<AgentPool>(key).await? {
+                Some(live) if live.metadata.uid == pool.metadata.uid => {
+                    if live.metadata.resource_version != pool.metadata.resource_version {
+                        return Ok(Next::after(AGAIN));
+                    }
+                }
+                _ => return Ok(Next::on_change()),
             }
         }
         let mut wanted = validate(&observed);

@@ -14,6 +14,7 @@ use flotilla_core::rollout::{
 use flotilla_crds::agent_pool::{AgentPoolSpec, ReleasePlan, SessionKeyType};
 use flotilla_crds::common::{condition, is_true};
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::dereference::{Observed, is_ready};
@@ -250,6 +251,7 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
             .and_then(|spec| spec.replicas)
             .unwrap_or_default();
         let available = pods.iter().filter(|pod| is_ready(pod)).count();
+        let available = available.min(set.map_or(usize::MAX, |set| most_ready(set)));
         let trouble = (count(available) < wanted)
             .then(|| {
                 let deadline = observed.pool.spec.rollout.progress_deadline_seconds;
@@ -300,6 +302,21 @@ fn members(observed: &Observed, reports: &Reports<'_>, memory: &mut Memory, now:
         }
     });
     members.collect()
+}
+
+/// How many pods of a ReplicaSet can be ready by what it says itself: news of pods that are gone may come late, above all of
+/// those that it was told to stop a moment ago.
+fn most_ready(set: &ReplicaSet) -> usize {
+    let size = |number: Option<i32>| usize::try_from(number.unwrap_or_default()).unwrap_or_default();
+    let Some(status) = &set.status else {
+        return usize::MAX;
+    };
+    let ready = size(status.ready_replicas);
+    if status.observed_generation >= set.metadata.generation {
+        ready
+    } else {
+        ready.min(size(set.spec.as_ref().and_then(|spec| spec.replicas)))
+    }
 }
 
 /// The target for the decision, and since when it rests.

@@ -95,6 +95,21 @@ impl Gate {
         own.insert((kind_id(resource), key.clone()), mark);
     }
 
+    /// Has `reader` wait, too, for what is open for `writer`.
+    pub(super) fn share(&self, writer: (&'static str, &Key), reader: (&'static str, &Key)) {
+        let mut marks = self.marks.lock();
+        let open = marks
+            .get(&(writer.0, writer.1.clone()))
+            .cloned()
+            .unwrap_or_default();
+        if !open.is_empty() {
+            marks
+                .entry((reader.0, reader.1.clone()))
+                .or_default()
+                .extend(open);
+        }
+    }
+
     /// Drops what is open for a key that is gone.
     pub(super) fn forget(&self, visitor: (&'static str, &Key)) {
         self.marks.lock().remove(&(visitor.0, visitor.1.clone()));

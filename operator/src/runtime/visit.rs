@@ -63,6 +63,21 @@ impl Visit {
         super::executor::execute(self, actions).await
     }
 
+    /// As [`Visit::execute`], for objects that another controller plans from: its next visit of `reader` waits, too, until
+    /// the caches have seen them.
+    ///
+    /// # Errors
+    /// As [`Visit::execute`].
+    pub async fn execute_for(
+        &self,
+        reader: (&'static str, &Key),
+        actions: Vec<Action>,
+    ) -> Result<Applied, Error> {
+        let applied = self.execute(actions).await;
+        self.context.gate.share((self.controller, &self.key), reader);
+        applied
+    }
+
     /// Writes `desired` to the status of `object` (as it was read from the cache) if it differs, at most once a
     /// second; see [`StatusWrite`]. A deferred write brings the next visit forward by itself.
     ///

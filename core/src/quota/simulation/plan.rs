@@ -74,6 +74,10 @@ pub(super) struct Plan {
     /// The provider's midnight is later by this many milliseconds.
     pub(super) provider_late_ms: i64,
     pub(super) kills: Option<Kills>,
+    /// So many of a hundred messages are late, by so much in the mean.
+    pub(super) late: (u64, u64),
+    /// At least and at most so many things go wrong.
+    pub(super) troubles: (u64, u64),
     pub(super) fault: Option<Fault>,
 }
 
@@ -184,6 +188,25 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
         },
         provider_late_ms: dice.below(301) as i64 - 150,
         kills: None,
+        late: (10, 300 * MS),
+        troubles: (1, 8),
         fault,
     }
+}
+
+/// The same with many late messages and failures, and providers that count soon: nothing but the protocol is between a mistake and a
+/// limit.
+pub(super) fn harsh_plan(seed: u64, fault: Option<Fault>) -> Plan {
+    let mut plan = rough_plan(seed, fault);
+    plan.late = (40, 700 * MS);
+    plan.troubles = (8, 24);
+    // Who reports seldom takes a late answer: it is still the one to its newest report.
+    plan.terms.report_every = 600 * MS;
+    plan.terms.lease = 1_500 * MS;
+    plan.terms.shortest_lease = 1_000 * MS;
+    plan.length += 4 * SECOND;
+    for limit in &mut plan.limits {
+        limit.within = 200 * MS;
+    }
+    plan
 }

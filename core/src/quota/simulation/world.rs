@@ -193,7 +193,8 @@ impl World {
     /// Everything that goes wrong is drawn beforehand.
     fn trouble(&mut self) {
         let (slots, until) = (self.plan.slots as u64, self.plan.calm_from);
-        for _ in 0..self.dice.between(1, 8) {
+        let (least, most) = self.plan.troubles;
+        for _ in 0..self.dice.between(least, most) {
             let at = self.dice.below(until);
             let slot = self.dice.below(slots) as usize;
             let event = match self.dice.below(10) {
@@ -254,11 +255,12 @@ impl World {
             _ => 1,
         };
         for _ in 0..copies {
-            let late = !calm && self.dice.percent(10);
+            let (percent, lateness) = self.plan.late;
+            let late = !calm && self.dice.percent(percent);
             let delay = if a == b {
                 MS / 10
             } else {
-                MS / 2 + self.dice.exponential(if late { 300 * MS } else { 2 * MS })
+                MS / 2 + self.dice.exponential(if late { lateness } else { 2 * MS })
             };
             self.after(delay.min(2 * SECOND), make());
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Bench;
 use super::closed::Load;
 use super::fleet::{Gateway, Way, requests};
-use super::machine::{pause, wait_for};
+use super::machine::pause;
 use super::streams::Held;
 use crate::report::Row;
 
@@ -36,12 +36,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
             .first()
             .cloned()
             .context("no request")?;
-        let held = Held::open(to, request, STREAMS);
-        wait_for(Duration::from_secs(60), "2,000 open streams", || {
-            let count = held.count();
-            anyhow::ensure!(count == STREAMS, "{count} of {STREAMS} are open");
-            Ok(())
-        })?;
+        let held = Held::open(to, request, STREAMS, Duration::from_secs(60))?;
         pause(Duration::from_secs(2));
         most = most.max(mebibytes(gateway)?);
         held.close()?;

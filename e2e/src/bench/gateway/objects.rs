@@ -17,6 +17,8 @@ pub const POOL_PORT: u16 = 20_001;
 pub const REVISIONS: [&str; 2] = ["agents-a", "agents-b"];
 /// Request header that names a conversation.
 pub const SESSION_HEADER: &str = "x-session-id";
+/// What the provider sells; the origin knows how to answer for each. A budget refuses models without a price.
+const MODELS: [&str; 3] = ["bench", "paced", "held"];
 /// Requests that one replica works on at once.
 const CONCURRENCY: u32 = 4096;
 
@@ -62,7 +64,9 @@ pub fn provider(endpoint: &str) -> Value {
             "type": "OpenAI",
             "endpoint": endpoint,
             "auth": {"type": "APIKey", "apiKey": {"secretKeyRef": {"name": "key", "key": "api-key"}}},
-            "models": [{"name": "bench", "price": {"inputPerMillion": "0.25", "outputPerMillion": "2.00"}}],
+            "models": MODELS.map(|name| {
+                json!({"name": name, "price": {"inputPerMillion": "0.25", "outputPerMillion": "2.00"}})
+            }),
             "quotas": [
                 {"name": "rpm", "resource": "Requests", "limit": 600_000_000, "windowSeconds": 60},
                 {"name": "tpm", "resource": "Tokens", "limit": 600_000_000_000_u64, "windowSeconds": 60},

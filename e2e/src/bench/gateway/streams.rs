@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::task::{JoinSet, LocalSet};
 
 use super::http::{Connection, Framing};
-use super::machine::Cores;
+use super::machine::{Cores, wait_for};
 use super::open::nanoseconds;
 use super::origin::{INTERVAL, TOKENS};
 
@@ -140,14 +140,16 @@ async fn one(connection: &mut Connection, request: &[u8], seen: Option<&RefCell<
 
 /// Streams that are open and stay so.
 pub struct Held {
-    open: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<Result<()>>>,
 }
 
 impl Held {
-    /// Opens `count` streams of events that come once a second.
-    pub fn open(to: SocketAddr, request: Bytes, count: usize) -> Self {
+    /// Opens `count` streams of events that come once a second, and waits until the first event of each has come.
+    ///
+    /// # Errors
+    /// The first failure of a stream, or how many are open after `time`.
+    pub fn open(to: SocketAddr, request: Bytes, count: usize, time: Duration) -> Result<Self> {
         let (open, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let thread = {
             let (open, stop) = (open.clone(), stop.clone());
@@ -158,16 +160,24 @@ impl Held {
                 runtime.block_on(hold_all(to, request, count, open, stop))
             })
         };
-        Self {
-            open,
+        let failed = || thread.is_finished();
+        let waited = wait_for(time, &format!("{count} open streams"), || {
+            let now = open.load(Ordering::Relaxed);
+            if now < count && !failed() {
+                bail!("{now} of {count} are open");
+            }
+            Ok(())
+        });
+        let failed = failed();
+        let held = Self {
             stop,
             thread: Some(thread),
+        };
+        if failed {
+            held.close()?;
+            bail!("the client has ended");
         }
-    }
-
-    /// Streams whose first event has come.
-    pub fn count(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        waited.map(|()| held)
     }
 
     /// Closes them.

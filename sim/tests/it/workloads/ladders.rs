@@ -17,9 +17,23 @@ pub(super) fn all() -> Vec<Workload> {
     ]
 }
 
+fn rung(weight: i32) -> Value {
+    json!({"weight": weight, "ruleOutTimesWorse": 10, "minDurationSeconds": 10, "decideWithinSeconds": 600})
+}
+
+/// A canary as below that stays at its second step: what happens meanwhile happens then or earlier, however late news are.
+fn staying(change: Value) -> Value {
+    let mut last = rung(50);
+    last["approval"] = json!("Manual");
+    let mut settings = json!({"steps": [rung(20), last]});
+    for (key, value) in change.as_object().into_iter().flatten() {
+        settings[key] = value.clone();
+    }
+    canary_of(settings)
+}
+
 /// A canary of four with two steps that a hundred requests per second decide within a minute or two.
 fn canary_of(change: Value) -> Value {
-    let rung = |weight: i32| json!({"weight": weight, "ruleOutTimesWorse": 10, "minDurationSeconds": 10, "decideWithinSeconds": 600});
     let mut settings = json!({"steps": [rung(20), rung(50)], "bakeSeconds": 20, "scaleDownDelaySeconds": 10});
     for (key, value) in change.as_object().into_iter().flatten() {
         settings[key] = value.clone();
@@ -49,9 +63,7 @@ fn first(pool: Value) -> Step {
 fn canary() -> Workload {
     let steps = vec![
         first(canary_of(json!({}))),
-        step("a release", image("agent:2"), judged_at(20)),
-        step("the next step", |_| {}, judged_at(50)),
-        step("the end", |_| {}, says(POOL, "Ready")),
+        step("a release", image("agent:2"), says(POOL, "Ready")),
     ];
     judged("canary", steps)
 }
@@ -73,8 +85,8 @@ fn failing() -> Workload {
 /// Stopped by a person.
 fn aborted() -> Workload {
     let steps = vec![
-        first(canary_of(json!({}))),
-        step("a release", image("agent:2"), judged_at(20)),
+        first(staying(json!({}))),
+        step("a release", image("agent:2"), judged_at(50)),
         step(
             "it is stopped",
             command("stop-it", "Abort"),
@@ -105,9 +117,15 @@ fn approved() -> Workload {
 /// A third revision while the second is judged.
 fn superseded() -> Workload {
     let steps = vec![
-        first(canary_of(json!({}))),
-        step("a release", image("agent:2"), judged_at(20)),
-        step("another", image("agent:3"), says(POOL, "Ready")),
+        first(staying(json!({}))),
+        step("a release", image("agent:2"), judged_at(50)),
+        step(
+            "another",
+            spec(
+                json!({"agent": {"image": "agent:3"}, "rollout": {"canary": {"steps": [rung(20), rung(50)]}}}),
+            ),
+            says(POOL, "Ready"),
+        ),
     ];
     judged("superseded canary", steps)
 }
@@ -115,7 +133,7 @@ fn superseded() -> Workload {
 /// All steps are passed by command.
 fn promoted() -> Workload {
     let steps = vec![
-        first(canary_of(json!({}))),
+        first(staying(json!({}))),
         step("a release", image("agent:2"), judged_at(20)),
         step(
             "all of it",
@@ -129,7 +147,7 @@ fn promoted() -> Workload {
 /// The old revision gives up what the new one carries, and both grow meanwhile.
 fn shrinking() -> Workload {
     let steps = vec![
-        first(canary_of(json!({"stableScale": "Shrink"}))),
+        first(staying(json!({"stableScale": "Shrink"}))),
         step("a release", image("agent:2"), judged_at(20)),
         step("it grows", spec(json!({"replicas": 6})), judged_at(50)),
         step("back", image("agent:1"), says(POOL, "Ready")),

@@ -217,12 +217,20 @@ fn shows(pointer: &'static str, value: Value) -> impl Fn(&Cluster) -> Result<(),
     }
 }
 
-/// The candidate is judged at a weight.
-fn judged_at(weight: i32) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
-    both(
-        shows("/rollout/step/weight", json!(weight)),
-        shows("/candidate/weight", json!(weight)),
-    )
+/// The candidate is judged at a weight, or at a higher one: a step may come and go before anybody looks.
+fn judged_at(weight: i64) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
+    move |cluster| {
+        let pool = cluster.object(POOL).ok_or("it is not there")?;
+        let is_reached = |pointer: &str| {
+            let found = pool["status"].pointer(pointer).and_then(Value::as_i64);
+            found.is_some_and(|found| found >= weight)
+        };
+        if is_reached("/rollout/step/weight") && is_reached("/candidate/weight") {
+            Ok(())
+        } else {
+            Err(format!("it is not judged at {weight}: {:#}", pool["status"]))
+        }
+    }
 }
 
 /// A command got this answer.

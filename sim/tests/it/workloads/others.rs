@@ -290,5 +290,9 @@ fn restart() -> Workload {
             both(answered("again", "Applied"), is_new),
         ),
     ];
-    workload("restart", steps)
+    Workload {
+        // The time of the command is in the answer.
+        counted: &["/message"],
+        ..workload("restart", steps)
+    }
 }
