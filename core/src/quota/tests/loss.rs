@@ -66,7 +66,10 @@ fn what_is_granted_first_is_written_though_the_record_has_room() {
     office.take_over(132, at(132));
     let mut two = holder("b", &limits);
     let left = left_for(&mut office, &mut two, [133, 170, 189, 230].into_iter());
-    assert!(left[..3].iter().all(|left| left + used <= 60), "{left:?} beside {used}");
+    assert!(
+        left[..3].iter().all(|left| left + used <= 60),
+        "{left:?} beside {used}"
+    );
     assert_eq!(left[3], 60, "{left:?}");
 }
 
