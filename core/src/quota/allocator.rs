@@ -259,6 +259,9 @@ impl Allocator {
         entry.weight = u64::from(report.weight.max(1));
         entry.released = report.released;
         entry.floored = report.floored;
+        // What is written of it is what an earlier allocator knew: units that the record says to be free later may be free
+        // already, and must not be used again under that record.
+        self.must_write |= is_first;
         if let Some(left) = report.leased_ms {
             entry.expires = now
                 .nanos

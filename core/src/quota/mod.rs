@@ -31,7 +31,9 @@
 //!   duplication and reordering of messages need no further thought.
 //! * A share is lowered by the holder: it is told the target, and reports the lower claim once it holds no more.
 //! * A share that rises is written before it is sent. A new allocator finds in the ConfigMap at least what any holder
-//!   may have, and counts it as used until that holder reports, or until its lease and then its window have passed.
+//!   may have, and counts it as used until that holder reports, or until its lease and then its window have passed. Once it
+//!   reports, what the ConfigMap says of its units is of the past: they may be free by then, and be used again. So the first
+//!   answer is written even where it grants no more.
 //! * A lease counts from the sending of the report on the holder's clock and from the decision, which is later, on the
 //!   allocator's, lengthened by the drift. Renewals stay within an end that is already written, so not even an allocator
 //!   that does not know it was replaced can give more than its successor has read: safety needs the compare-and-swap
@@ -47,8 +49,8 @@
 //!    said to be given back after that, when they are ([`Fade`]); and the end of everything, a window after its last request must
 //!    have been counted ([`Limit::within_lost`]).
 //! 3. It raises a share only while all that it counts stays within the limit.
-//! 4. Whoever takes over counts as much: every grant is written before it is sent, or is told to a witness that the record
-//!    names ([`Vouch`]); and of two that take over from one record only one can write the next.
+//! 4. Whoever takes over counts as much: every grant is written before it is sent, or lies within what is written of its holder since
+//!    that holder spoke to this allocator, or is told to a witness that the record names ([`Vouch`]); and of two that take over from one record only one can write the next.
 //!
 //! # What the loss of a replica costs
 //!

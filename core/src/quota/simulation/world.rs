@@ -145,7 +145,7 @@ pub(super) struct Outcome {
     /// By limit: the largest amount by which one estimate was too small.
     pub(super) largest_error: Vec<u64>,
     pub(super) admitted: u64,
-    /// By slot: admitted in the calm at the end; waiting at the end.
+    /// By slot: admitted in the calm at the end; waiting at the end, since the calm began or before.
     pub(super) late: Vec<(u64, usize)>,
     pub(super) writes: u64,
 }

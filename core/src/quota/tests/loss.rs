@@ -52,6 +52,28 @@ fn the_next_allocator_knows_it_from_the_record() {
 }
 
 #[test]
+fn what_is_granted_first_is_written_though_the_record_has_room() {
+    let limits = [requests(60, 60)];
+    let (mut office, mut one) = (Office::new(&limits), holder("a", &limits));
+    one_each_second(&mut office, &mut one, 0..41);
+    // Read much too late, so what the record says to be free at 150 and later was so long ago, and may be used again.
+    office.take_over(130, at(130));
+    let actions = office.allocator.tick(at(130));
+    office.carry_out(actions, at(130));
+    office.exchange(&mut one, 10, at(131));
+    let used = drain(&mut one, at(131));
+    assert!((10..=41).contains(&used), "{used}");
+    office.take_over(132, at(132));
+    let mut two = holder("b", &limits);
+    let left = left_for(&mut office, &mut two, [133, 170, 189, 230].into_iter());
+    assert!(
+        left[..3].iter().all(|left| left + used <= 60),
+        "{left:?} beside {used}"
+    );
+    assert_eq!(left[3], 60, "{left:?}");
+}
+
+#[test]
 fn the_last_word_of_one_that_leaves_counts_whomever_it_was_for() {
     let limits = [requests(60, 60)];
     let (mut office, mut one) = (Office::new(&limits), holder("a", &limits));

@@ -1,18 +1,22 @@
 //! What the provider counted, against the limits.
 
-use super::{Counts, MS, Outcome, Plan, World};
+use super::{Counts, MS, Outcome, Plan, Process, World};
 use crate::quota::provider_model::over_concurrency;
 use crate::quota::*;
 
 impl World {
     pub(super) fn judge(mut self) -> Outcome {
+        // One that came when the calm was long on has not had the time in which all have had a turn.
+        let patience = (self.plan.length - self.plan.calm_from).saturating_sub(SECOND);
+        let late = |(slot, process): (usize, &Process)| {
+            let now = self.mono(slot);
+            let waiting = process.queue.iter();
+            let waiting = waiting.filter(|asked| now.saturating_sub(asked.since) >= patience);
+            (process.admitted_late, waiting.count())
+        };
         let mut outcome = Outcome {
             largest_error: self.largest_error.clone(),
-            late: self
-                .processes
-                .iter()
-                .map(|process| (process.admitted_late, process.queue.len()))
-                .collect(),
+            late: self.processes.iter().enumerate().map(late).collect(),
             writes: self.writes,
             ..Outcome::default()
         };
