@@ -50,7 +50,8 @@
 //!    have been counted ([`Limit::within_lost`]).
 //! 3. It raises a share only while all that it counts stays within the limit.
 //! 4. Whoever takes over counts as much: every grant is written before it is sent, or lies within what is written of its holder since
-//!    that holder spoke to this allocator, or is told to a witness that the record names ([`Vouch`]); and of two that take over from one record only one can write the next.
+//!    that holder spoke to this allocator, or is told to a witness that the record names ([`Vouch`]); and of two that take over
+//!    from one record only one can write the next.
 //!
 //! # What the loss of a replica costs
 //!
