@@ -1,6 +1,7 @@
 //! Command line and environment.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +112,9 @@ pub struct Args {
         value_parser = clap::value_parser!(u8).range(0..=100)
     )]
     pub access_log_percent: u8,
+    /// Threads that carry requests. Default: one for each core that this process may use, at most 8.
+    #[arg(long, env = "FLOTILLA_WORKERS")]
+    pub workers: Option<NonZeroUsize>,
     /// What is logged, for example `info` or `flotilla_gateway=debug`.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
     pub log: String,
@@ -131,7 +135,17 @@ pub enum LogFormat {
     Text,
 }
 
+/// Where nobody has said how many workers there are.
+const MOST_WORKERS: usize = 8;
+
 impl Args {
+    /// Threads that carry requests. The cores are those that this process may use: affinity and a limit of CPU count.
+    fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.workers
+            .map_or_else(|| cores().min(MOST_WORKERS), NonZeroUsize::get)
+    }
+
     /// What the data plane needs to know.
     pub fn settings(&self) -> Settings {
         let any = match self.pod_ip {
@@ -166,6 +180,7 @@ impl Args {
             provider_timeout: Duration::from_secs(self.provider_seconds),
             max_provider_request_bytes: self.max_provider_request_bytes,
             observe: Observe::default(),
+            workers: self.workers(),
             drain_idle: Duration::from_secs(self.drain_idle_seconds),
             drain_deadline: Duration::from_secs(self.drain_seconds),
         }

@@ -58,6 +58,7 @@ use metrics::{Metrics, Sources};
 use observe::Observe;
 use observe::access_log::AccessLog;
 use peers::Peers;
+use server::workers::Workers;
 use server::{ConnectionLimits, Serving};
 use session::Sessions;
 use upstream::Limits;
@@ -96,6 +97,8 @@ pub struct Settings {
     pub max_provider_request_bytes: u64,
     /// What is told of single requests.
     pub observe: Observe,
+    /// Threads that carry requests, this runtime's included.
+    pub workers: usize,
     /// Idle connections are left open this long after the drain's beginning.
     pub drain_idle: Duration,
     /// What still runs is cut this long after the drain's beginning.
@@ -139,7 +142,7 @@ impl Gateway {
     /// Binds the fixed ports and follows `source` from then on. `freshness` is told by whoever fills `source`; in `store` the
     /// gateways of the namespace agree on who may use how much of a provider's quota, in `groups` those of several.
     ///
-    /// Fails only if a fixed port cannot be bound.
+    /// Fails only if a fixed port cannot be bound or a thread cannot be started.
     pub async fn start_with(
         settings: Settings,
         source: Source,
@@ -149,6 +152,7 @@ impl Gateway {
     ) -> io::Result<Self> {
         let drain = Arc::new(Drain::default());
         let stop = CancellationToken::new();
+        let workers = Arc::new(Workers::start(settings.workers, &stop)?);
         let serving = |connections| {
             let permits = Arc::new(Semaphore::new(connections));
             Arc::new(Serving {
@@ -156,6 +160,7 @@ impl Gateway {
                 permits,
                 limits: settings.clients,
                 observe: settings.observe.clone(),
+                workers: workers.clone(),
             })
         };
         let shared = serving(settings.max_connections);
@@ -243,6 +248,7 @@ impl Gateway {
             permits: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)),
             limits: gateway.settings.clients,
             observe: Observe::default(),
+            workers: Arc::new(Workers::here()),
         });
         tokio::spawn(server::serve(admin_port, admin, admin_serving, stop.clone()));
         tokio::spawn(follow(

@@ -12,6 +12,10 @@ fn main() -> anyhow::Result<()> {
     // The allocator asks for huge pages; a few live objects then keep 2 MiB each resident. Without the right to say so
     // only memory is lost.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // The first worker; the others have runtimes of their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     runtime.block_on(flotilla_gateway::run(args))
 }

@@ -5,6 +5,7 @@
 //! when its client sends again), idle time, the time a client may take to read a response, headers and connections.
 
 mod socket;
+pub mod workers;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -36,6 +37,7 @@ use crate::ingress::tunnel::Tunnel;
 use crate::observe::{Ending, Observe, Plane, Record, request_id};
 use crate::reply::{Broken, Outgoing};
 use socket::ClientIo;
+use workers::Workers;
 
 /// Bytes of one HTTP/1.1 head, and of what is read ahead of a body.
 const MAX_BUFFER: usize = 128 * 1024;
@@ -71,6 +73,8 @@ pub struct Serving {
     pub limits: ConnectionLimits,
     /// What is told of requests.
     pub observe: Observe,
+    /// Who carries them.
+    pub workers: Arc<Workers>,
 }
 
 /// Answers requests.
@@ -119,7 +123,8 @@ pub async fn serve<H: Handler>(
         match accepted {
             Ok((stream, client, permit)) => {
                 let (handler, serving, builder) = (handler.clone(), serving.clone(), builder.clone());
-                tokio::spawn(async move {
+                let workers = serving.workers.clone();
+                workers.carry(stream, move |stream| async move {
                     connection(stream, client, handler, &serving, &builder).await;
                     drop(permit);
                 });

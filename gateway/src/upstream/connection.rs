@@ -28,6 +28,7 @@ use tokio_rustls::client::TlsStream;
 use super::body::RequestBody;
 use super::http2::Stream;
 use super::{Failure, FailureKind, Target};
+use crate::server::workers;
 
 /// How long a reset may come after a FIN: several round trips inside a cluster, short for a client that waits.
 const RESET_WAIT: Duration = Duration::from_millis(50);
@@ -50,6 +51,7 @@ pub struct Exclusive {
     /// `Some(unread)` after the end.
     end: watch::Receiver<Option<bool>>,
     reused: bool,
+    worker: usize,
 }
 
 /// What the connection and its task share.
@@ -92,7 +94,13 @@ impl Exclusive {
             shared,
             end,
             reused: false,
+            worker: workers::current(),
         })
+    }
+
+    /// The worker on whose thread it is driven.
+    pub(super) fn worker(&self) -> usize {
+        self.worker
     }
 
     /// Takes another request at once.

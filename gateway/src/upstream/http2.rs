@@ -1,6 +1,6 @@
 //! HTTP/2 with prior knowledge (h2c): few connections to a peer, shared by its requests.
 //!
-//! A connection takes [`MAX_STREAMS`] requests at once, which every server grants; beyond that a further one is opened, so
+//! Each worker has its own. A connection takes [`MAX_STREAMS`] requests at once, which every server grants; beyond that a further one is opened, so
 //! that no request waits for another's end inside a connection. Whoever needs a connection while one is being opened waits
 //! for that one.
 //!
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::body::RequestBody;
 use super::connection::{Connection, Io};
 use super::{Answer, Failure, FailureKind, Limits, Target, forward, in_time};
+use crate::server::workers;
 
 /// Requests of one connection at once. RFC 9113 section 6.5.2 recommends that peers grant no fewer.
 const MAX_STREAMS: u32 = 100;
@@ -49,6 +50,7 @@ struct Open {
 #[derive(Debug)]
 struct Multiplexed {
     sender: SendRequest<RequestBody>,
+    worker: usize,
     streams: AtomicU32,
     opened: Instant,
     /// When the last stream ended, in milliseconds after `opened`.
@@ -123,15 +125,15 @@ impl Shared {
         }
     }
 
-    /// A stream of the first connection that has room.
+    /// A stream of the first connection of this worker that has room.
     fn take(&self) -> Option<Stream> {
         let mut open = self.open.lock();
         open.connections
             .retain(|connection| !connection.sender.is_closed());
-        let found = open
-            .connections
-            .iter()
-            .find(|connection| connection.streams.load(Ordering::Acquire) < MAX_STREAMS)?;
+        let own = workers::current();
+        let found = open.connections.iter().find(|connection| {
+            connection.worker == own && connection.streams.load(Ordering::Acquire) < MAX_STREAMS
+        })?;
         found.streams.fetch_add(1, Ordering::Acquire);
         Some(Stream(found.clone()))
     }
@@ -158,6 +160,7 @@ impl Shared {
         });
         let multiplexed = Arc::new(Multiplexed {
             sender,
+            worker: workers::current(),
             streams: AtomicU32::new(1),
             opened: Instant::now(),
             idle_since: AtomicU64::new(0),

@@ -24,6 +24,11 @@
 //! Such races are made rare: an endpoint that leaves gets no new requests and loses its idle connections at once, idle
 //! connections are dropped after a few seconds, below the keep-alive timeout of common agent servers (uvicorn and Node
 //! close after 5 s), and a request whose body is streamed always gets a new connection.
+//!
+//! # Whose connections
+//!
+//! Each worker ([`crate::server::workers`]) has connections of its own to agents, because it costs less to open one than to wake
+//! another thread for every request. Those to providers, which are far away and speak TLS, are lent to the others.
 
 pub mod body;
 pub mod connection;
@@ -45,7 +50,9 @@ use tokio::time::Instant;
 use body::RequestBody;
 use connection::{Connection, Exclusive, Io};
 
-/// Idle connections kept per peer; more than any sensible `concurrency` would only hold sockets.
+use crate::server::workers;
+
+/// Idle connections kept per peer and worker; more than any sensible `concurrency` would only hold sockets.
 const MAX_IDLE: usize = 256;
 
 /// Where a peer is.
@@ -85,8 +92,13 @@ pub struct Peer {
 #[derive(Default)]
 struct Idle {
     closed: bool,
-    connections: Vec<(Exclusive, Instant)>,
+    /// By worker.
+    kept: Vec<Kept>,
 }
+
+/// Connections without a request, the youngest last.
+#[derive(Default)]
+struct Kept(Vec<(Exclusive, Instant)>);
 
 /// A response, with the connection it comes over: to be given back by [`Peer::keep`] after the last byte.
 pub struct Answer {
@@ -213,29 +225,16 @@ impl Peer {
         Exclusive::new(Io::connect(&self.target).await?).await
     }
 
-    /// The youngest idle connection that is ready.
+    /// The youngest idle connection of this worker that is ready, or of another one where they are lent.
     fn take(&self) -> Option<Exclusive> {
         let mut idle = self.idle.lock();
-        let now = Instant::now();
-        let mut settling = Vec::new();
-        let mut found = None;
-        while let Some((connection, since)) = idle.connections.pop() {
-            if now.saturating_duration_since(since) > self.limits.idle {
-                // The others are older still.
-                idle.connections.clear();
-                break;
-            }
-            if connection.is_ready() {
-                found = Some(connection);
-                break;
-            }
-            // Its last byte has just come through, and its task has not yet said so: it stays for the next request.
-            if !connection.is_closed() {
-                settling.push((connection, since));
-            }
+        let (own, now) = (workers::current(), Instant::now());
+        let mut take = |kept: &mut Kept| kept.take(now, self.limits.idle);
+        if let Some(found) = idle.kept.get_mut(own).and_then(&mut take) {
+            return Some(found);
         }
-        idle.connections.extend(settling.into_iter().rev());
-        found
+        let lends = matches!(self.target, Target::Name { .. });
+        idle.kept.iter_mut().filter(|_| lends).find_map(take)
     }
 
     /// Takes back a connection whose response has been read to the end.
@@ -247,8 +246,17 @@ impl Peer {
             return;
         }
         let mut idle = self.idle.lock();
-        if !idle.closed && idle.connections.len() < MAX_IDLE {
-            idle.connections.push((connection, Instant::now()));
+        if idle.closed {
+            return;
+        }
+        let worker = connection.worker();
+        if idle.kept.len() <= worker {
+            idle.kept.resize_with(worker + 1, Kept::default);
+        }
+        if let Some(Kept(kept)) = idle.kept.get_mut(worker)
+            && kept.len() < MAX_IDLE
+        {
+            kept.push((connection, Instant::now()));
         }
     }
 
@@ -256,7 +264,7 @@ impl Peer {
     pub fn close(&self) {
         let mut idle = self.idle.lock();
         idle.closed = true;
-        idle.connections.clear();
+        idle.kept.clear();
         if let Some(shared) = &self.http2 {
             shared.close();
         }
@@ -266,13 +274,37 @@ impl Peer {
     pub fn trim(&self) {
         let now = Instant::now();
         let keep = |since: &Instant| now.saturating_duration_since(*since) <= self.limits.idle;
-        self.idle
-            .lock()
-            .connections
-            .retain(|(connection, since)| keep(since) && !connection.is_closed());
+        for Kept(kept) in &mut self.idle.lock().kept {
+            kept.retain(|(connection, since)| keep(since) && !connection.is_closed());
+        }
         if let Some(shared) = &self.http2 {
             shared.trim(self.limits.idle);
         }
+    }
+}
+
+impl Kept {
+    /// The youngest that is ready; none that has waited for longer than `idle`.
+    fn take(&mut self, now: Instant, idle: Duration) -> Option<Exclusive> {
+        let mut settling = Vec::new();
+        let mut found = None;
+        while let Some((connection, since)) = self.0.pop() {
+            if now.saturating_duration_since(since) > idle {
+                // The others are older still.
+                self.0.clear();
+                break;
+            }
+            if connection.is_ready() {
+                found = Some(connection);
+                break;
+            }
+            // Its last byte has just come through, and its task has not yet said so: it stays for the next request.
+            if !connection.is_closed() {
+                settling.push((connection, since));
+            }
+        }
+        self.0.extend(settling.into_iter().rev());
+        found
     }
 }
 

@@ -226,6 +226,7 @@ pub fn settings() -> Settings {
         provider_timeout: Duration::from_secs(10),
         max_provider_request_bytes: 32 << 20,
         observe: Observe::default(),
+        workers: 2,
         drain_idle: Duration::from_millis(300),
         drain_deadline: Duration::from_secs(10),
     }

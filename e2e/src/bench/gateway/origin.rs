@@ -60,8 +60,14 @@ pub fn run(port: u16) -> Result<()> {
     })
 }
 
-/// A body of about `bytes` bytes that is a chat request for `model`.
+/// A body of about `bytes` bytes that is a chat request for `model`. A stream asks for its usage, so that a gateway has no
+/// reason to take that event out.
 pub fn chat_request(model: &str, stream: bool, bytes: usize) -> String {
+    let stream = if stream {
+        r#"true,"stream_options":{"include_usage":true}"#
+    } else {
+        "false"
+    };
     let start = format!(
         r#"{{"model":"{model}","stream":{stream},"max_tokens":64,"messages":[{{"role":"system","content":"You answer in one sentence."}},{{"role":"user","content":""#
     );
