@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
-use http_body::Body as _;
+use http_body::Body;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::request::{Asked, Operation, media_type, models_named};
 use super::usage::JsonReader;
-use crate::ingress::proxy::{BodyLimit, too_large};
+use crate::ingress::proxy::{BodyLimit, body_incomplete, too_large};
 use crate::reply::Refusal;
 use crate::upstream::body::{BUFFERED, Bounded, RequestBody};
 
@@ -160,7 +160,7 @@ impl Room {
     }
 
     /// The whole of `body`, whose length need not be known, with room that is taken as it comes.
-    async fn gather(&self, mut body: Incoming) -> Result<Kept, Refusal> {
+    async fn gather(&self, mut body: impl Body<Data = Bytes> + Unpin) -> Result<Kept, Refusal> {
         let most = self.limit.bytes.min(HELD_LONG);
         let too_long = || {
             if most == self.limit.bytes {
@@ -175,7 +175,7 @@ impl Room {
         let mut whole = BytesMut::new();
         let mut room: Option<OwnedSemaphorePermit> = None;
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| incomplete())?.into_data() else {
+            let Ok(data) = frame.map_err(|_| body_incomplete())?.into_data() else {
                 continue;
             };
             let length = whole.len() + data.len();
@@ -204,7 +204,7 @@ impl Room {
 async fn collect(body: Incoming, length: u64) -> Result<Bytes, Refusal> {
     let limit = usize::try_from(length).unwrap_or(usize::MAX);
     let whole = Limited::new(body, limit).collect().await;
-    Ok(whole.map_err(|_| incomplete())?.to_bytes())
+    Ok(whole.map_err(|_| body_incomplete())?.to_bytes())
 }
 
 fn passed_on(body: Bounded, is_read: bool) -> Content {
@@ -219,14 +219,6 @@ fn passed_on(body: Bounded, is_read: bool) -> Content {
         bytes: 0,
         _room: None,
     }
-}
-
-fn incomplete() -> Refusal {
-    Refusal::new(
-        StatusCode::BAD_REQUEST,
-        "BodyIncomplete",
-        "the request's body ended before the length that its head gives",
-    )
 }
 
 fn too_long() -> Refusal {
@@ -255,4 +247,56 @@ fn no_room() -> Refusal {
 
 fn is_json(headers: &HeaderMap) -> bool {
     media_type(headers).is_some_and(|media| media == "application/json" || media.ends_with("+json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http_body_util::{Full, StreamBody};
+    use hyper::body::Frame;
+
+    use super::*;
+
+    fn code(kept: Result<Kept, Refusal>) -> Option<(u16, &'static str)> {
+        kept.err().map(|refusal| (refusal.status.as_u16(), refusal.code))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_takes_room_as_it_comes_and_waits_for_it_a_moment() {
+        let field = "--max-provider-request-bytes";
+        let room = Room::new(BodyLimit {
+            bytes: 64 << 20,
+            field,
+        });
+        let all = u32::try_from(HELD_AT_ONCE / PERMIT).unwrap();
+        let others = room.permits.clone().acquire_many_owned(all - 100).await.unwrap();
+        let body = |bytes: usize| Full::new(Bytes::from(vec![b'x'; bytes]));
+        let short = room.gather(body(60_000)).await.ok().unwrap();
+        assert!(short.1.is_none(), "a short one takes none");
+        let (bytes, taken) = room.gather(body(100_000)).await.ok().unwrap();
+        assert_eq!((bytes.len(), room.permits.available_permits()), (100_000, 2));
+        drop(taken);
+        assert_eq!(code(room.gather(body(200_000)).await), Some((503, "NoRoom")));
+        let soon = async {
+            tokio::time::sleep(ROOM_PATIENCE / 2).await;
+            drop(others);
+        };
+        let (late, ()) = tokio::join!(room.gather(body(200_000)), soon);
+        assert_eq!(code(late), None);
+        assert_eq!(room.permits.available_permits(), HELD_AT_ONCE / PERMIT);
+
+        let pieces = |count: usize| {
+            let piece = Bytes::from(vec![b'x'; 1 << 20]);
+            let pieces = (0..count).map(move |_| Ok::<_, Infallible>(Frame::data(piece.clone())));
+            StreamBody::new(futures::stream::iter(pieces))
+        };
+        assert_eq!(code(room.gather(pieces(32)).await), None);
+        let too_large = Some((413, "RequestTooLarge"));
+        assert_eq!(code(room.gather(pieces(33)).await), too_large);
+        assert_eq!(code(room.gather(body((32 << 20) + 1)).await), too_large);
+        assert_eq!(room.permits.available_permits(), HELD_AT_ONCE / PERMIT);
+        let small = Room::new(BodyLimit { bytes: 100, field });
+        assert_eq!(code(small.gather(pieces(1)).await), too_large);
+    }
 }
