@@ -392,6 +392,7 @@ fn of_quotas(encoder: &mut DescriptorEncoder<'_>, egress: &Egress, providers: &[
                 ("admitted", counts.admitted),
                 ("waited", counts.waited),
                 ("refused", counts.refused),
+                ("passed_over", counts.passed_over),
             ] {
                 asked.counter(
                     [("provider", provider), ("pool", pool), ("result", result)],

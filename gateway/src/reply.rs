@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use crate::egress::Meter;
-use crate::ingress::proxy::Exchange;
+use crate::ingress::exchange::Exchange;
 use crate::ingress::tunnel::Tunnel;
 use crate::observe::RefusalCode;
 use crate::upstream::body::longer;

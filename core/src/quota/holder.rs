@@ -7,12 +7,17 @@
 
 use super::vouch::Testimony;
 use super::window::Held;
-use super::{Amounts, Counted, Hint, Limit, MILLISECOND, Nanos, Resource, Seen, Terms, Window};
+use super::{Amounts, Counted, Hint, Limit, MILLISECOND, Nanos, Resource, SECOND, Seen, Terms, Window};
 
 mod report;
 
 /// The most limits of one provider.
 pub const MAX_LIMITS: usize = 64;
+/// How much of a `Retry-After` is believed at once. A longer one may be right, of a day's limit that somebody else has used
+/// up, or a mistake that must not stop this replica for a month: then one request is sent to find out, and so on.
+const BELIEVED: Nanos = 3_600 * SECOND;
+/// The next one is sent after this time if nothing is heard of it.
+const PROBE: Nanos = 60 * SECOND;
 
 /// Which limits apply to a model: bit `i` for limit `i`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +42,8 @@ pub struct Ticket {
     reserved: Amounts,
     admitted_at: Nanos,
     headers_at: Option<Nanos>,
+    /// It was sent alone, to see whether a long wait is over.
+    is_probe: bool,
 }
 
 /// The answer to a request that would like to be sent.
@@ -88,6 +95,8 @@ struct Local {
     /// The largest request of late.
     largest: u64,
     frozen_until: Nanos,
+    /// After that one request is tried before the others.
+    probes: bool,
     seen: Option<Seen>,
 }
 
@@ -151,6 +160,7 @@ impl Holder {
             pace: 0,
             largest: 0,
             frozen_until: 0,
+            probes: false,
             seen: None,
         };
         Self {
@@ -288,18 +298,24 @@ impl Holder {
             self.want(now);
             return Admission::Wait { limit, until };
         }
+        let mut is_probe = false;
         for i in class.limits() {
             let local = &mut self.limits[i];
             let units = local.limit.resource.units(&estimate);
             local.in_flight = local.in_flight.saturating_add(units);
             local.admitted = local.admitted.saturating_add(units);
             local.largest = local.largest.max(units);
+            if local.probes {
+                local.frozen_until = now.saturating_add(PROBE);
+                is_probe = true;
+            }
         }
         Admission::Admitted(Ticket {
             class,
             reserved: estimate,
             admitted_at: now,
             headers_at: None,
+            is_probe,
         })
     }
 
@@ -372,8 +388,23 @@ impl Holder {
         ticket.reserved
     }
 
+    /// This request's answer was another than "too many requests", or said anew how long to wait: what an earlier one said is
+    /// void if it was sent to find that out.
+    pub fn probed(&mut self, ticket: &Ticket) {
+        if !ticket.is_probe {
+            return;
+        }
+        for i in ticket.class.limits() {
+            let local = &mut self.limits[i];
+            if std::mem::take(&mut local.probes) {
+                local.frozen_until = 0;
+            }
+        }
+    }
+
     /// Takes what a provider's headers said to a request of `class`. Only ever lowers: `Retry-After` stops the limits of
-    /// this model (of all, if it has none of its own) here and now; counts go with the next report to the allocator, which
+    /// this model (of all, if it has none of its own) here and now, and after an hour one request at a time finds out
+    /// whether it is still meant ([`Holder::probed`]); counts go with the next report to the allocator, which
     /// knows what all replicas hold and so can tell foreign use from ours.
     pub fn apply(&mut self, class: Class, hint: &Hint, now: Nanos) {
         if let Some(wait) = hint.retry_after {
@@ -381,7 +412,8 @@ impl Holder {
             for i in class.limits() {
                 let local = &mut self.limits[i];
                 if !own || !local.limit.models.is_empty() {
-                    local.frozen_until = local.frozen_until.max(now.saturating_add(wait));
+                    local.frozen_until = local.frozen_until.max(now.saturating_add(wait.min(BELIEVED)));
+                    local.probes |= wait > BELIEVED;
                 }
             }
         }

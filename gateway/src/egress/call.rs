@@ -14,8 +14,9 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 use tracing::debug;
 
+use super::content::Content;
 use super::provider::{Place, Provider};
-use super::request::{Content, Operation};
+use super::request::Operation;
 use super::{Meter, redact};
 use crate::observe::Note;
 use crate::reply::{Outgoing, Passing, Refusal};
@@ -100,9 +101,11 @@ impl Answered {
     }
 }
 
-/// A changed body has another length.
+/// A changed body has another length, and one that came without has one now.
 pub(super) fn set_length(headers: &mut HeaderMap, body: &RequestBody) {
-    if let RequestBody::Held(bytes) = body {
+    if let RequestBody::Held(bytes) = body
+        && (bytes.is_some() || headers.contains_key(header::CONTENT_LENGTH))
+    {
         let length = bytes.as_ref().map_or(0, bytes::Bytes::len);
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }

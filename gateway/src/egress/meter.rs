@@ -12,12 +12,13 @@ use http::{HeaderMap, StatusCode, header};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
+use super::content::Content;
 use super::events::EventReader;
 use super::genai::{self, Call};
 use super::health::{self, Outcome};
 use super::provider::Provider;
 use super::quota::{Permit, Used};
-use super::request::{Content, Operation, media_type};
+use super::request::{Operation, media_type};
 use super::spend::{Ended, Reserved};
 use super::usage::{Found, JsonReader};
 use crate::reply::{End, Observer};

@@ -20,6 +20,7 @@
 //! has used.
 
 mod call;
+pub mod content;
 pub mod events;
 pub mod export;
 pub mod fallback;
@@ -46,7 +47,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use flotilla_crds::route::Route;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, watch};
@@ -59,11 +60,12 @@ use crate::reply::{Outgoing, Refusal};
 use crate::server::Handler;
 use crate::upstream::{Limits, forward};
 use call::{Answered, Call, proof, send, set_length};
+use content::{Need, Room};
 use fallback::{Choice, Fallbacks, Miss, Reason};
 pub use meter::Meter;
 use provider::Provider;
 use quota::{AllQuotas, Ask, Permit};
-use request::{Operation, Room};
+use request::Operation;
 use spend::{OverBudget, Reserved};
 
 /// How long an unknown address may wait for the watch to tell of it.
@@ -245,14 +247,15 @@ impl Egress {
 
         let mut timer = Box::pin(tokio::time::sleep(self.timeout));
         let operation = Operation::of(&head.method, route.rest);
+        let chain = route.chain();
+        let of_chain = chain.as_ref().map_or(Need::Nothing, |_| Need::Fallback);
+        let need = provider.need().max(of_chain);
         let content = tokio::select! {
             biased;
-            content = self.room.take(operation, &headers, body) => content.map_err(ours)?,
+            content = self.room.take(operation, &headers, body, need) => content.map_err(ours)?,
             () = timer.as_mut() => return Err(ours(self.timed_out())),
         };
-        let chain = route
-            .chain()
-            .filter(|chain| content.asked.model.as_deref() == Some(&*chain.model));
+        let chain = chain.filter(|chain| content.asked.model.as_deref() == Some(&*chain.model));
         let tells = chain.is_some();
         let others = chain.map_or_else(Vec::new, |chain| fallback::choices(&chain, &provider, &providers));
         let mut call = Call {
@@ -372,9 +375,7 @@ impl Egress {
         let secret = proof.as_ref().map(|(_, value)| value.clone());
         let mut head = call.head(last);
         forward::to_provider(&mut head, target, place.host.clone(), proof, body.is_streamed());
-        if call.content.asked.adds_usage() || head.headers.contains_key(header::CONTENT_LENGTH) {
-            set_length(&mut head.headers, &body);
-        }
+        set_length(&mut head.headers, &body);
         tokio::select! {
             biased;
             sent = send(place, Request::from_parts(head, body), meter.sent()) => match sent {

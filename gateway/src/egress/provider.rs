@@ -7,6 +7,7 @@ use flotilla_core::stats::Credential;
 use http::{HeaderValue, Uri};
 use rustls::pki_types::ServerName;
 
+use super::content::Need;
 use super::genai::GenAi;
 use super::health::Health;
 use super::keys::Key;
@@ -67,6 +68,20 @@ impl Provider {
                 .map(|before| before.health.clone())
                 .unwrap_or_default(),
         }
+    }
+
+    /// What must be known of a request before it is sent.
+    pub(super) fn need(&self) -> Need {
+        let config = &self.config;
+        if !config.model_budgets.is_empty() {
+            return Need::ModelBudget;
+        }
+        // A budget that blocks refuses models without a price.
+        let blocks = config.budget.as_ref().is_some_and(|budget| budget.blocks);
+        if blocks || config.quotas.iter().any(|quota| !quota.models.is_empty()) {
+            return Need::Limits;
+        }
+        Need::Nothing
     }
 
     /// Whether its key is there.

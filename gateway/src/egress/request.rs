@@ -1,40 +1,19 @@
 //! What an agent asks a provider for, and the few changes that its body may need.
 //!
-//! A body is held when it is JSON for an operation that is paid by tokens, so that it can be read before it is sent: the
-//! model's name decides about prices and fallbacks, `stream` about where usage will be, and a fallback needs the body once
-//! more under another name. Held are at most 4 MiB of one request and 64 MiB of all; what is longer, or comes without a
-//! length, passes as it comes, unchanged: it has no fallback, and its model's name is read on the way.
-//!
 //! Changes are made to the bytes, in place: nothing that is not understood is lost or put into another order.
 //!
 //! * Chat completions tell the usage of a stream only when asked to, so `stream_options.include_usage` is set; what the
 //!   client did not ask for is taken out of the answer again ([`super::events`]).
 //! * A fallback's model takes the place of the model.
 
-use std::sync::Arc;
+use std::fmt;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, Method, StatusCode, header};
-use http_body::Body as _;
-use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
-use parking_lot::Mutex;
+use http::{HeaderMap, Method, header};
 use percent_encoding::percent_decode_str;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use super::usage::JsonReader;
-use crate::ingress::proxy::{BodyLimit, too_large};
-use crate::reply::Refusal;
-use crate::upstream::body::{BUFFERED, Bounded, RequestBody};
-
-/// Longest body that is held; a context of a million tokens has about as many bytes.
-const HELD: u64 = 4 << 20;
-/// Bytes of bodies longer than [`BUFFERED`] that are held at once.
-const HELD_AT_ONCE: usize = 64 << 20;
-/// Unit of the semaphore.
-const PERMIT: u64 = 1 << 10;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +174,49 @@ impl Asked {
     }
 }
 
+/// How often an object in JSON names a model, in whatever case: some servers take `Model` for `model`, and of several the
+/// last. None where it is no object.
+pub fn models_named(body: &[u8]) -> Option<usize> {
+    struct IsModel(bool);
+    struct Key;
+    impl Visitor<'_> for Key {
+        type Value = IsModel;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a key")
+        }
+
+        fn visit_str<E>(self, key: &str) -> Result<IsModel, E> {
+            Ok(IsModel(key.eq_ignore_ascii_case("model")))
+        }
+    }
+    impl<'de> Deserialize<'de> for IsModel {
+        fn deserialize<D: Deserializer<'de>>(key: D) -> Result<Self, D::Error> {
+            key.deserialize_str(Key)
+        }
+    }
+    struct Object;
+    impl<'de> Visitor<'de> for Object {
+        type Value = usize;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<usize, A::Error> {
+            let mut named = 0;
+            while let Some((IsModel(is_model), IgnoredAny)) = map.next_entry()? {
+                named += usize::from(is_model);
+            }
+            Ok(named)
+        }
+    }
+    let mut text = serde_json::Deserializer::from_slice(body);
+    let named = text.deserialize_map(Object).ok()?;
+    text.end().ok()?;
+    Some(named)
+}
+
 /// `stream_options` with usage; none if it asks for it already, or is nothing that can be changed.
 fn with_usage(options: &str) -> Option<Vec<u8>> {
     let mut options: Option<serde_json::Map<String, serde_json::Value>> =
@@ -205,134 +227,6 @@ fn with_usage(options: &str) -> Option<Vec<u8>> {
     }
     options.insert("include_usage".to_owned(), true.into());
     serde_json::to_vec(options).ok()
-}
-
-/// A request's body, read as far as that was possible.
-pub struct Content {
-    /// The body.
-    pub body: RequestBody,
-    /// What a held body asks for.
-    pub asked: Asked,
-    /// Reads the body of a request that is not held as it passes; at its end its length is known, too.
-    pub reader: Option<Arc<Mutex<JsonReader>>>,
-    /// Length of a held body.
-    pub bytes: u64,
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-impl Content {
-    /// The model's name, as far as it is known by now.
-    pub fn model(&self) -> Option<String> {
-        let passing = || {
-            self.reader
-                .as_ref()
-                .and_then(|reader| reader.lock().found().model.clone())
-        };
-        self.asked.model.clone().or_else(passing)
-    }
-
-    /// The body once more with `model` in place of its own; none where it is not held.
-    pub fn again(&self, model: Option<&str>) -> Option<RequestBody> {
-        match &self.body {
-            RequestBody::Held(Some(bytes)) => Some(RequestBody::held(self.asked.body(bytes, model))),
-            held => held.again(),
-        }
-    }
-}
-
-/// Room for bodies that are held, and how long a body may be.
-pub struct Room {
-    permits: Arc<Semaphore>,
-    limit: BodyLimit,
-}
-
-impl Room {
-    /// With nothing in it.
-    pub(crate) fn new(limit: BodyLimit) -> Self {
-        Self {
-            permits: Arc::new(Semaphore::new(HELD_AT_ONCE / PERMIT as usize)),
-            limit,
-        }
-    }
-
-    /// How long a body may be.
-    pub(crate) fn limit(&self) -> BodyLimit {
-        self.limit
-    }
-
-    /// Holds `body` where it is worth it and there is room, else passes it on.
-    pub async fn take(
-        &self,
-        operation: Operation,
-        headers: &HeaderMap,
-        body: Incoming,
-    ) -> Result<Content, Refusal> {
-        let readable = is_json(headers) && !headers.contains_key(header::CONTENT_ENCODING);
-        let most = if operation.uses_tokens() && readable {
-            HELD
-        } else {
-            BUFFERED
-        };
-        let length = body.size_hint().exact();
-        if length.is_some_and(|length| length > self.limit.bytes) {
-            return Err(too_large(self.limit));
-        }
-        let room = match length {
-            Some(length) if length > BUFFERED && length <= most => {
-                let permits = u32::try_from(length.div_ceil(PERMIT)).unwrap_or(u32::MAX);
-                self.permits.clone().try_acquire_many_owned(permits).ok()
-            }
-            _ => None,
-        };
-        let fits = length.is_some_and(|length| length <= BUFFERED) || room.is_some();
-        if !fits {
-            let is_read = readable || operation.uses_tokens();
-            let reader = is_read.then(|| Arc::new(Mutex::new(JsonReader::default())));
-            let body = match length {
-                Some(_) => Bounded::known(body),
-                None => Bounded::limited(body, self.limit.bytes),
-            };
-            return Ok(Content {
-                body: match &reader {
-                    Some(reader) => RequestBody::Read(body, reader.clone()),
-                    None => RequestBody::Streamed(body),
-                },
-                asked: Asked::default(),
-                reader,
-                bytes: 0,
-                _room: None,
-            });
-        }
-        let limit = usize::try_from(length.unwrap_or_default()).unwrap_or(usize::MAX);
-        let bytes = match length {
-            Some(0) => Bytes::new(),
-            _ => match Limited::new(body, limit).collect().await {
-                Ok(whole) => whole.to_bytes(),
-                Err(_) => {
-                    return Err(Refusal::new(
-                        StatusCode::BAD_REQUEST,
-                        "BodyIncomplete",
-                        "the request's body ended before the length that its head gives",
-                    ));
-                }
-            },
-        };
-        Ok(Content {
-            asked: if readable {
-                Asked::read(operation, &bytes)
-            } else {
-                Asked::default()
-            },
-            bytes: bytes.len() as u64,
-            body: RequestBody::held(bytes),
-            reader: None,
-            _room: room,
-        })
-    }
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    media_type(headers).is_some_and(|media| media == "application/json" || media.ends_with("+json"))
 }
 
 /// The media type without parameters, in lower case.
@@ -421,6 +315,25 @@ mod tests {
         // Nothing to replace, and nothing to do.
         assert_eq!(sent(r#"{"x":1}"#, Some("m")), r#"{"x":1}"#);
         assert_eq!(sent(r#"{"model":"m"}"#, Some("m")), r#"{"model":"m"}"#);
+    }
+
+    #[test]
+    fn a_model_is_named_once_or_by_nobody_knows_whom() {
+        for (text, named) in [
+            (
+                r#"{"model":"a","x":{"model":"b"},"messages":[{"model":"c"}]}"#,
+                Some(1),
+            ),
+            (r#"{"model":"a","Model":"b"}"#, Some(2)),
+            (r#"{"model":"a","\u006dodel":"b"}"#, Some(2)),
+            ("{}", Some(0)),
+            ("[]", None),
+            (r#"{"model":"a"} {"model":"b"}"#, None),
+            (r#"{"model":"a""#, None),
+            ("\u{feff}{}", None),
+        ] {
+            assert_eq!(models_named(text.as_bytes()), named, "{text}");
+        }
     }
 
     proptest! {

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod deadline;
 pub mod durations;
 pub mod endpoint;
+pub mod exchange;
 pub mod listeners;
 pub mod pool;
 pub mod proxy;

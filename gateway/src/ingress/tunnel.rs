@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
-use super::proxy::Exchange;
+use super::exchange::Exchange;
 use super::websocket::{self, Frames};
 use crate::drain::Phase;
 use crate::reply::{Outgoing, Refusal};

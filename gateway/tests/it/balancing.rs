@@ -1,6 +1,8 @@
 //! Which replica, by strategy and by health.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::support::{Agent, Client, Fixture, PoolExt as _, config, full, pool};
 use flotilla_core::balance::BreakerPolicy;
@@ -57,15 +59,28 @@ async fn in_turn_each_gets_its_exact_share() {
 #[tokio::test]
 async fn adaptive_leaves_the_slow_replica_to_others() {
     let quick = Agent::named("quick").await;
-    let slow = Agent::start(|_| async {
-        tokio::time::sleep(Duration::from_millis(60)).await;
-        Response::new(full("slow"))
+    // Slower by far than anything the quick one was seen to take, however busy the machine is.
+    let longest = Arc::new(AtomicU64::new(0));
+    let seen = longest.clone();
+    let slow = Agent::start(move |_| {
+        let pause = Duration::from_micros(10 * seen.load(Ordering::Relaxed)).min(Duration::from_secs(5));
+        async move {
+            tokio::time::sleep(Duration::from_millis(60) + pause).await;
+            Response::new(full("slow"))
+        }
     })
     .await;
     let mut wanted = pool().revision("a", 100, 8, &[quick.address, slow.address]);
     wanted.balancing = Balancing::Adaptive;
     let fixture = Fixture::with(config(wanted)).await;
-    ask(&fixture, 100).await;
+    let mut client = Client::connect(fixture.gateway.ingress).await;
+    for _ in 0..100 {
+        let begin = Instant::now();
+        if client.get(&fixture.path("/")).await.text() == "quick" {
+            let took = u64::try_from(begin.elapsed().as_micros()).unwrap();
+            longest.fetch_max(took, Ordering::Relaxed);
+        }
+    }
     // Half of them by load alone. Some come while both are new, which are compared with a tenth of their weight.
     assert!(slow.hits() < 30, "{}", slow.hits());
 }

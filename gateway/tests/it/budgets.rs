@@ -1,16 +1,18 @@
 //! Budgets of a provider and of a model, as agents meet them.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use flotilla_core::price::Money;
 use flotilla_core::price::ledger::Policy;
-use flotilla_gateway::config::{Config, ProviderType, SpendConfig};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use flotilla_gateway::config::{Config, ProviderConfig, ProviderType, SpendConfig};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::{Value, json};
 
 use crate::models::{ask, chat, config, gateway, idle, priced, simulator, spent, with_budget};
-use crate::support::{Agent, Client, Fixture, fresh_ip, full, get, request};
+use crate::support::{Agent, Body, Client, Fixture, fresh_ip, full, get, settings};
 
 #[tokio::test]
 async fn a_budget_blocks_in_the_providers_words_and_counts_what_is_hung_up_on() {
@@ -123,6 +125,15 @@ async fn a_budget_blocks_in_the_providers_words_and_counts_what_is_hung_up_on() 
     );
 }
 
+/// A body without a length.
+pub fn in_pieces(path: &str, text: &str) -> Request<Body> {
+    let pieces = text.as_bytes().chunks(9_000).map(Bytes::copy_from_slice);
+    let pieces: Vec<_> = pieces.map(|piece| Ok(Frame::data(piece))).collect();
+    let mut request = ask(path, &Value::Null);
+    *request.body_mut() = StreamBody::new(futures::stream::iter(pieces)).boxed();
+    request
+}
+
 /// Neither a body without a length nor one that says it is no JSON, answered by a stream that tells no usage, is free.
 #[tokio::test]
 async fn what_nobody_has_counted_is_charged_by_its_length() {
@@ -140,23 +151,22 @@ async fn what_nobody_has_counted_is_charged_by_its_length() {
         "main",
         with_budget(priced(at.address, ProviderType::OpenAI), "1000"),
     )];
-    for kind in ["application/json", "text/plain"] {
+    for (kind, blocks) in [
+        ("application/json", true),
+        ("text/plain", true),
+        ("text/plain", false),
+    ] {
+        let mut providers = providers.clone();
+        providers[0].1.budget.as_mut().unwrap().blocks = blocks;
         let (fixture, mut client) = gateway(agent, &providers).await;
         let text = format!(
             r#"{{"stream":true,"model":"sim","messages":["{}"]}}"#,
             "word ".repeat(8_000)
         );
-        let pieces = text
-            .into_bytes()
-            .chunks(9_000)
-            .map(Bytes::copy_from_slice)
-            .collect::<Vec<_>>();
-        let pieces = pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
-        let mut request = request(Method::POST, "/providers/main/v1/chat/completions", "");
+        let mut request = in_pieces("/providers/main/v1/chat/completions", &text);
         request
             .headers_mut()
             .insert("content-type", HeaderValue::from_static(kind));
-        *request.body_mut() = StreamBody::new(futures::stream::iter(pieces)).boxed();
         assert_eq!(client.send(request).await.unwrap().status, StatusCode::OK);
         // A dollar for a thousand tokens, of four bytes or less.
         let spent: f64 = spent(&idle(&fixture).await, "main").parse().unwrap();
@@ -206,21 +216,109 @@ async fn what_the_operator_has_written_is_spent_after_a_restart_too() {
     }
 }
 
+/// Its model `sim-tokens-10` has a budget of its own, of less than two calls; a call of any model costs 0.019.
+fn with_model_budget(to: SocketAddr) -> ProviderConfig {
+    let mut main = with_budget(priced(to, ProviderType::OpenAI), "10");
+    let own = main.budget.map(|budget| Policy {
+        limit: "0.03".parse().unwrap(),
+        ..budget
+    });
+    main.model_budgets = own
+        .map(|own| ("sim-tokens-10".to_owned(), own))
+        .into_iter()
+        .collect();
+    main
+}
+
+#[tokio::test]
+async fn nothing_goes_past_a_models_own_budget_unread() {
+    let (simulator, agent) = (simulator(&[]).await, fresh_ip());
+    let mut settings = settings();
+    settings.max_provider_request_bytes = 64 << 20;
+    let fixture = Fixture::start(settings).await;
+    let mut budget_only = with_budget(priced(simulator.addr, ProviderType::OpenAI), "10");
+    budget_only.prices = [].into();
+    let mut quota_only = priced(simulator.addr, ProviderType::OpenAI);
+    let quota =
+        json!([{"name": "rpm", "resource": "Requests", "limit": 9, "windowSeconds": 60, "models": ["sim"]}]);
+    quota_only.quotas = serde_json::from_value(quota).unwrap();
+    let providers = [
+        ("main", with_model_budget(simulator.addr)),
+        ("budget", budget_only),
+        ("quota", quota_only),
+        ("free", priced(simulator.addr, ProviderType::OpenAI)),
+    ];
+    fixture.tell(config(agent, &providers)).await;
+    let path = |provider: &str| format!("/providers/{provider}/v1/chat/completions");
+    let send = async |request: Request<Body>| {
+        let mut client = Client::connect_from(agent, fixture.gateway.egress).await;
+        let answer = client.send(request).await.unwrap();
+        idle(&fixture).await;
+        (answer.status.as_u16(), answer.code())
+    };
+    let (main, mut body) = (path("main"), chat("sim-tokens-10"));
+    body["max_tokens"] = json!(10);
+    let text = body.to_string();
+    let mut untyped = in_pieces(&main, &text);
+    untyped.headers_mut().remove("content-type");
+    let mut encoded = in_pieces(&main, &text);
+    encoded
+        .headers_mut()
+        .insert("content-encoding", HeaderValue::from_static("gzip"));
+    // Without a length it is read, held to the budget and charged as with one.
+    for _ in 0..2 {
+        assert_eq!(send(in_pieces(&main, &text)).await, (200, String::new()));
+    }
+    assert_eq!(spent(&fixture.stats().await, "main"), "0.038");
+    let spent = || (429, "BudgetExhausted".to_owned());
+    let unknown = || (400, "ModelUnknown".to_owned());
+    let mut large = body.clone();
+    large["messages"][0]["content"] = "word ".repeat(1 << 20).into();
+    let mut huge = body.clone();
+    huge["messages"][0]["content"] = "word ".repeat(7 << 20).into();
+    let twice = text.replacen('{', r#"{"model":"sim","#, 1);
+    let spelled = text.replacen('{', r#"{"Model":"sim","#, 1);
+    for (what, request, expected) in [
+        ("no length", in_pieces(&main, &text), spent()),
+        ("large", ask(&main, &large), spent()),
+        ("large, no length", in_pieces(&main, &large.to_string()), spent()),
+        ("no type", untyped, spent()),
+        ("huge", ask(&main, &huge), (413, "RequestTooLarge".to_owned())),
+        ("twice", in_pieces(&main, &twice), unknown()),
+        ("in another case", in_pieces(&main, &spelled), unknown()),
+        ("no JSON", in_pieces(&main, "model=sim-tokens-10"), unknown()),
+        ("no model", in_pieces(&main, r#"{"messages":[]}"#), unknown()),
+        ("compressed", encoded, unknown()),
+        (
+            "another model",
+            in_pieces(&main, &chat("sim").to_string()),
+            (200, String::new()),
+        ),
+        // Nor past the refusal of what has no price, or the quota of a model.
+        (
+            "no price",
+            in_pieces(&path("budget"), &text),
+            (403, "ModelWithoutPrice".to_owned()),
+        ),
+        ("no price, twice", in_pieces(&path("budget"), &twice), unknown()),
+        ("quota, twice", in_pieces(&path("quota"), &twice), unknown()),
+        // Where nothing depends on it, the provider says what it thinks of it.
+        (
+            "free, twice",
+            in_pieces(&path("free"), &twice),
+            (400, String::new()),
+        ),
+    ] {
+        assert_eq!(send(request).await, expected, "{what}");
+    }
+}
+
 #[tokio::test]
 async fn a_models_own_budget_blocks_that_model_only() {
     let (simulator, agent) = (simulator(&[]).await, fresh_ip());
     let path = "/providers/main/v1/chat/completions";
     let of_model = |written: Option<&str>| -> Config {
-        // A call of either model costs 0.019.
-        let mut main = with_budget(priced(simulator.addr, ProviderType::OpenAI), "10");
-        let own = main.budget.map(|budget| Policy {
-            limit: "0.03".parse().unwrap(),
-            ..budget
-        });
-        main.model_budgets = own
-            .map(|own| ("sim-tokens-10".to_owned(), own))
-            .into_iter()
-            .collect();
+        let main = with_model_budget(simulator.addr);
         let mut config = config(agent, &[("main", main)]);
         let written = written.map(|spent| SpendConfig {
             window_start: jiff::Timestamp::now(),

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Agent, Answer, Client, Fixture, PoolExt as _, config, full, pool};
+use crate::slots::gated;
+use crate::support::{Agent, Answer, Client, Fixture, PoolExt as _, config, pool};
 use flotilla_gateway::config::PoolConfig;
-use http::{HeaderName, Response, StatusCode};
+use http::{HeaderName, StatusCode};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
 
@@ -22,19 +23,7 @@ struct Line {
 
 impl Line {
     async fn start(change: impl FnOnce(&mut PoolConfig)) -> Self {
-        let gate = Arc::new(Semaphore::new(0));
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let (inner, seen) = (gate.clone(), order.clone());
-        let agent = Agent::start(move |request| {
-            let (gate, seen) = (inner.clone(), seen.clone());
-            async move {
-                let path = request.uri().path().to_owned();
-                seen.lock().await.push(path.clone());
-                gate.acquire().await.unwrap().forget();
-                Response::new(full(path))
-            }
-        })
-        .await;
+        let (agent, gate, order) = gated().await;
         let mut wanted = pool().revision("a", 100, 1, &[agent.address]);
         (wanted.tenant_header, wanted.priority_header) = (Some(TENANT), Some(PRIORITY));
         change(&mut wanted);

@@ -8,6 +8,7 @@ use flotilla_simulator::script::Step;
 use http::StatusCode;
 use serde_json::json;
 
+use crate::budgets::in_pieces;
 use crate::models::{ask, chat, config, gateway, idle, priced, simulator, spent, with_budget};
 use crate::support::{Agent, Answer, Client, fresh_ip, get};
 
@@ -62,6 +63,13 @@ async fn a_fallback_answers_when_the_first_does_not() {
         );
         assert_eq!(stream, answer.text().contains("[DONE]"));
     }
+    first.script(vec![step(503, None)]).unwrap();
+    let answer = client.send(in_pieces(CHAIN, &body.to_string())).await.unwrap();
+    assert_eq!(
+        (answer.status, header(&answer, "x-flotilla-provider")),
+        (StatusCode::OK, Some("other")),
+        "a body without a length has its fallback, too"
+    );
     // Who is at fault himself is told so, and another model has no fallback.
     let mut wrong = chat("sim-fast");
     wrong["messages"] = json!([]);
@@ -109,7 +117,7 @@ async fn a_fallback_answers_when_the_first_does_not() {
     );
     let metrics = get(fixture.gateway.admin, "/metrics").await.text();
     let line =
-        r#"flotilla_gateway_fallbacks_total{provider="main",fallback="other",reason="server_error"} 2"#;
+        r#"flotilla_gateway_fallbacks_total{provider="main",fallback="other",reason="server_error"} 3"#;
     assert!(metrics.contains(line), "{metrics}");
 }
 

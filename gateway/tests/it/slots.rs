@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
 
 /// Answers with the path once the gate lets it.
-async fn gated() -> (Agent, Arc<Semaphore>, Arc<Mutex<Vec<String>>>) {
+pub async fn gated() -> (Agent, Arc<Semaphore>, Arc<Mutex<Vec<String>>>) {
     let gate = Arc::new(Semaphore::new(0));
     let order = Arc::new(Mutex::new(Vec::new()));
     let (inner, seen) = (gate.clone(), order.clone());

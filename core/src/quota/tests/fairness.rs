@@ -65,6 +65,56 @@ fn headers_correct_downwards_for_a_while() {
 }
 
 #[test]
+fn a_long_wait_is_tried_with_one_request_an_hour() {
+    let limits = [requests(60, 60)];
+    let (mut office, mut one) = (Office::new(&limits), holder("a", &limits));
+    let class = one.class("m");
+    let wait = |text: &'static str| parse([("retry-after", text.as_bytes())], NOON);
+    // What may go at this second, of three.
+    let mut go = |one: &mut Holder, second: u64| {
+        office.exchange(one, 3, at(second));
+        let now = at(second).nanos;
+        let admitted = (0..3).map_while(|_| match one.try_admit(class, NOTHING, now) {
+            Admission::Admitted(ticket) => Some(ticket),
+            _ => None,
+        });
+        admitted.collect::<Vec<_>>()
+    };
+    let end = |one: &mut Holder, tickets: Vec<Ticket>, second: u64| {
+        for mut ticket in tickets {
+            one.headers(&mut ticket, at(second).nanos, at(second).nanos);
+            one.settle(ticket, NOTHING, at(second).nanos);
+        }
+    };
+    let mut before = go(&mut one, 0);
+    let late = before.pop().expect("three may go");
+    end(&mut one, before, 0);
+    one.apply(class, &wait("2678400"), at(1).nanos);
+    one.probed(&late);
+    end(&mut one, vec![late], 2);
+    assert_eq!(go(&mut one, 3_600).len(), 0, "an older answer says nothing");
+    // The provider says so again.
+    let probe = go(&mut one, 3_601);
+    assert_eq!(probe.len(), 1);
+    one.probed(&probe[0]);
+    one.apply(class, &wait("2674800"), at(3_602).nanos);
+    end(&mut one, probe, 3_602);
+    assert_eq!(go(&mut one, 3_700).len(), 0);
+    // Nothing is heard of the next one; the one after it is answered.
+    let lost = go(&mut one, 7_202);
+    assert_eq!((lost.len(), go(&mut one, 7_261).len()), (1, 0));
+    end(&mut one, lost, 7_261);
+    let probe = go(&mut one, 7_262);
+    assert_eq!(probe.len(), 1);
+    one.probed(&probe[0]);
+    end(&mut one, probe, 7_262);
+    assert_eq!(go(&mut one, 7_263).len(), 3, "it was a mistake");
+    // An hour or less is believed.
+    one.apply(class, &wait("3600"), at(7_264).nanos);
+    assert_eq!((go(&mut one, 10_863).len(), go(&mut one, 10_864).len()), (0, 3));
+}
+
+#[test]
 fn a_slope_holds_for_all_replicas_together() {
     let slope = Slope {
         base: 10,

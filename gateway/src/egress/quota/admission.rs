@@ -53,7 +53,7 @@ pub struct Ask<'a> {
     pub bytes: u64,
     /// The most output tokens it allows.
     pub max_tokens: Option<u64>,
-    /// Until when it may wait.
+    /// Until when it may wait; in the past where another provider is asked rather than waiting.
     pub deadline: Instant,
 }
 
@@ -208,7 +208,7 @@ impl Admission {
     }
 
     /// Reserves what a request will use, as far as can be told; waits for its turn until its deadline where there is too
-    /// little.
+    /// little. One whose deadline is over joins no line, and counts as passed over instead of refused.
     ///
     /// None: these quotas are not in force any more, or not here.
     ///
@@ -270,6 +270,7 @@ impl Admission {
         waited_before: bool,
     ) -> Result<Tried<'a>, Refused> {
         let now = self.clock.nanos();
+        let at_once = !waited_before && deadline <= now;
         let state = &mut *self.state.lock();
         if state.left {
             return Ok(Tried::Left);
@@ -298,10 +299,16 @@ impl Admission {
                 Decision::Wait { limit, until } => (limit, until),
                 Decision::Never { limit } => {
                     let why = Why::TooLarge(estimate);
-                    return Err(state.refuse(&self.provider, &pool, limit, why, None, now));
+                    state.counts.turned_away(&pool, limit, at_once, now);
+                    return Err(state.refused(&self.provider, limit, why, None));
                 }
             }
         };
+        if at_once {
+            state.counts.turned_away(&pool, blocked.0, at_once, now);
+            self.changed.notify_one();
+            return Err(state.refused(&self.provider, blocked.0, Why::TimedOut, None));
+        }
         // Waiting for a lease says nothing about the quota.
         if !waited_before && state.holder.has_lease(now) {
             state.counts.throttled(blocked.0, now);
@@ -335,7 +342,8 @@ impl Admission {
                     QueueLimit::QueueFull | QueueLimit::TenantShare => Why::QueueFull,
                 };
                 let after = Some(Duration::from_secs(retry_after_seconds));
-                Err(state.refuse(&self.provider, &pool, blocked.0, why, after, now))
+                state.counts.turned_away(&pool, blocked.0, false, now);
+                Err(state.refused(&self.provider, blocked.0, why, after))
             }
         }
     }
@@ -349,7 +357,8 @@ impl Admission {
             } else {
                 why
             };
-            state.refuse(&self.provider, &joined.pool, limit, why, after, now)
+            state.counts.turned_away(&joined.pool, limit, false, now);
+            state.refused(&self.provider, limit, why, after)
         })
     }
 }
@@ -440,22 +449,9 @@ impl State {
         more
     }
 
-    fn refuse(
-        &mut self,
-        provider: &str,
-        pool: &Arc<str>,
-        limit: usize,
-        why: Why,
-        after: Option<Duration>,
-        now: Nanos,
-    ) -> Refused {
-        self.counts.refused(pool, limit, now);
-        Refused::new(
-            provider,
-            self.holder.limit(limit),
-            why,
-            after.unwrap_or(RETRY_AFTER),
-        )
+    fn refused(&self, provider: &str, limit: usize, why: Why, after: Option<Duration>) -> Refused {
+        let limit = self.holder.limit(limit);
+        Refused::new(provider, limit, why, after.unwrap_or(RETRY_AFTER))
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Pool {
     pub waited: u64,
     /// Refused.
     pub refused: u64,
+    /// Not admitted at once, where another provider is asked rather than waiting.
+    pub passed_over: u64,
     /// Waiting now.
     pub waiting: u64,
     /// Time that those admitted had waited, together.
@@ -74,9 +76,15 @@ impl Counts {
         }
     }
 
-    /// A request was refused because of a limit.
-    pub(super) fn refused(&mut self, pool: &Arc<str>, limit: usize, now: Nanos) {
-        self.pool(pool).refused += 1;
+    /// A request was refused because of a limit, or passed over because it could only be admitted `at_once`.
+    pub(super) fn turned_away(&mut self, pool: &Arc<str>, limit: usize, at_once: bool, now: Nanos) {
+        let pool = self.pool(pool);
+        let count = if at_once {
+            &mut pool.passed_over
+        } else {
+            &mut pool.refused
+        };
+        *count += 1;
         if let Some(held) = self.limits.get_mut(limit) {
             held.last = Some(now);
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flotilla_gateway::egress::quota::{Ask, Permit, Used};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -204,6 +204,58 @@ async fn requests_that_are_given_up_leave_their_turn_to_others() {
         at_once += u32::from(before.elapsed() < SECOND);
     }
     assert_eq!(at_once, 10, "none of them has used anything");
+}
+
+/// What a provider asks for by mistake stops a gateway for an hour, not for a month.
+#[tokio::test(start_paused = true)]
+async fn after_an_hour_one_request_asks_whether_a_long_wait_is_still_meant() {
+    let mut world = World::new(requests(60));
+    world.start("g-0", &[]);
+    let quotas = world.processes["g-0"].quotas.clone();
+    let reserve = async |patience: Duration| {
+        let ask = Ask {
+            pool: "support",
+            model: Some("mini"),
+            bytes: 0,
+            max_tokens: None,
+            deadline: Instant::now() + patience,
+        };
+        quotas.reserve("main", ask).await.ok().flatten()
+    };
+    let answered = |permit: Option<Permit>, status, headers: &HeaderMap| {
+        let mut permit = permit.expect("it was admitted");
+        permit.answered(status, headers);
+        permit.settle(Used::default());
+    };
+    let month = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from(31 * 86_400))]);
+    answered(reserve(WINDOW).await, StatusCode::TOO_MANY_REQUESTS, &month);
+    tokio::time::sleep(3_590 * SECOND).await;
+    assert!(reserve(5 * SECOND).await.is_none());
+    let probe = reserve(10 * SECOND).await;
+    assert!(
+        probe.is_some() && reserve(10 * SECOND).await.is_none(),
+        "one alone"
+    );
+    // A 429 that does not say for how long says nothing new; the next one a minute later is answered.
+    answered(probe, StatusCode::TOO_MANY_REQUESTS, &HeaderMap::new());
+    assert!(reserve(10 * SECOND).await.is_none());
+    let probe = reserve(WINDOW).await;
+    assert!(reserve(SECOND).await.is_none(), "one alone");
+    answered(probe, StatusCode::OK, &HeaderMap::new());
+    for _ in 0..10 {
+        answered(reserve(SECOND).await, StatusCode::OK, &HeaderMap::new());
+    }
+    let pools = quotas.pools("main");
+    assert_eq!((pools[0].1.refused, pools[0].1.passed_over), (4, 0));
+
+    // Whoever has somebody else to ask does not wait, and is not counted as refused.
+    for _ in 0..60 {
+        drop(reserve(Duration::ZERO).await);
+    }
+    let pools = quotas.pools("main");
+    let counts = &pools[0].1;
+    assert_eq!((counts.refused, counts.waiting), (4, 0));
+    assert!((10..60).contains(&counts.passed_over), "{counts:?}");
 }
 
 #[tokio::test(start_paused = true)]

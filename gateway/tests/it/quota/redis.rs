@@ -1,5 +1,6 @@
 //! Quotas that namespaces share, with a real Redis. Where the machine has no `redis-server` these tests are left out, and say so;
-//! with `FLOTILLA_REDIS=required`, as in continuous integration, they fail.
+//! with `FLOTILLA_REDIS=required`, as in continuous integration, they fail. `FLOTILLA_REDIS_SERVER` names another program that
+//! takes the same options, for example `valkey-server`.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use flotilla_gateway::egress::quota::{
 };
 use flotilla_gateway::peers::Peers;
 use http::{HeaderMap, StatusCode};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -33,14 +34,16 @@ struct Redis {
     /// The same server, by which its certificate does not.
     alias: IpAddr,
     scheme: &'static str,
+    /// Over TLS clients must show a certificate: `yes` or `no`.
+    asks_clients: &'static str,
 }
 
 impl Redis {
     async fn start() -> Option<Self> {
-        Self::start_with("redis").await
+        Self::start_with("redis", "no").await
     }
 
-    async fn start_with(scheme: &'static str) -> Option<Self> {
+    async fn start_with(scheme: &'static str, asks_clients: &'static str) -> Option<Self> {
         let folder = std::env::temp_dir().join(format!("flotilla-redis-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("password"), format!("{PASSWORD}\n")).unwrap();
@@ -48,7 +51,7 @@ impl Redis {
         if scheme == "rediss" {
             certify(&folder, ip);
         }
-        let Some(child) = run(&folder, [ip, alias], scheme) else {
+        let Some(child) = run(&folder, [ip, alias], scheme, asks_clients) else {
             let required = std::env::var("FLOTILLA_REDIS").is_ok_and(|value| value == "required");
             assert!(
                 !required,
@@ -65,6 +68,7 @@ impl Redis {
             ip,
             alias,
             scheme,
+            asks_clients,
         };
         redis.answers().await;
         Some(redis)
@@ -87,7 +91,13 @@ impl Redis {
     }
 
     async fn again(&mut self) {
-        self.child = run(&self.folder, [self.ip, self.alias], self.scheme).unwrap();
+        self.child = run(
+            &self.folder,
+            [self.ip, self.alias],
+            self.scheme,
+            self.asks_clients,
+        )
+        .unwrap();
         self.answers().await;
     }
 
@@ -109,6 +119,8 @@ fn certify(folder: &Path, ip: IpAddr) {
     let issuer = Issuer::new(params, key);
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::IpAddress(ip)];
+    // Named as the authority it would be taken for one that has signed itself.
+    params.distinguished_name.push(DnType::CommonName, "redis");
     let key = KeyPair::generate().unwrap();
     let certificate = params.signed_by(&key, &issuer).unwrap().pem();
     for (file, text) in [
@@ -120,7 +132,7 @@ fn certify(folder: &Path, ip: IpAddr) {
     }
 }
 
-fn run(folder: &Path, ips: [IpAddr; 2], scheme: &str) -> Option<Child> {
+fn run(folder: &Path, ips: [IpAddr; 2], scheme: &str, asks_clients: &str) -> Option<Child> {
     let [ip, alias] = ips.map(|ip| ip.to_string());
     let ports = match scheme {
         "rediss" => &[
@@ -135,11 +147,12 @@ fn run(folder: &Path, ips: [IpAddr; 2], scheme: &str) -> Option<Child> {
             "--tls-ca-cert-file",
             "ca.crt",
             "--tls-auth-clients",
-            "no",
+            asks_clients,
         ][..],
         _ => &["--port", "6379"],
     };
-    Command::new("redis-server")
+    let program = std::env::var("FLOTILLA_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+    Command::new(program)
         .args(["--bind", &ip, &alias, "--requirepass", PASSWORD])
         .args(ports)
         .args(["--save", "", "--appendonly", "yes", "--appendfsync", "always"])
@@ -331,7 +344,7 @@ async fn namespaces_hold_a_quota_together_through_the_end_of_all_gateways_and_of
 
 #[tokio::test]
 async fn over_tls_only_the_server_that_the_authority_names_is_spoken_to() {
-    let Some(redis) = Redis::start_with("rediss").await else {
+    let Some(redis) = Redis::start_with("rediss", "no").await else {
         return;
     };
     let patience = Duration::from_secs(10);
@@ -360,6 +373,22 @@ async fn over_tls_only_the_server_that_the_authority_names_is_spoken_to() {
     // One that comes later is used without a restart.
     std::fs::write(redis.folder.join("ca.crt"), own).unwrap();
     Place::new(redis.server(), "prod").read().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_is_shown_the_secrets() {
+    let Some(redis) = Redis::start_with("rediss", "yes").await else {
+        return;
+    };
+    Place::new(redis.server(), "prod").read().await.unwrap();
+    // One that comes later is used without a restart; without its key it is of no use.
+    let (server, key) = (redis.server(), redis.folder.join("tls.key"));
+    let own = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    let error = Place::new(server.clone(), "prod").read().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unclear(_)), "{error}");
+    std::fs::write(&key, own).unwrap();
+    Place::new(server, "prod").read().await.unwrap();
 }
 
 #[tokio::test]

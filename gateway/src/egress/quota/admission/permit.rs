@@ -67,9 +67,17 @@ impl Permit {
             retry_after: hint.retry_after.filter(|_| stops),
             ..hint
         };
-        if generation == current {
-            holder.apply(class, &hint, now);
+        if generation != current {
+            return;
         }
+        if let Some(ticket) = self
+            .ticket
+            .as_ref()
+            .filter(|_| !stops || hint.retry_after.is_some())
+        {
+            holder.probed(ticket);
+        }
+        holder.apply(class, &hint, now);
     }
 
     /// The request has ended and used this much.

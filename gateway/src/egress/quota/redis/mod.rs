@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisError,
-    RedisResult, TlsCertificates,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
+    RedisError, RedisResult, TlsCertificates,
 };
 use tokio::sync::Mutex;
 
@@ -39,6 +39,9 @@ const USERNAME: &str = "username";
 const PASSWORD: &str = "password";
 /// The authorities that the server's certificate may come from, as PEM; without it those that Mozilla trusts.
 const AUTHORITY: &str = "ca.crt";
+/// What the gateway shows to a server that asks for a certificate, as PEM; the key is that of the certificate.
+const CERTIFICATE: &str = "tls.crt";
+const KEY: &str = "tls.key";
 
 /// A server. Connections are made when they are needed, with the credentials of that moment.
 pub struct Server {
@@ -55,8 +58,8 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// The server at `address` (`redis://host:port/database`, or `rediss://` for TLS), with the user name, the password and the
-    /// certificate's authority from files in `secret`.
+    /// The server at `address` (`redis://host:port/database`, or `rediss://` for TLS), with the user name, the password, the
+    /// certificate's authority and the own certificate from files in `secret`.
     ///
     /// # Errors
     /// With a sentence, when `address` is none, has a password in it or asks for certificates not to be looked at.
@@ -106,19 +109,18 @@ impl Server {
             settings = settings.set_password(password);
         }
         let address = self.address.clone().set_redis_settings(settings);
-        let authority = match address.addr() {
-            ConnectionAddr::TcpTls { .. } => self.secret(AUTHORITY).await,
-            _ => None,
-        };
-        let client = match authority {
-            None => Client::open(address)?,
-            Some(authority) => {
-                let certificates = TlsCertificates {
-                    client_tls: None,
-                    root_cert: Some(authority.into_bytes()),
-                };
-                Client::build_with_tls(address, certificates)?
-            }
+        let client = if matches!(address.addr(), ConnectionAddr::TcpTls { .. }) {
+            let pair = self.secret(CERTIFICATE).await.zip(self.secret(KEY).await);
+            let certificates = TlsCertificates {
+                client_tls: pair.map(|(certificate, key)| ClientTlsConfig {
+                    client_cert: certificate.into_bytes(),
+                    client_key: key.into_bytes(),
+                }),
+                root_cert: self.secret(AUTHORITY).await.map(String::into_bytes),
+            };
+            Client::build_with_tls(address, certificates)?
+        } else {
+            Client::open(address)?
         };
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CALL_TIMEOUT))
