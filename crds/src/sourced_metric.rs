@@ -18,8 +18,8 @@ pub struct SourcedMetric {
     #[schemars(length(min = 1, max = 40))]
     #[x_kube(
         validation = rules::entry_name(),
-        validation = Rule::new("!(self in ['errors', 'latency'])")
-            .message("errors and latency are what the gateways count; choose another name")
+        validation = Rule::new("!(self in ['errors', 'latency', 'firstByte'])")
+            .message("errors, latency and firstByte are what the gateways count; choose another name")
     )]
     pub name: String,
     /// mode is Enforce, or Observe: then the metric is judged and shown, and decides nothing. Default Enforce.

@@ -31,6 +31,11 @@ pub trait Traffic: Send + Sync {
 
     /// Share of requests to an image that fail, and their median latency in milliseconds.
     fn answers(&self, image: &str, second: i64) -> (f64, f64);
+
+    /// The part of a request's time after which the first byte of its answer comes.
+    fn first_byte(&self, _image: &str, _second: i64) -> f64 {
+        0.5
+    }
 }
 
 /// Nobody asks anything.
@@ -279,7 +284,9 @@ impl Gateways {
                         epoch: applied.generation,
                         ..WindowStats::default()
                     });
-                    (*weight, self.traffic.answers(image, second), key, window)
+                    let first_byte = self.traffic.first_byte(image, second);
+                    let (failing, median) = self.traffic.answers(image, second);
+                    (*weight, (failing, median, first_byte), key, window)
                 })
                 .collect();
             for _ in 0..requests {
@@ -288,7 +295,7 @@ impl Gateways {
                     pick -= *weight;
                     pick < 0
                 });
-                let Some((_, (failing, median), _, window)) = arm else {
+                let Some((_, (failing, median, first_byte), _, window)) = arm else {
                     continue;
                 };
                 window.started += 1;
@@ -296,9 +303,9 @@ impl Gateways {
                 window.failed += u64::from(random.random_bool(failing.clamp(0.0, 1.0)));
                 // A long tail: each doubling half as likely.
                 let stretch = f64::from(1_u32 << random.random::<u32>().trailing_zeros().min(6));
-                let microseconds = (*median * 1000.0 * stretch * random.random_range(0.6..1.2)) as u64;
-                window.latency.record(microseconds);
-                window.first_byte.record(microseconds / 2);
+                let microseconds = *median * 1000.0 * stretch * random.random_range(0.6..1.2);
+                window.latency.record(microseconds as u64);
+                window.first_byte.record((microseconds * *first_byte) as u64);
             }
             let asked = arms.into_iter().filter(|(.., window)| window.started > 0);
             served

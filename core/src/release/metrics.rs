@@ -54,19 +54,25 @@ fn metrics(analysis: &Analysis) -> Vec<Metric> {
         }),
     }];
     metrics.extend(analysis.metrics.iter().filter_map(sourced));
-    metrics.extend(analysis.latency.as_ref().map(|latency| {
-        let thresholds = latency.thresholds_milliseconds.iter();
-        let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
-        Metric {
-            name: "latency".to_owned(),
-            mode: mode(latency.mode),
-            rule: Rule::Compare(Compare {
-                counted: Counted::Latency(thresholds.collect()),
-                tolerate_worse_percent: percent(latency.tolerate_worse_percent),
-                ..Compare::latency(Vec::new())
-            }),
-        }
-    }));
+    let times: [(_, _, fn(Vec<u64>) -> Counted); 2] = [
+        ("latency", &analysis.latency, Counted::Latency),
+        ("firstByte", &analysis.first_byte, Counted::FirstByte),
+    ];
+    for (name, time, counted) in times {
+        metrics.extend(time.as_ref().map(|time| {
+            let thresholds = time.thresholds_milliseconds.iter();
+            let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
+            Metric {
+                name: name.to_owned(),
+                mode: mode(time.mode),
+                rule: Rule::Compare(Compare {
+                    counted: counted(thresholds.collect()),
+                    tolerate_worse_percent: percent(time.tolerate_worse_percent),
+                    ..Compare::latency(Vec::new())
+                }),
+            }
+        }));
+    }
     metrics
 }
 

@@ -62,7 +62,8 @@ fn each_rung_asks_what_its_step_says_and_the_last_one_bakes() {
             {"weight": 20, "ruleOutTimesWorse": 4, "minDurationSeconds": 10, "decideWithinSeconds": 100},
         ]},
         "analysis": {"strictness": "Strict", "warmupSeconds": 3, "errors": {"acceptableErrorPercent": "0.5", "abortAbovePercent": "12.5"},
-            "latency": {"thresholdsMilliseconds": [100, 200], "mode": "Observe"}},
+            "latency": {"thresholdsMilliseconds": [100, 200], "mode": "Observe"},
+            "firstByte": {"thresholdsMilliseconds": [50], "tolerateWorsePercent": 7}},
     }, "traffic": {"requestTimeoutSeconds": 9}});
     let plan = asked(spec.clone(), 20);
     assert_eq!(plan.step.question, Question::Advance { times_worse: 4 });
@@ -93,6 +94,17 @@ fn each_rung_asks_what_its_step_says_and_the_last_one_bakes() {
     assert_eq!(
         (plan.metrics[1].mode, latency.tolerate_worse_percent),
         (Mode::Observe, 5)
+    );
+    let Rule::Compare(first_byte) = &plan.metrics[2].rule else {
+        panic!()
+    };
+    assert_eq!(
+        (plan.metrics[2].name.as_str(), plan.metrics[2].mode),
+        ("firstByte", Mode::Enforce)
+    );
+    assert_eq!(
+        (&first_byte.counted, first_byte.tolerate_worse_percent),
+        (&Counted::FirstByte(vec![50]), 7)
     );
     let bake = asked(spec, 100);
     assert_eq!(

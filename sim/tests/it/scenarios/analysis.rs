@@ -96,6 +96,44 @@ fn a_candidate_that_is_slower_is_led_back() {
     });
 }
 
+/// For those who read along; how long the whole answer takes tells nothing of it.
+#[test]
+fn a_candidate_whose_first_byte_is_slower_is_led_back() {
+    let analysis = json!({"latency": {"thresholdsMilliseconds": [100, 400]}, "firstByte": {"thresholdsMilliseconds": [50, 200]}});
+    let judged = merged(canary(4, &[25]), json!({"rollout": {"analysis": analysis}}));
+    for (part, word) in [(0.9, "AnalysisFailed"), (0.5, "Ready")] {
+        scenario(judged.clone(), async |s: &mut Scene| {
+            s.traffic(100.0);
+            s.first_byte_after("2", part);
+            s.image("2");
+            s.judged_at(25).await;
+            let shown = |s: &Scene| {
+                let metrics = s.status()["rollout"]["metrics"].clone();
+                metrics
+                    .as_array()
+                    .is_some_and(|metrics| metrics.iter().any(|metric| metric["name"] == "firstByte"))
+            };
+            s.wait_for("firstByte in status", shown).await;
+            s.says(word).await;
+            if word == "AnalysisFailed" {
+                assert!(
+                    s.sentence()
+                        .contains("firstByte: the candidate is worse than stable"),
+                    "{}",
+                    s.sentence()
+                );
+                assert!(
+                    s.sentence().contains("with the first byte above"),
+                    "{}",
+                    s.sentence()
+                );
+                s.until("1=4@100").await;
+            }
+            s.traffic(0.0);
+        });
+    }
+}
+
 #[test]
 fn what_is_only_observed_decides_nothing() {
     let observe = json!({"rollout": {"analysis": {"errors": {"mode": "Observe"}}}});

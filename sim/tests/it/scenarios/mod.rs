@@ -211,6 +211,12 @@ impl Scene {
             .with(|script| script.slow.insert(tag.to_owned(), milliseconds));
     }
 
+    /// The part of a request's time after which an image's first byte comes from now on.
+    pub fn first_byte_after(&self, tag: &str, part: f64) {
+        self.script
+            .with(|script| script.first_byte.insert(tag.to_owned(), part));
+    }
+
     /// How candidates answer tests of this path from now on; `None` as they should.
     pub fn answers(&self, path: &str, answer: Option<Answer>) {
         self.script.with(|script| match answer {

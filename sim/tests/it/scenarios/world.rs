@@ -33,6 +33,8 @@ pub struct Script {
     pub rate: f64,
     pub failing: BTreeMap<String, f64>,
     pub slow: BTreeMap<String, f64>,
+    /// The part of a request's time after which the first byte comes, where it is not half.
+    pub first_byte: BTreeMap<String, f64>,
     /// By path; all others are answered with 200.
     pub answers: BTreeMap<String, Answer>,
     /// Numbers of the source by a part of the question, the newest first; of a counter, what it grows by in a second.
@@ -61,6 +63,10 @@ impl Traffic for Shared {
             let failing = script.failing.get(tag).copied().unwrap_or_default();
             (failing, script.slow.get(tag).copied().unwrap_or(100.0))
         })
+    }
+
+    fn first_byte(&self, image: &str, _: i64) -> f64 {
+        self.with(|script| script.first_byte.get(tag(image)).copied().unwrap_or(0.5))
     }
 }
 
