@@ -19,9 +19,13 @@ pub fn sourced(metric: &SourcedMetric) -> Option<Metric> {
         let value: f64 = text.as_deref()?.parse().ok()?;
         Some((value * 1e6).round() as i64)
     };
+    let above = |text: &String| Some((text.parse::<f64>().ok()? * 1e6).round() as u64);
     let rule = match (&metric.counts, &metric.threshold) {
         (Some(counts), _) => Rule::Compare(Compare {
-            counted: Counted::Events,
+            counted: match counts.thresholds.as_slice() {
+                [] => Counted::Events,
+                thresholds => Counted::Above(thresholds.iter().map(above).collect::<Option<_>>()?),
+            },
             tolerate_worse_percent: u32::try_from(counts.tolerate_worse_percent).unwrap_or_default(),
             acceptable_millionths: millionths(&counts.acceptable_percent),
             ..Compare::errors()

@@ -121,6 +121,8 @@ fn metrics_of_other_sources_are_compared_or_held_against_limits() {
                 "counts": {"requests": "a{{revision}}", "events": "b{{revision}}", "acceptablePercent": "0.5"}},
             {"name": "p95", "mode": "Observe", "source": {"type": "JSON", "name": "own"},
                 "threshold": {"value": "/x#/y", "minimum": "-1", "maximum": "4.5", "failureLimit": 2}},
+            {"name": "cost", "source": {"type": "JSON", "name": "own"},
+                "counts": {"requests": "a{{revision}}", "events": "b{{revision}}{{threshold}}", "thresholds": ["0.05", "2000.0"]}},
         ]}}}),
         10,
     );
@@ -143,6 +145,13 @@ fn metrics_of_other_sources_are_compared_or_held_against_limits() {
     assert_eq!(
         (&plan.metrics[2].rule, plan.metrics[2].mode),
         (&Rule::Threshold(expected), Mode::Observe)
+    );
+    let Rule::Compare(cost) = &plan.metrics[3].rule else {
+        panic!()
+    };
+    assert_eq!(
+        (&cost.counted, cost.acceptable_millionths),
+        (&Counted::Above(vec![50_000, 2_000_000_000]), 10_000)
     );
 }
 

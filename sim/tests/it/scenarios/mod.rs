@@ -42,7 +42,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::operator::{panics, start_asking};
 use specs::{blue_green, canary, merged, of_canary, rolling};
-use world::{Answer, Shared, fate_of, tag};
+use world::{Answer, Number, Shared, fate_of, tag};
 
 const POOLS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools";
 const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
@@ -225,8 +225,8 @@ impl Scene {
         });
     }
 
-    /// What the source answers to questions with this part from now on; of a counter, what it grows by in a second.
-    pub fn number(&self, part: &str, number: f64) {
+    /// What the source answers to questions with this part from now on.
+    pub fn number(&self, part: &str, number: Number) {
         self.script
             .with(|script| script.numbers.push((part.to_owned(), number)));
     }
