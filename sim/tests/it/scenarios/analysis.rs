@@ -175,6 +175,28 @@ fn both_arms_bad_holds() {
     );
 }
 
+/// What was proved at a fifth of the exposure that a step is for is not what it promises.
+#[test]
+fn requests_that_do_not_follow_the_weight_hold_the_step() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.traffic(100.0);
+        s.is_reached_by("2", 0.2);
+        s.image("2");
+        s.says("WeightNotMeasured").await;
+        let waits_for = |s: &Scene| s.status()["rollout"]["waitingFor"]["message"].to_string();
+        let told = waits_for(s);
+        assert!(
+            told.contains("% of the requests where 25 % were asked for"),
+            "{told}"
+        );
+        s.stays("1=3@75 2=1@25", 600).await;
+        s.is_reached_by("2", 1.0);
+        s.says("Ready").await;
+        assert_eq!(s.arms(), "2=4@100");
+        s.traffic(0.0);
+    });
+}
+
 #[test]
 fn no_data_holds_and_goes_on_by_itself() {
     scenario(canary(4, &[25]), async |s: &mut Scene| {

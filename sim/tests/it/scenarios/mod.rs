@@ -33,7 +33,7 @@ use std::time::Duration;
 use flotilla_sim::Cluster;
 use flotilla_sim::controllers::{Controllers, Fate};
 use flotilla_sim::faults::{Line, Plan};
-use flotilla_sim::gateways::Gateways;
+use flotilla_sim::gateways::{Gateways, Manner};
 use flotilla_sim::invariants::violations;
 use flotilla_sim::run::{World, last_words};
 use serde_json::{Value, json};
@@ -201,20 +201,27 @@ impl Scene {
 
     /// The share of an image's requests that fail from now on.
     pub fn fails(&self, tag: &str, share: f64) {
-        self.script
-            .with(|script| script.failing.insert(tag.to_owned(), share));
+        self.manner(tag, |manner| manner.failing = share);
     }
 
     /// An image's median latency from now on.
     pub fn answers_in(&self, tag: &str, milliseconds: f64) {
-        self.script
-            .with(|script| script.slow.insert(tag.to_owned(), milliseconds));
+        self.manner(tag, |manner| manner.latency = milliseconds);
     }
 
     /// The part of a request's time after which an image's first byte comes from now on.
     pub fn first_byte_after(&self, tag: &str, part: f64) {
+        self.manner(tag, |manner| manner.first_byte = part);
+    }
+
+    /// Of the requests that an image's weight asks for only this part reaches it from now on.
+    pub fn is_reached_by(&self, tag: &str, part: f64) {
+        self.manner(tag, |manner| manner.reaching = part);
+    }
+
+    fn manner(&self, tag: &str, change: impl FnOnce(&mut Manner)) {
         self.script
-            .with(|script| script.first_byte.insert(tag.to_owned(), part));
+            .with(|script| change(script.manners.entry(tag.to_owned()).or_default()));
     }
 
     /// How candidates answer tests of this path from now on; `None` as they should.

@@ -9,7 +9,7 @@ use flotilla_operator::pool::trial::ask::{Ask, Miss, Target};
 use flotilla_operator::pool::trial::list::Probe;
 use flotilla_sim::Cluster;
 use flotilla_sim::controllers::Fate;
-use flotilla_sim::gateways::Traffic;
+use flotilla_sim::gateways::{Manner, Traffic};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -39,10 +39,8 @@ pub enum Number {
 pub struct Script {
     pub fates: BTreeMap<String, Fate>,
     pub rate: f64,
-    pub failing: BTreeMap<String, f64>,
-    pub slow: BTreeMap<String, f64>,
-    /// The part of a request's time after which the first byte comes, where it is not half.
-    pub first_byte: BTreeMap<String, f64>,
+    /// How an image's requests fare, by its tag.
+    pub manners: BTreeMap<String, Manner>,
     /// By path; all others are answered with 200.
     pub answers: BTreeMap<String, Answer>,
     /// Numbers of the source by a part of the question, the newest last.
@@ -65,16 +63,8 @@ impl Traffic for Shared {
         self.with(|script| script.rate)
     }
 
-    fn answers(&self, image: &str, _: i64) -> (f64, f64) {
-        let tag = tag(image);
-        self.with(|script| {
-            let failing = script.failing.get(tag).copied().unwrap_or_default();
-            (failing, script.slow.get(tag).copied().unwrap_or(100.0))
-        })
-    }
-
-    fn first_byte(&self, image: &str, _: i64) -> f64 {
-        self.with(|script| script.first_byte.get(tag(image)).copied().unwrap_or(0.5))
+    fn manner(&self, image: &str, _: i64) -> Manner {
+        self.with(|script| script.manners.get(tag(image)).copied().unwrap_or_default())
     }
 }
 
