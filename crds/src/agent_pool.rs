@@ -53,8 +53,8 @@ use serde::{Deserialize, Serialize};
         .message("spec.rollout.smokeTests: with spec.traffic.type ReplicaRatio each ready replica works, so nothing is tested before traffic; write when: AfterPromotion"),
     validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type != 'ReplicaRatio' || !has(self.spec.rollout) || !has(self.spec.rollout.preview)")
         .message("spec.rollout.preview goes by a request's header, and with spec.traffic.type ReplicaRatio nobody sees requests; leave it out or set spec.traffic.type: Gateway"),
-    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type == 'Gateway' || !has(self.spec.rollout) || !has(self.spec.rollout.analysis) || !has(self.spec.rollout.analysis.latency)")
-        .message("spec.rollout.analysis.latency is counted in the gateway; leave it out or set spec.traffic.type: Gateway"),
+    validation = Rule::new("!has(self.spec.traffic) || self.spec.traffic.type == 'Gateway' || !has(self.spec.rollout) || !has(self.spec.rollout.analysis) || !(has(self.spec.rollout.analysis.latency) || has(self.spec.rollout.analysis.firstByte))")
+        .message("spec.rollout.analysis.latency and firstByte are counted in the gateway; leave them out or set spec.traffic.type: Gateway"),
     validation = Rule::new("!has(self.spec.rollout) || !has(self.spec.rollout.pinnedRevision) || self.spec.rollout.pinnedRevision == '' || self.spec.rollout.pinnedRevision.startsWith(self.metadata.name + '-')")
         .message("spec.rollout.pinnedRevision must be a revision of this pool, written as status shows it: <pool>-<hash>")
 )]

@@ -330,6 +330,11 @@ pub struct Analysis {
     /// latency judges how many requests take longer than each of some thresholds. Default: latency is not judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencyAnalysis>,
+    /// firstByte judges how many requests wait for the first byte of the answer's body for longer than each of some thresholds, for
+    /// example `{thresholdsMilliseconds: [500, 1000, 2000]}`: what people feel of an agent that streams. Default: the first byte is
+    /// not judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte: Option<LatencyAnalysis>,
     /// metrics whose numbers come from another source than the gateways: counts that are compared, or values with limits.
     /// Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -352,6 +357,7 @@ impl Default for Analysis {
             strictness: Strictness::default(),
             errors: ErrorAnalysis::default(),
             latency: None,
+            first_byte: None,
             metrics: Vec::new(),
             top_up: None,
             warmup_seconds: half_minute(),
@@ -423,11 +429,11 @@ impl Default for ErrorAnalysis {
     }
 }
 
-/// How latency is judged.
+/// How the time of an answer, or the time to its first byte, is judged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LatencyAnalysis {
-    /// mode is Enforce, or Observe: then latency is judged and shown, and decides nothing. Default Enforce.
+    /// mode is Enforce, or Observe: then the time is judged and shown, and decides nothing. Default Enforce.
     #[serde(default)]
     pub mode: AnalysisMode,
     /// thresholdsMilliseconds whose excess is counted, rising, for example `[1000, 2000, 4000, 8000]`: a few around what users

@@ -61,6 +61,15 @@ pub(crate) fn decimal() -> Rule {
         .message("a limit must be a decimal string, for example \"4.5\"")
 }
 
+/// Numbers above 0, each above the one before it.
+pub(crate) fn thresholds() -> Rule {
+    Rule::new(
+        "self.all(t, t.matches('^[0-9]{1,12}([.][0-9]{1,6})?$')) && double(self[0]) > 0.0 \
+         && self.map(t, double(t)).isSorted() && self.all(t, self.exists_one(u, double(u) == double(t)))",
+    )
+    .message("thresholds must be rising decimal strings above 0, for example [\"2000\", \"8000\"]")
+}
+
 /// A percentage.
 pub(crate) fn percent() -> Rule {
     Rule::new("self.matches('^[0-9]{1,2}([.][0-9]{1,4})?$')")

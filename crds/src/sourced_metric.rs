@@ -18,8 +18,8 @@ pub struct SourcedMetric {
     #[schemars(length(min = 1, max = 40))]
     #[x_kube(
         validation = rules::entry_name(),
-        validation = Rule::new("!(self in ['errors', 'latency'])")
-            .message("errors and latency are what the gateways count; choose another name")
+        validation = Rule::new("!(self in ['errors', 'latency', 'firstByte'])")
+            .message("errors, latency and firstByte are what the gateways count; choose another name")
     )]
     pub name: String,
     /// mode is Enforce, or Observe: then the metric is judged and shown, and decides nothing. Default Enforce.
@@ -63,7 +63,9 @@ pub enum SourceType {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("self.requests.contains('{{revision}}') && self.events.contains('{{revision}}')")
-        .message("counts: requests and events must contain {{revision}}, or both revisions would have the same numbers")
+        .message("counts: requests and events must contain {{revision}}, or both revisions would have the same numbers"),
+    validation = Rule::new("self.events.contains('{{threshold}}') == has(self.thresholds) && !self.requests.contains('{{threshold}}')")
+        .message("counts: with thresholds, events (and not requests) must contain {{threshold}}; without, neither may")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CountedMetric {
@@ -76,12 +78,25 @@ pub struct CountedMetric {
     /// `sum(checkout_failures_total{revision="{{revision}}"})`.
     #[schemars(length(min = 1, max = 2048))]
     pub events: String,
-    /// tolerateWorsePercent: a revision that is worse by so much than the old one is still good. Default 20.
+    /// thresholds above which requests or tasks are counted, as rising decimal strings, for example `["2000", "8000", "32000"]`
+    /// tokens or `["0.05", "0.5"]` of cost: a few around what is usual, so that a shift of the body and one of the tail are both
+    /// seen. events is asked once for each, `{{threshold}}` in it being the text as it stands here: for Prometheus
+    /// `sum(task_tokens_count{revision="{{revision}}"}) - sum(task_tokens_bucket{revision="{{revision}}",le="{{threshold}}"})`,
+    /// for JSON `/stats/{{revision}}#/tokens/above/{{threshold}}`. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 8), inner(length(min = 1, max = 19)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = rules::thresholds()
+    )]
+    pub thresholds: Vec<String>,
+    /// tolerateWorsePercent: a revision that is worse by so much than the old one is still good. Default 20; write 5 for
+    /// thresholds that many exceed, as latency has it.
     #[serde(default = "twenty")]
     #[schemars(range(min = 0, max = 1000))]
     pub tolerate_worse_percent: i32,
-    /// acceptablePercent of events that is good enough whatever the old revision's is, for example `"1"`; `"0"` is none: then
-    /// only the comparison counts. Default `"1"`.
+    /// acceptablePercent of events (above each threshold) that is good enough whatever the old revision's is, for example `"1"`;
+    /// `"0"` is none: then only the comparison counts, and where there are no events at all a step waits. Default `"1"`.
     #[serde(default = "one_percent")]
     #[schemars(length(min = 1, max = 10))]
     #[x_kube(validation = rules::percent())]

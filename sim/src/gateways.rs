@@ -29,8 +29,32 @@ pub trait Traffic: Send + Sync {
     /// Requests per second to a pool, at this second since the Unix epoch.
     fn rate(&self, pool: &Value, second: i64) -> f64;
 
-    /// Share of requests to an image that fail, and their median latency in milliseconds.
-    fn answers(&self, image: &str, second: i64) -> (f64, f64);
+    /// How an image's pods answer.
+    fn manner(&self, image: &str, second: i64) -> Manner;
+}
+
+/// How a revision's requests fare.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Manner {
+    /// Share of them that fail.
+    pub failing: f64,
+    /// Median latency in milliseconds.
+    pub latency: f64,
+    /// The part of a request's time after which the first byte of its answer comes.
+    pub first_byte: f64,
+    /// The part of them, by weight, that reach it; the others reach another revision.
+    pub reaching: f64,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            failing: 0.0,
+            latency: 100.0,
+            first_byte: 0.5,
+            reaching: 1.0,
+        }
+    }
 }
 
 /// Nobody asks anything.
@@ -42,8 +66,8 @@ impl Traffic for Silence {
         0.0
     }
 
-    fn answers(&self, _: &str, _: i64) -> (f64, f64) {
-        (0.0, 1.0)
+    fn manner(&self, _: &str, _: i64) -> Manner {
+        Manner::default()
     }
 }
 
@@ -61,12 +85,16 @@ impl Traffic for Steady {
         self.rate
     }
 
-    fn answers(&self, image: &str, _: i64) -> (f64, f64) {
+    fn manner(&self, image: &str, _: i64) -> Manner {
         let found = self
             .failing
             .iter()
             .find(|(part, _)| image.contains(part.as_str()));
-        (found.map_or(0.0, |(_, share)| *share), 120.0)
+        Manner {
+            failing: found.map_or(0.0, |(_, share)| *share),
+            latency: 120.0,
+            ..Manner::default()
+        }
     }
 }
 
@@ -279,26 +307,33 @@ impl Gateways {
                         epoch: applied.generation,
                         ..WindowStats::default()
                     });
-                    (*weight, self.traffic.answers(image, second), key, window)
+                    (*weight, self.traffic.manner(image, second), key, window)
                 })
                 .collect();
             for _ in 0..requests {
                 let mut pick = random.random_range(0..total);
-                let arm = arms.iter_mut().find(|(weight, ..)| {
+                let arm = arms.iter().position(|(weight, ..)| {
                     pick -= *weight;
                     pick < 0
                 });
-                let Some((_, (failing, median), _, window)) = arm else {
+                let mut arm = arm.unwrap_or_default();
+                let reaching = arms.get(arm).map_or(1.0, |(_, manner, ..)| manner.reaching);
+                if reaching < 1.0 && !random.random_bool(reaching) {
+                    arm = (arm + 1) % arms.len();
+                }
+                let Some((_, manner, _, window)) = arms.get_mut(arm) else {
                     continue;
                 };
                 window.started += 1;
                 window.ended += 1;
-                window.failed += u64::from(random.random_bool(failing.clamp(0.0, 1.0)));
+                window.failed += u64::from(random.random_bool(manner.failing.clamp(0.0, 1.0)));
                 // A long tail: each doubling half as likely.
                 let stretch = f64::from(1_u32 << random.random::<u32>().trailing_zeros().min(6));
-                let microseconds = (*median * 1000.0 * stretch * random.random_range(0.6..1.2)) as u64;
-                window.latency.record(microseconds);
-                window.first_byte.record(microseconds / 2);
+                let microseconds = manner.latency * 1000.0 * stretch * random.random_range(0.6..1.2);
+                window.latency.record(microseconds as u64);
+                window
+                    .first_byte
+                    .record((microseconds * manner.first_byte) as u64);
             }
             let asked = arms.into_iter().filter(|(.., window)| window.started > 0);
             served

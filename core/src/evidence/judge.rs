@@ -408,16 +408,13 @@ impl Judge<'_> {
 }
 
 fn what(counted: &Counted, index: usize) -> String {
-    let above = |thresholds: &[u64], unit: &str| {
-        let limit = thresholds.get(index).copied().unwrap_or_default();
-        format!("above {limit}{unit}")
-    };
+    let limit = |thresholds: &[u64]| thresholds.get(index).copied().unwrap_or_default();
     match counted {
         Counted::Errors => "failed".to_owned(),
         Counted::Events => "ended badly".to_owned(),
-        Counted::Latency(thresholds) => above(thresholds, " ms"),
-        Counted::FirstByte(thresholds) => format!("with a first byte {}", above(thresholds, " ms")),
-        Counted::Above(thresholds) => above(thresholds, ""),
+        Counted::Latency(thresholds) => format!("above {} ms", limit(thresholds)),
+        Counted::FirstByte(thresholds) => format!("with the first byte above {} ms", limit(thresholds)),
+        Counted::Above(thresholds) => format!("above {}", limit(thresholds) as f64 / 1e6),
     }
 }
 

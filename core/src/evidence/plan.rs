@@ -103,8 +103,8 @@ pub enum Counted {
     FirstByte(Vec<u64>),
     /// Requests or tasks that ended badly, as another source than the gateway counts them.
     Events,
-    /// Requests or tasks with more than each of these, in the source's own unit (tokens, cost …); counted by another
-    /// source than the gateway.
+    /// Requests or tasks with more than each of these, in millionths of the source's own unit (tokens, cost …); counted
+    /// by another source than the gateway.
     Above(Vec<u64>),
 }
 

@@ -399,7 +399,7 @@ pub fn tokens(releases: usize) -> Vec<Cell> {
     let metric = Metric {
         name: "tokens".to_owned(),
         rule: Rule::Compare(Compare {
-            counted: Counted::Above(Tail::EDGES.to_vec()),
+            counted: Counted::Above(Tail::EDGES.map(|tokens| tokens * 1_000_000).to_vec()),
             ..Compare::latency(Vec::new())
         }),
         ..Metric::errors()

@@ -112,7 +112,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// What a gateway says of one pool. Only metrics that gateways count are in it: errors and latencies.
+    /// What a gateway says of one pool. Only metrics that gateways count are in it: errors and times.
     pub fn of_gateway(stats: &Stats, pool: &str, stable: &str, candidate: &str, plan: &Plan) -> Self {
         let windows_of = |revision: &str| {
             let pool = stats.pools.get(pool);

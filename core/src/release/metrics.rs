@@ -19,9 +19,13 @@ pub fn sourced(metric: &SourcedMetric) -> Option<Metric> {
         let value: f64 = text.as_deref()?.parse().ok()?;
         Some((value * 1e6).round() as i64)
     };
+    let above = |text: &String| Some((text.parse::<f64>().ok()? * 1e6).round() as u64);
     let rule = match (&metric.counts, &metric.threshold) {
         (Some(counts), _) => Rule::Compare(Compare {
-            counted: Counted::Events,
+            counted: match counts.thresholds.as_slice() {
+                [] => Counted::Events,
+                thresholds => Counted::Above(thresholds.iter().map(above).collect::<Option<_>>()?),
+            },
             tolerate_worse_percent: u32::try_from(counts.tolerate_worse_percent).unwrap_or_default(),
             acceptable_millionths: millionths(&counts.acceptable_percent),
             ..Compare::errors()
@@ -54,19 +58,25 @@ fn metrics(analysis: &Analysis) -> Vec<Metric> {
         }),
     }];
     metrics.extend(analysis.metrics.iter().filter_map(sourced));
-    metrics.extend(analysis.latency.as_ref().map(|latency| {
-        let thresholds = latency.thresholds_milliseconds.iter();
-        let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
-        Metric {
-            name: "latency".to_owned(),
-            mode: mode(latency.mode),
-            rule: Rule::Compare(Compare {
-                counted: Counted::Latency(thresholds.collect()),
-                tolerate_worse_percent: percent(latency.tolerate_worse_percent),
-                ..Compare::latency(Vec::new())
-            }),
-        }
-    }));
+    let times: [(_, _, fn(Vec<u64>) -> Counted); 2] = [
+        ("latency", &analysis.latency, Counted::Latency),
+        ("firstByte", &analysis.first_byte, Counted::FirstByte),
+    ];
+    for (name, time, counted) in times {
+        metrics.extend(time.as_ref().map(|time| {
+            let thresholds = time.thresholds_milliseconds.iter();
+            let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
+            Metric {
+                name: name.to_owned(),
+                mode: mode(time.mode),
+                rule: Rule::Compare(Compare {
+                    counted: counted(thresholds.collect()),
+                    tolerate_worse_percent: percent(time.tolerate_worse_percent),
+                    ..Compare::latency(Vec::new())
+                }),
+            }
+        }));
+    }
     metrics
 }
 

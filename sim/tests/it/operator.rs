@@ -52,7 +52,7 @@ impl AskCandidate for Nobody {
 }
 
 impl Read for Nobody {
-    fn read(&self, _: Question) -> BoxFuture<'static, Result<f64, String>> {
+    fn read(&self, _: Question) -> BoxFuture<'static, Result<Option<f64>, String>> {
         async { Err("no source answers".to_owned()) }.boxed()
     }
 }

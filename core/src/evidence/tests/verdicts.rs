@@ -343,36 +343,59 @@ fn a_threshold_counts_bad_readings() {
     assert_eq!(judge(&evidence, &plan, 10_000).verdict, Rollback);
 }
 
-#[test]
-fn several_metrics_share_alpha_and_must_all_pass() {
+/// Ten minutes in which the candidate never fails, and exceeds the second of two thresholds of this metric far too often.
+fn exceeded(metric: Metric) -> Judgement {
     let mut plan = plan();
-    plan.metrics.push(Metric::latency(vec![1_000, 2_000]));
+    let name = metric.name.clone();
+    plan.metrics.push(metric);
     let mut evidence = Evidence::new(Key::default());
-    let latency = |requests: u64, events: [u64; 2]| Counts {
+    let counts = |requests: u64, events: [u64; 2]| Counts {
         requests,
         events: events.to_vec(),
     };
     let mut last = None;
     for n in 0..40 {
         let mut window = window(n * 15, 1, (540, 3), (60, 0));
-        let slow = Tally {
-            stable: latency(540, [100, 30]),
-            candidate: latency(60, [11, 9]),
+        let more = Tally {
+            stable: counts(540, [100, 30]),
+            candidate: counts(60, [11, 9]),
         };
-        window
-            .metrics
-            .insert("latency".to_owned(), Observation::Counts(slow));
+        window.metrics.insert(name.clone(), Observation::Counts(more));
         let now = plan.closes(n * 15);
         evidence.update(&plan, &look(now, vec![window]));
         last = Some(judge(&evidence, &plan, now));
     }
-    let judgement = last.unwrap();
-    assert_eq!(judgement.verdict, Verdict::Rollback);
-    assert_eq!(judgement.metrics[0].verdict, Verdict::Advance);
-    assert_eq!(
-        judgement.message,
-        "latency: the candidate is worse than stable: 360 of 2400 requests above 2000 ms, against 1200 of 21600"
-    );
+    last.unwrap()
+}
+
+#[test]
+fn several_metrics_share_alpha_and_must_all_pass() {
+    for (counted, above) in [
+        (Counted::Latency(vec![1_000, 2_000]), "above 2000 ms"),
+        (
+            Counted::FirstByte(vec![50, 400]),
+            "with the first byte above 400 ms",
+        ),
+        (Counted::Above(vec![1, 2_000_000_000]), "above 2000"),
+        (Counted::Above(vec![50_000, 500_000]), "above 0.5"),
+    ] {
+        let judgement = exceeded(Metric {
+            name: "more".to_owned(),
+            rule: Rule::Compare(Compare {
+                counted,
+                ..Compare::latency(Vec::new())
+            }),
+            ..Metric::errors()
+        });
+        assert_eq!(judgement.verdict, Verdict::Rollback);
+        assert_eq!(judgement.metrics[0].verdict, Verdict::Advance);
+        assert_eq!(
+            judgement.message,
+            format!(
+                "more: the candidate is worse than stable: 360 of 2400 requests {above}, against 1200 of 21600"
+            )
+        );
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ use flotilla_core::release;
 use flotilla_core::stats::WINDOW_SECONDS;
 use flotilla_crds::sourced_metric::{CountedMetric, SourcedMetric, ThresholdMetric};
 use futures::StreamExt as _;
+use futures::future::{try_join, try_join_all};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
@@ -33,7 +34,7 @@ use read::{Question, Read};
 
 /// Longest wait for one number.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Questions under way at once.
+/// Metrics that are read at once: of each up to 18 numbers, requests and eight thresholds of both revisions.
 const CONCURRENCY: usize = 16;
 /// A reading speaks for its boundary if it was begun so soon after it, in seconds.
 const LATE_SECONDS: i64 = 8;
@@ -58,10 +59,10 @@ pub struct Subject {
     pub metrics: Vec<SourcedMetric>,
 }
 
-/// One number for each of the two revisions, or for the candidate alone.
+/// Counters of both revisions (requests, then events by series), or one number of the candidate.
 #[derive(Clone, Debug, PartialEq)]
 enum Value {
-    Counters { stable: [f64; 2], candidate: [f64; 2] },
+    Counters { stable: Vec<f64>, candidate: Vec<f64> },
     Reading(f64),
 }
 
@@ -239,13 +240,12 @@ impl Figures {
                 source.name
             )
         })?;
-        let ask = |text: &str, revision: &str, is_counter: bool| {
+        let ask = |text: &str, revision: &str| {
             let question = Question {
                 type_: source.type_,
                 address: address.clone(),
                 text: fill(text, revision, subject, pool),
                 time: *boundary,
-                is_counter,
             };
             let answer = self.0.read.read(question);
             async move {
@@ -254,23 +254,58 @@ impl Figures {
             }
         };
         match (&metric.counts, &metric.threshold) {
-            (Some(CountedMetric { requests, events, .. }), _) => {
-                let of = |revision: &str| {
-                    futures::future::try_join(ask(requests, revision, true), ask(events, revision, true))
-                };
-                let (stable, candidate) =
-                    futures::future::try_join(of(&subject.stable), of(&subject.candidate)).await?;
-                Ok(Value::Counters {
-                    stable: [stable.0, stable.1],
-                    candidate: [candidate.0, candidate.1],
-                })
+            (Some(counts), _) => {
+                let of = |revision| counters(counts, move |text| ask(text, revision));
+                let (stable, candidate) = try_join(of(&subject.stable), of(&subject.candidate)).await?;
+                Ok(Value::Counters { stable, candidate })
             }
             (None, Some(ThresholdMetric { value, .. })) => {
-                ask(value, &subject.candidate, false).await.map(Value::Reading)
+                let value = ask(value, &subject.candidate).await?;
+                value
+                    .map(Value::Reading)
+                    .ok_or_else(|| "the query has no result".to_owned())
             }
             (None, None) => Err("it has neither counts nor a threshold".to_owned()),
         }
     }
+}
+
+/// Requests of one revision, then its events by series.
+///
+/// A counter that does not exist yet has counted nothing. But what is above a threshold is known as soon as there are requests:
+/// where it is not, the source does not have this threshold, and no candidate would ever be above it.
+async fn counters<A>(counts: &CountedMetric, ask: impl Fn(&str) -> A) -> Result<Vec<f64>, String>
+where
+    A: Future<Output = Result<Option<f64>, String>>,
+{
+    let CountedMetric {
+        requests,
+        events,
+        thresholds,
+        ..
+    } = counts;
+    let asked = match thresholds.as_slice() {
+        [] => vec![ask(events)],
+        thresholds => thresholds
+            .iter()
+            .map(|threshold| ask(&events.replace("{{threshold}}", threshold)))
+            .collect(),
+    };
+    let (requests, events) = try_join(ask(requests), try_join_all(asked)).await?;
+    let requests = requests.unwrap_or_default();
+    let mut counters = vec![requests];
+    for (index, events) in events.into_iter().enumerate() {
+        match (events, thresholds.get(index)) {
+            (None, Some(threshold)) if requests > 0.0 => {
+                return Err(format!(
+                    "there are requests, but events has no result for the threshold {threshold}; write it as the source does \
+                     (Prometheus may have le=\"2000.0\"), or end the query with \"or vector(0)\""
+                ));
+            }
+            (events, _) => counters.push(events.unwrap_or_default()),
+        }
+    }
+    Ok(counters)
 }
 
 fn fill(text: &str, revision: &str, subject: &Subject, pool: &Key) -> String {
@@ -326,10 +361,15 @@ fn between(begin: &Value, end: &Value) -> Option<Tally> {
     else {
         return None;
     };
-    let rise = |from: f64, to: f64| (to >= from).then(|| (to - from).round() as u64);
-    let counts = |from: &[f64; 2], to: &[f64; 2]| {
-        let (requests, events) = (rise(from[0], to[0])?, rise(from[1], to[1])?);
-        Some(Counts::new(requests, events.min(requests)))
+    let counts = |from: &[f64], to: &[f64]| {
+        let rise = |(from, to): (&f64, &f64)| (to >= from).then(|| (to - from).round() as u64);
+        let mut rises = from.iter().zip(to).map(rise);
+        let requests = rises.next()??;
+        let events = rises.map(|events| Some(events?.min(requests)));
+        Some(Counts {
+            requests,
+            events: events.collect::<Option<_>>()?,
+        })
     };
     Some(Tally {
         stable: counts(stable, stable_end)?,

@@ -27,14 +27,12 @@ pub struct Question {
     pub text: String,
     /// The time that is asked about, in seconds since the Unix epoch; JSON knows only the present.
     pub time: i64,
-    /// A counter that does not exist yet has counted nothing.
-    pub is_counter: bool,
 }
 
 /// Asks sources. Replaced in tests.
 pub trait Read: Send + Sync + 'static {
-    /// The number, or a sentence why there is none.
-    fn read(&self, question: Question) -> BoxFuture<'static, Result<f64, String>>;
+    /// The number; none where the source has nothing of the kind; or a sentence why it cannot be told.
+    fn read(&self, question: Question) -> BoxFuture<'static, Result<Option<f64>, String>>;
 }
 
 /// Asks over HTTP.
@@ -48,7 +46,7 @@ impl Default for HttpRead {
 }
 
 impl Read for HttpRead {
-    fn read(&self, question: Question) -> BoxFuture<'static, Result<f64, String>> {
+    fn read(&self, question: Question) -> BoxFuture<'static, Result<Option<f64>, String>> {
         let client = self.0.clone();
         async move {
             let (uri, pointer) = address(&question)?;
@@ -75,8 +73,9 @@ impl Read for HttpRead {
             }
             let document = document.map_err(|error| format!("the answer is no JSON: {error}"))?;
             match question.type_ {
-                SourceType::Prometheus => sample(&document, question.is_counter),
+                SourceType::Prometheus => sample(&document),
                 SourceType::JSON => number(document.pointer(&pointer).unwrap_or(&Value::Null))
+                    .map(Some)
                     .ok_or_else(|| format!("the answer has no number at {pointer:?}")),
             }
         }
@@ -127,14 +126,13 @@ fn encode(text: &str) -> String {
     encoded
 }
 
-/// The one number of an answer of Prometheus' query API.
-fn sample(answer: &Value, is_counter: bool) -> Result<f64, String> {
+/// The one number of an answer of Prometheus' query API, if it has one.
+fn sample(answer: &Value) -> Result<Option<f64>, String> {
     let result = &answer["data"]["result"];
     let value = match answer["data"]["resultType"].as_str() {
         Some("scalar") => &result[1],
         Some("vector") => match result.as_array().map(Vec::as_slice) {
-            Some([]) | None if is_counter => return Ok(0.0),
-            Some([]) | None => return Err("the query has no result".to_owned()),
+            Some([]) | None => return Ok(None),
             Some([one]) => &one["value"][1],
             Some(many) => {
                 return Err(format!(
@@ -150,7 +148,8 @@ fn sample(answer: &Value, is_counter: bool) -> Result<f64, String> {
             ));
         }
     };
-    number(value).ok_or_else(|| format!("the query gives {value}, which is no number"))
+    let number = number(value).ok_or_else(|| format!("the query gives {value}, which is no number"));
+    number.map(Some)
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -219,27 +218,25 @@ mod tests {
     #[tokio::test]
     async fn numbers_and_what_is_none() {
         let address = source().await;
-        let ask = |type_, text: &str, is_counter| {
+        let ask = |type_, text: &str| {
             HttpRead::default().read(Question {
                 type_,
                 address: address.clone(),
                 text: text.to_owned(),
                 time: 60,
-                is_counter,
             })
         };
         use SourceType::{JSON, Prometheus};
-        for (type_, text, is_counter, expected) in [
-            (Prometheus, "sum(x{a=\"b c\"})", false, 41.5),
-            (Prometheus, "scalar(1)", false, 3.0),
-            (Prometheus, "none", true, 0.0),
-            (JSON, "/stats/a#/checkouts/done", true, 7.0),
-            (JSON, "/stats/a#/checkouts/text", true, 8.5),
+        for (type_, text, expected) in [
+            (Prometheus, "sum(x{a=\"b c\"})", Some(41.5)),
+            (Prometheus, "scalar(1)", Some(3.0)),
+            (Prometheus, "none", None),
+            (JSON, "/stats/a#/checkouts/done", Some(7.0)),
+            (JSON, "/stats/a#/checkouts/text", Some(8.5)),
         ] {
-            assert_eq!(ask(type_, text, is_counter).await, Ok(expected), "{text}");
+            assert_eq!(ask(type_, text).await, Ok(expected), "{text}");
         }
         for (type_, text, part) in [
-            (Prometheus, "none", "has no result"),
             (Prometheus, "two", "has 2 results; make it one"),
             (Prometheus, "nan", "which is no number"),
             (Prometheus, "sum(", "answered with 400: parse error"),
@@ -250,7 +247,7 @@ mod tests {
             ),
             (JSON, "stats", "has to be a path and a pointer"),
         ] {
-            let error = ask(type_, text, false).await.unwrap_err();
+            let error = ask(type_, text).await.unwrap_err();
             assert!(error.contains(part), "{error}");
         }
     }

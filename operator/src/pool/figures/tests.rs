@@ -5,19 +5,25 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 
-/// Counters of 60 requests a minute and revision, and of twelve failures a minute of the candidate; every question is kept.
+/// Counters of 60 requests a minute and revision, and of twelve failures a minute of the candidate; what is above 2000.0 is a
+/// third of them, above 0.5 all but those of stable, and of nothing else anything is known. Every question is kept.
 #[derive(Clone, Default)]
 struct Script(Arc<Mutex<(Vec<Question>, Option<String>)>>);
 
 impl Read for Script {
-    fn read(&self, question: Question) -> BoxFuture<'static, Result<f64, String>> {
+    fn read(&self, question: Question) -> BoxFuture<'static, Result<Option<f64>, String>> {
         let mut script = self.0.lock();
         let second = question.time as f64;
         let value = match question.text.as_str() {
-            text if text.starts_with("failures support-2") => second / 5.0,
-            text if text.starts_with("failures") => 0.0,
-            text if text.starts_with("requests") => second,
-            _ => 4.0,
+            text if text.starts_with("failures support-2") => Some(second / 5.0),
+            text if text.starts_with("failures") => Some(0.0),
+            text if text.starts_with("requests nobody") => None,
+            text if text.starts_with("requests") => Some(second),
+            text if text.ends_with("/above/2000.0") => Some(second / 3.0),
+            "/support-1#/above/0.5" => Some(0.0),
+            "/support-2#/above/0.5" => Some(second),
+            text if text.contains("above") => None,
+            _ => Some(4.0),
         };
         script.0.push(question);
         let answer = script.1.clone().map_or(Ok(value), Err);
@@ -114,11 +120,85 @@ async fn counters_become_windows_under_the_generation_in_force_at_their_start() 
     assert!(asked.contains(&"p95 support-2 support-1".to_owned()), "{asked:?}");
 }
 
+/// What is read of a metric with this rule in the first window, and why it is not.
+async fn first_window(script: &Script, rule: Json) -> (Option<Observation>, Option<String>) {
+    let (figures, pool) = (figures(script), Key::new("shop", "support"));
+    let clock = Clock::virtual_from(Timestamp::from_second(1_200).unwrap());
+    let working = tokio::spawn(figures.clone().run(clock));
+    figures.follow(&pool, Some((subject(vec![metric("tokens", rule)]), 1)));
+    sleep(Duration::from_secs(17)).await;
+    working.abort();
+    let report = figures.reports(&pool, 1_217, 30).remove(0);
+    let window = report.windows.into_iter().next();
+    let observed = window.and_then(|mut window| window.metrics.remove("tokens"));
+    (observed, figures.problem(&pool))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_above_each_threshold_is_a_series() {
+    let script = Script::default();
+    let counts = json!({"counts": {
+        "requests": "requests {{revision}}", "events": "/{{revision}}#/above/{{threshold}}", "thresholds": ["0.5", "2000.0"],
+    }});
+    let counted = |events: [u64; 2]| Counts {
+        requests: 15,
+        events: events.to_vec(),
+    };
+    let expected = Tally {
+        stable: counted([0, 5]),
+        candidate: counted([15, 5]),
+    };
+    assert_eq!(
+        first_window(&script, counts).await,
+        (Some(Observation::Counts(expected)), None)
+    );
+    let script = script.0.lock();
+    let mut asked: Vec<&str> = script.0.iter().map(|question| question.text.as_str()).collect();
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!(
+        asked,
+        [
+            "/support-1#/above/0.5",
+            "/support-1#/above/2000.0",
+            "/support-2#/above/0.5",
+            "/support-2#/above/2000.0",
+            "requests support-1",
+            "requests support-2",
+        ]
+    );
+}
+
+/// A bucket that is written otherwise in the source would pass every candidate.
+#[tokio::test(start_paused = true)]
+async fn a_threshold_that_the_source_does_not_have_is_no_data() {
+    let events = "sum(above{revision=\"{{revision}}\",le=\"{{threshold}}\"})";
+    let counts =
+        |requests: &str| json!({"counts": {"requests": requests, "events": events, "thresholds": ["2000"]}});
+    let (observed, problem) = first_window(&Script::default(), counts("requests {{revision}}")).await;
+    assert_eq!(observed, None);
+    let problem = problem.unwrap_or_default();
+    assert!(problem.contains("no result for the threshold 2000;"), "{problem}");
+    // Before the first request there is nothing to be known.
+    let (observed, problem) = first_window(&Script::default(), counts("requests nobody {{revision}}")).await;
+    let nothing = Tally {
+        stable: Counts::new(0, 0),
+        candidate: Counts::new(0, 0),
+    };
+    assert_eq!((observed, problem), (Some(Observation::Counts(nothing)), None));
+    let value = json!({"threshold": {"value": "above {{revision}}", "maximum": "1"}});
+    let problem = "tokens cannot be read: the query has no result";
+    assert_eq!(
+        first_window(&Script::default(), value).await,
+        (None, Some(problem.to_owned()))
+    );
+}
+
 #[test]
 fn a_counter_that_falls_and_a_gap_have_no_data() {
     let counters = |requests, events| Value::Counters {
-        stable: [requests, 0.0],
-        candidate: [requests, events],
+        stable: vec![requests, 0.0],
+        candidate: vec![requests, events],
     };
     let tally = between(&counters(10.0, 1.0), &counters(40.0, 3.4)).unwrap();
     assert_eq!(

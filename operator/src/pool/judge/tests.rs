@@ -62,7 +62,8 @@ fn each_rung_asks_what_its_step_says_and_the_last_one_bakes() {
             {"weight": 20, "ruleOutTimesWorse": 4, "minDurationSeconds": 10, "decideWithinSeconds": 100},
         ]},
         "analysis": {"strictness": "Strict", "warmupSeconds": 3, "errors": {"acceptableErrorPercent": "0.5", "abortAbovePercent": "12.5"},
-            "latency": {"thresholdsMilliseconds": [100, 200], "mode": "Observe"}},
+            "latency": {"thresholdsMilliseconds": [100, 200], "mode": "Observe"},
+            "firstByte": {"thresholdsMilliseconds": [50], "tolerateWorsePercent": 7}},
     }, "traffic": {"requestTimeoutSeconds": 9}});
     let plan = asked(spec.clone(), 20);
     assert_eq!(plan.step.question, Question::Advance { times_worse: 4 });
@@ -94,6 +95,17 @@ fn each_rung_asks_what_its_step_says_and_the_last_one_bakes() {
         (plan.metrics[1].mode, latency.tolerate_worse_percent),
         (Mode::Observe, 5)
     );
+    let Rule::Compare(first_byte) = &plan.metrics[2].rule else {
+        panic!()
+    };
+    assert_eq!(
+        (plan.metrics[2].name.as_str(), plan.metrics[2].mode),
+        ("firstByte", Mode::Enforce)
+    );
+    assert_eq!(
+        (&first_byte.counted, first_byte.tolerate_worse_percent),
+        (&Counted::FirstByte(vec![50]), 7)
+    );
     let bake = asked(spec, 100);
     assert_eq!(
         (bake.step.question, bake.step.min_seconds, bake.step.index),
@@ -109,6 +121,8 @@ fn metrics_of_other_sources_are_compared_or_held_against_limits() {
                 "counts": {"requests": "a{{revision}}", "events": "b{{revision}}", "acceptablePercent": "0.5"}},
             {"name": "p95", "mode": "Observe", "source": {"type": "JSON", "name": "own"},
                 "threshold": {"value": "/x#/y", "minimum": "-1", "maximum": "4.5", "failureLimit": 2}},
+            {"name": "cost", "source": {"type": "JSON", "name": "own"},
+                "counts": {"requests": "a{{revision}}", "events": "b{{revision}}{{threshold}}", "thresholds": ["0.05", "2000.0"]}},
         ]}}}),
         10,
     );
@@ -131,6 +145,13 @@ fn metrics_of_other_sources_are_compared_or_held_against_limits() {
     assert_eq!(
         (&plan.metrics[2].rule, plan.metrics[2].mode),
         (&Rule::Threshold(expected), Mode::Observe)
+    );
+    let Rule::Compare(cost) = &plan.metrics[3].rule else {
+        panic!()
+    };
+    assert_eq!(
+        (&cost.counted, cost.acceptable_millionths),
+        (&Counted::Above(vec![50_000, 2_000_000_000]), 10_000)
     );
 }
 

@@ -96,6 +96,44 @@ fn a_candidate_that_is_slower_is_led_back() {
     });
 }
 
+/// For those who read along; how long the whole answer takes tells nothing of it.
+#[test]
+fn a_candidate_whose_first_byte_is_slower_is_led_back() {
+    let analysis = json!({"latency": {"thresholdsMilliseconds": [100, 400]}, "firstByte": {"thresholdsMilliseconds": [50, 200]}});
+    let judged = merged(canary(4, &[25]), json!({"rollout": {"analysis": analysis}}));
+    for (part, word) in [(0.9, "AnalysisFailed"), (0.5, "Ready")] {
+        scenario(judged.clone(), async |s: &mut Scene| {
+            s.traffic(100.0);
+            s.first_byte_after("2", part);
+            s.image("2");
+            s.judged_at(25).await;
+            let shown = |s: &Scene| {
+                let metrics = s.status()["rollout"]["metrics"].clone();
+                metrics
+                    .as_array()
+                    .is_some_and(|metrics| metrics.iter().any(|metric| metric["name"] == "firstByte"))
+            };
+            s.wait_for("firstByte in status", shown).await;
+            s.says(word).await;
+            if word == "AnalysisFailed" {
+                assert!(
+                    s.sentence()
+                        .contains("firstByte: the candidate is worse than stable"),
+                    "{}",
+                    s.sentence()
+                );
+                assert!(
+                    s.sentence().contains("with the first byte above"),
+                    "{}",
+                    s.sentence()
+                );
+                s.until("1=4@100").await;
+            }
+            s.traffic(0.0);
+        });
+    }
+}
+
 #[test]
 fn what_is_only_observed_decides_nothing() {
     let observe = json!({"rollout": {"analysis": {"errors": {"mode": "Observe"}}}});
@@ -135,6 +173,28 @@ fn both_arms_bad_holds() {
             s.traffic(0.0);
         },
     );
+}
+
+/// What was proved at a fifth of the exposure that a step is for is not what it promises.
+#[test]
+fn requests_that_do_not_follow_the_weight_hold_the_step() {
+    scenario(canary(4, &[25]), async |s: &mut Scene| {
+        s.traffic(100.0);
+        s.is_reached_by("2", 0.2);
+        s.image("2");
+        s.says("WeightNotMeasured").await;
+        let waits_for = |s: &Scene| s.status()["rollout"]["waitingFor"]["message"].to_string();
+        let told = waits_for(s);
+        assert!(
+            told.contains("% of the requests where 25 % were asked for"),
+            "{told}"
+        );
+        s.stays("1=3@75 2=1@25", 600).await;
+        s.is_reached_by("2", 1.0);
+        s.says("Ready").await;
+        assert_eq!(s.arms(), "2=4@100");
+        s.traffic(0.0);
+    });
 }
 
 #[test]

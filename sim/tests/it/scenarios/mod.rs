@@ -33,7 +33,7 @@ use std::time::Duration;
 use flotilla_sim::Cluster;
 use flotilla_sim::controllers::{Controllers, Fate};
 use flotilla_sim::faults::{Line, Plan};
-use flotilla_sim::gateways::Gateways;
+use flotilla_sim::gateways::{Gateways, Manner};
 use flotilla_sim::invariants::violations;
 use flotilla_sim::run::{World, last_words};
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::operator::{panics, start_asking};
 use specs::{blue_green, canary, merged, of_canary, rolling};
-use world::{Answer, Shared, fate_of, tag};
+use world::{Answer, Number, Shared, fate_of, tag};
 
 const POOLS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools";
 const POOL: &str = "/apis/flotilla.dev/v1alpha1/namespaces/shop/agentpools/support";
@@ -201,14 +201,27 @@ impl Scene {
 
     /// The share of an image's requests that fail from now on.
     pub fn fails(&self, tag: &str, share: f64) {
-        self.script
-            .with(|script| script.failing.insert(tag.to_owned(), share));
+        self.manner(tag, |manner| manner.failing = share);
     }
 
     /// An image's median latency from now on.
     pub fn answers_in(&self, tag: &str, milliseconds: f64) {
+        self.manner(tag, |manner| manner.latency = milliseconds);
+    }
+
+    /// The part of a request's time after which an image's first byte comes from now on.
+    pub fn first_byte_after(&self, tag: &str, part: f64) {
+        self.manner(tag, |manner| manner.first_byte = part);
+    }
+
+    /// Of the requests that an image's weight asks for only this part reaches it from now on.
+    pub fn is_reached_by(&self, tag: &str, part: f64) {
+        self.manner(tag, |manner| manner.reaching = part);
+    }
+
+    fn manner(&self, tag: &str, change: impl FnOnce(&mut Manner)) {
         self.script
-            .with(|script| script.slow.insert(tag.to_owned(), milliseconds));
+            .with(|script| change(script.manners.entry(tag.to_owned()).or_default()));
     }
 
     /// How candidates answer tests of this path from now on; `None` as they should.
@@ -219,8 +232,8 @@ impl Scene {
         });
     }
 
-    /// What the source answers to questions with this part from now on; of a counter, what it grows by in a second.
-    pub fn number(&self, part: &str, number: f64) {
+    /// What the source answers to questions with this part from now on.
+    pub fn number(&self, part: &str, number: Number) {
         self.script
             .with(|script| script.numbers.push((part.to_owned(), number)));
     }

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::Number::{Is, Rises};
 use super::{Scene, canary, merged, scenario};
 
 /// A canary judged by what the gateways count, by checkouts of both revisions and by a limit.
@@ -24,9 +25,9 @@ fn several() -> Value {
 
 fn healthy(s: &Scene) {
     s.traffic(100.0);
-    s.number("checkouts(", 20.0);
-    s.number("failures(", 0.0);
-    s.number("/p99", 3.0);
+    s.number("checkouts(", Rises(20.0));
+    s.number("failures(", Rises(0.0));
+    s.number("/p99", Is(3.0));
 }
 
 #[test]
@@ -42,7 +43,10 @@ fn multiple_analysis() {
 
 #[test]
 fn one_of_several_metrics_is_enough_to_lead_back() {
-    for (metric, part, number) in [("checkouts", "failures(support", 10.0), ("slowest", "/p99", 6.0)] {
+    for (metric, part, number) in [
+        ("checkouts", "failures(support", Rises(10.0)),
+        ("slowest", "/p99", Is(6.0)),
+    ] {
         scenario(several(), async |s: &mut Scene| {
             healthy(s);
             s.image("2");
@@ -55,6 +59,48 @@ fn one_of_several_metrics_is_enough_to_lead_back() {
             s.says("AnalysisFailed").await;
             assert!(s.sentence().contains(metric), "{}", s.sentence());
             s.until("1=4@100").await;
+            s.traffic(0.0);
+        });
+    }
+}
+
+/// A candidate that answers as well and as fast, for more.
+#[test]
+fn a_candidate_that_uses_more_tokens_is_led_back() {
+    let metrics = json!([{
+        "name": "tokens", "source": {"type": "Prometheus", "name": "main"},
+        "counts": {
+            "requests": "tasks({{revision}})", "events": "above({{revision}},{{threshold}})", "thresholds": ["2000.0", "8000"],
+        },
+    }]);
+    let judged = merged(
+        canary(4, &[25]),
+        json!({"rollout": {"analysis": {"metrics": metrics}}}),
+    );
+    for (more, word) in [(5.0, "AnalysisFailed"), (1.0, "Ready")] {
+        scenario(judged.clone(), async |s: &mut Scene| {
+            s.traffic(100.0);
+            s.number("tasks(", Rises(20.0));
+            s.number(",2000.0)", Rises(2.0));
+            // Above it is nobody: that must not keep a good candidate waiting.
+            s.number(",8000)", Rises(0.0));
+            s.image("2");
+            // Before it is first read, for a leap of the counter would be events.
+            let is_there = |s: &Scene| s.status()["candidate"]["revision"].is_string();
+            s.wait_for("the candidate", is_there).await;
+            s.number(&format!("above({},2000.0)", s.revision("2")), Rises(2.0 * more));
+            s.says(word).await;
+            if word == "AnalysisFailed" {
+                let told = s.sentence();
+                assert!(
+                    told.contains("tokens: the candidate is worse than stable"),
+                    "{told}"
+                );
+                assert!(told.contains("requests above 2000, against"), "{told}");
+                s.until("1=4@100").await;
+            } else {
+                assert_eq!(s.arms(), "2=4@100");
+            }
             s.traffic(0.0);
         });
     }

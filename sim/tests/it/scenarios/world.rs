@@ -9,7 +9,7 @@ use flotilla_operator::pool::trial::ask::{Ask, Miss, Target};
 use flotilla_operator::pool::trial::list::Probe;
 use flotilla_sim::Cluster;
 use flotilla_sim::controllers::Fate;
-use flotilla_sim::gateways::Traffic;
+use flotilla_sim::gateways::{Manner, Traffic};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -27,16 +27,24 @@ pub enum Answer {
     Refused(usize),
 }
 
+/// A number of the source.
+#[derive(Clone, Copy, Debug)]
+pub enum Number {
+    Is(f64),
+    /// So much in each second.
+    Rises(f64),
+}
+
 #[derive(Debug, Default)]
 pub struct Script {
     pub fates: BTreeMap<String, Fate>,
     pub rate: f64,
-    pub failing: BTreeMap<String, f64>,
-    pub slow: BTreeMap<String, f64>,
+    /// How an image's requests fare, by its tag.
+    pub manners: BTreeMap<String, Manner>,
     /// By path; all others are answered with 200.
     pub answers: BTreeMap<String, Answer>,
-    /// Numbers of the source by a part of the question, the newest first; of a counter, what it grows by in a second.
-    pub numbers: Vec<(String, f64)>,
+    /// Numbers of the source by a part of the question, the newest last.
+    pub numbers: Vec<(String, Number)>,
     /// What the source was asked.
     pub questions: Vec<String>,
 }
@@ -55,12 +63,8 @@ impl Traffic for Shared {
         self.with(|script| script.rate)
     }
 
-    fn answers(&self, image: &str, _: i64) -> (f64, f64) {
-        let tag = tag(image);
-        self.with(|script| {
-            let failing = script.failing.get(tag).copied().unwrap_or_default();
-            (failing, script.slow.get(tag).copied().unwrap_or(100.0))
-        })
+    fn manner(&self, image: &str, _: i64) -> Manner {
+        self.with(|script| script.manners.get(tag(image)).copied().unwrap_or_default())
     }
 }
 
@@ -94,22 +98,19 @@ impl Ask for Shared {
 }
 
 impl Read for Shared {
-    fn read(&self, question: Question) -> BoxFuture<'static, Result<f64, String>> {
+    fn read(&self, question: Question) -> BoxFuture<'static, Result<Option<f64>, String>> {
         let number = self.with(|script| {
             script.questions.push(question.text.clone());
             let mut known = script.numbers.iter().rev();
             let found = known.find(|(part, _)| question.text.contains(part));
             found.map(|(_, number)| *number)
         });
-        let answer = number.ok_or_else(|| "it does not answer".to_owned());
-        let is_counter = question.is_counter;
-        async move {
-            answer.map(|number| match is_counter {
-                true => (number * question.time as f64).round(),
-                false => number,
-            })
-        }
-        .boxed()
+        let number = number.map(|number| match number {
+            Number::Is(number) => number,
+            Number::Rises(number) => (number * question.time as f64).round(),
+        });
+        let answer = number.map(Some).ok_or_else(|| "it does not answer".to_owned());
+        async move { answer }.boxed()
     }
 }
 
