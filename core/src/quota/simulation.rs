@@ -254,6 +254,7 @@ fn nothing_is_wasted() {
                     kills: None,
                     late: (10, 300 * MS),
                     troubles: (0, 0),
+                    partitions: 0,
                     fault: None,
                 };
                 let outcome = World::new(plan.clone()).run();
@@ -309,6 +310,7 @@ fn little_is_wasted_when_allocators_are_killed() {
                     }),
                     late: (10, 300 * MS),
                     troubles: (0, 0),
+                    partitions: 0,
                     fault: None,
                 };
                 let outcome = World::new(plan.clone()).run();

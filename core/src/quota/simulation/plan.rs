@@ -78,11 +78,14 @@ pub(super) struct Plan {
     pub(super) late: (u64, u64),
     /// At least and at most so many things go wrong.
     pub(super) troubles: (u64, u64),
+    /// So many times besides two slots cannot speak for a while.
+    pub(super) partitions: u64,
     pub(super) fault: Option<Fault>,
 }
 
-/// The time in which all slots have had a turn in both of their lines, where requests are as large as they can be.
-fn turns(limit: &Limit, slots: u64, within: u64) -> u64 {
+/// The time in which all slots have had a turn in both of their lines, where requests are as large as they can be. What may be open
+/// at once goes from one to the next with a lease.
+fn turns(limit: &Limit, slots: u64, within: u64, lease: u64) -> u64 {
     let largest = match limit.resource {
         Resource::Requests | Resource::Concurrency => 1,
         Resource::InputTokens => 120,
@@ -92,7 +95,8 @@ fn turns(limit: &Limit, slots: u64, within: u64) -> u64 {
     };
     let window = match limit.window {
         Window::Rolling(window) => window,
-        _ => 0,
+        Window::None => lease,
+        Window::Calendar(_) => 0,
     };
     (2 * slots).div_ceil((limit.limit / largest).max(1)) * (window + within)
 }
@@ -159,7 +163,7 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
         _ => 0,
     });
     // Until what was recorded of those that are gone is over, a turn for everybody, and a little.
-    let turns = limits.iter().map(|limit| turns(limit, slots as u64, within));
+    let turns = limits.iter().map(|limit| turns(limit, slots as u64, within, lease));
     let calm = 2 * lease + within + windows.max().unwrap_or(0) + turns.max().unwrap_or(0) + 2 * SECOND;
     Plan {
         seed,
@@ -190,21 +194,26 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
         kills: None,
         late: (10, 300 * MS),
         troubles: (1, 8),
+        partitions: 0,
         fault,
     }
 }
 
-/// The same with many late messages and failures, and providers that count soon: nothing but the protocol is between a mistake and a
-/// limit.
+/// The same with few processes that often cannot speak with each other, late messages, and providers that count soon: nothing but
+/// the protocol is between a mistake and a limit.
 pub(super) fn harsh_plan(seed: u64, fault: Option<Fault>) -> Plan {
     let mut plan = rough_plan(seed, fault);
-    plan.late = (40, 700 * MS);
-    plan.troubles = (8, 24);
+    plan.slots = plan.slots.clamp(2, 3);
+    plan.gaps.resize(plan.slots, 20 * MS);
+    plan.late = (50, 900 * MS);
+    plan.troubles = (0, 4);
+    plan.partitions = 16;
     // Who reports seldom takes a late answer: it is still the one to its newest report.
-    plan.terms.report_every = 600 * MS;
+    plan.terms.report_every = 4 * SECOND;
     plan.terms.lease = 1_500 * MS;
-    plan.terms.shortest_lease = 1_000 * MS;
-    plan.length += 4 * SECOND;
+    plan.terms.shortest_lease = 1_500 * MS;
+    plan.calm_from += 6 * SECOND;
+    plan.length += 10 * SECOND;
     for limit in &mut plan.limits {
         limit.within = 200 * MS;
     }

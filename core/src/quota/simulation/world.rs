@@ -220,6 +220,13 @@ impl World {
             };
             self.at(at, event);
         }
+        for _ in 0..self.plan.partitions {
+            let at = self.dice.below(until);
+            let (a, b) = (self.dice.below(slots) as usize, self.dice.below(slots) as usize);
+            let end = (at + self.dice.between(SECOND, 4 * SECOND)).min(until);
+            self.at(at, Event::Cut { a, b, on: true });
+            self.at(end, Event::Cut { a, b, on: false });
+        }
         // Whatever happened, in the end there is an allocator.
         let slot = self.dice.below(slots) as usize;
         self.at(until + 1, Event::Elect { slot });
