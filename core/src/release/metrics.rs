@@ -1,7 +1,7 @@
 //! The spec as the metrics that judge a candidate.
 
 use flotilla_crds::AgentPoolSpec;
-use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode};
+use flotilla_crds::agent_pool::{self as api, Analysis, AnalysisMode, LatencyAnalysis};
 use flotilla_crds::sourced_metric::SourcedMetric;
 
 use crate::evidence::{Compare, Counted, Metric, Mode, Rule, Strictness, Threshold};
@@ -44,8 +44,26 @@ pub fn sourced(metric: &SourcedMetric) -> Option<Metric> {
     })
 }
 
+/// A metric whose requests take longer than each of some times.
+fn timed(name: &str, time: &LatencyAnalysis, counted: fn(Vec<u64>) -> Counted) -> Metric {
+    let thresholds = time.thresholds_milliseconds.iter();
+    let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
+    Metric {
+        name: name.to_owned(),
+        mode: mode(time.mode),
+        rule: Rule::Compare(Compare {
+            counted: counted(thresholds.collect()),
+            tolerate_worse_percent: percent(time.tolerate_worse_percent),
+            ..Compare::latency(Vec::new())
+        }),
+    }
+}
+
+fn percent(number: i32) -> u32 {
+    u32::try_from(number).unwrap_or_default()
+}
+
 fn metrics(analysis: &Analysis) -> Vec<Metric> {
-    let percent = |number: i32| u32::try_from(number).unwrap_or_default();
     let errors = &analysis.errors;
     let mut metrics = vec![Metric {
         name: "errors".to_owned(),
@@ -58,25 +76,10 @@ fn metrics(analysis: &Analysis) -> Vec<Metric> {
         }),
     }];
     metrics.extend(analysis.metrics.iter().filter_map(sourced));
-    let times: [(_, _, fn(Vec<u64>) -> Counted); 2] = [
-        ("latency", &analysis.latency, Counted::Latency),
-        ("firstByte", &analysis.first_byte, Counted::FirstByte),
-    ];
-    for (name, time, counted) in times {
-        metrics.extend(time.as_ref().map(|time| {
-            let thresholds = time.thresholds_milliseconds.iter();
-            let thresholds = thresholds.filter_map(|threshold| u64::try_from(*threshold).ok());
-            Metric {
-                name: name.to_owned(),
-                mode: mode(time.mode),
-                rule: Rule::Compare(Compare {
-                    counted: counted(thresholds.collect()),
-                    tolerate_worse_percent: percent(time.tolerate_worse_percent),
-                    ..Compare::latency(Vec::new())
-                }),
-            }
-        }));
-    }
+    let latency = analysis.latency.as_ref();
+    metrics.extend(latency.map(|time| timed("latency", time, Counted::Latency)));
+    let first_byte = analysis.first_byte.as_ref();
+    metrics.extend(first_byte.map(|time| timed("firstByte", time, Counted::FirstByte)));
     metrics
 }
 

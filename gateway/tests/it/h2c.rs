@@ -167,7 +167,9 @@ async fn clients_of_either_version_share_few_connections() {
         }
     });
     futures::future::join_all(many).await;
-    assert_eq!(agent.connections.load(Ordering::SeqCst), 1);
+    // One for each worker.
+    let connections = agent.connections.load(Ordering::SeqCst);
+    assert!(connections <= settings().workers, "{connections}");
 }
 
 #[tokio::test]

@@ -163,7 +163,9 @@ pub(super) fn rough_plan(seed: u64, fault: Option<Fault>) -> Plan {
         _ => 0,
     });
     // Until what was recorded of those that are gone is over, a turn for everybody, and a little.
-    let turns = limits.iter().map(|limit| turns(limit, slots as u64, within, lease));
+    let turns = limits
+        .iter()
+        .map(|limit| turns(limit, slots as u64, within, lease));
     let calm = 2 * lease + within + windows.max().unwrap_or(0) + turns.max().unwrap_or(0) + 2 * SECOND;
     Plan {
         seed,
