@@ -1,8 +1,8 @@
 //! HTTP/2 with prior knowledge (h2c): few connections to a peer, shared by its requests.
 //!
-//! Each worker has its own. A connection takes [`MAX_STREAMS`] requests at once, which every server grants; beyond that a further one is opened, so
-//! that no request waits for another's end inside a connection. Whoever needs a connection while one is being opened waits
-//! for that one.
+//! Each worker has its own. A connection takes [`MAX_STREAMS`] requests at once, which every server grants; beyond that a
+//! further one is opened, so that no request waits for another's end inside a connection. Whoever needs a connection while
+//! one is being opened waits for that one.
 //!
 //! A request is written for HTTP/1.1 until here (`Host`, origin form), because a second try of it may go to a peer that
 //! takes that. Where it comes back unsent, it comes back so.

@@ -233,8 +233,10 @@ impl Peer {
         if let Some(found) = idle.kept.get_mut(own).and_then(&mut take) {
             return Some(found);
         }
-        let lends = matches!(self.target, Target::Name { .. });
-        idle.kept.iter_mut().filter(|_| lends).find_map(take)
+        match self.target {
+            Target::Address(_) => None,
+            Target::Name { .. } => idle.kept.iter_mut().find_map(take),
+        }
     }
 
     /// Takes back a connection whose response has been read to the end.

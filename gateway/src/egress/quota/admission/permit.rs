@@ -70,10 +70,8 @@ impl Permit {
         if generation != current {
             return;
         }
-        if let Some(ticket) = self
-            .ticket
-            .as_ref()
-            .filter(|_| !stops || hint.retry_after.is_some())
+        if (!stops || hint.retry_after.is_some())
+            && let Some(ticket) = &self.ticket
         {
             holder.probed(ticket);
         }
