@@ -21,7 +21,7 @@ use super::{Meter, redact};
 use crate::observe::Note;
 use crate::reply::{Outgoing, Passing, Refusal};
 use crate::upstream::body::RequestBody;
-use crate::upstream::{Answer, FailureKind, forward};
+use crate::upstream::{Answer, FailureKind, Sending, forward, spare};
 
 /// Sends of one request to one provider at most.
 const MAX_SENDS: u32 = 3;
@@ -94,7 +94,8 @@ impl Answered {
             secret,
         } = self;
         if let Some(secret) = secret.filter(|_| redact::is_suspect(head.status)) {
-            return redact::answer(head, body, meter, &secret, timer).await;
+            // On the heap, because it is rare, and every request would hold the space for it.
+            return Box::pin(redact::answer(head, body, meter, &secret, timer)).await;
         }
         let passing = Passing::new(body, timer, meter);
         Ok(Response::from_parts(head, Outgoing::Provider(Box::new(passing))))
@@ -138,20 +139,14 @@ pub(super) async fn proof(provider: &Provider) -> Result<Option<(HeaderName, Hea
 /// [`Peer::send_noting`](crate::upstream::Peer::send_noting).
 pub(super) async fn send(
     place: &Place,
-    mut request: Request<RequestBody>,
+    mut request: Sending,
     sent: &AtomicBool,
 ) -> Result<Answer, FailureKind> {
     let mut reuse = request.body().again().is_some();
     let mut sends = 1;
     loop {
         let idempotent = request.method().is_idempotent();
-        let spare = request.body().again().map(|body| {
-            let mut spare = Request::new(body);
-            *spare.method_mut() = request.method().clone();
-            *spare.uri_mut() = request.uri().clone();
-            *spare.headers_mut() = request.headers().clone();
-            spare
-        });
+        let spare = spare(&request);
         let failure = match place.peer.send_noting(request, reuse, sent).await {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure.kind,

@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::request::{Asked, Operation, media_type, models_named};
+use super::request::{Asked, Operation, media_type};
 use super::usage::JsonReader;
 use crate::ingress::proxy::{BodyLimit, body_incomplete, too_large};
 use crate::reply::Refusal;
@@ -142,8 +142,7 @@ impl Room {
             Asked::default()
         };
         if must_read {
-            let named = models_named(&bytes);
-            if named != Some(usize::from(asked.model.is_some())) {
+            if !asked.is_plain {
                 return Err(unreadable("its body must be one JSON object with \"model\" once"));
             }
             if need >= Need::ModelBudget && asked.model.is_none() {

@@ -212,7 +212,7 @@ impl EventReader {
                     rest = after;
                 }
                 Line::Data | Line::Other => {
-                    let end = rest.iter().position(|byte| *byte == b'\n' || *byte == b'\r');
+                    let end = memchr::memchr2(b'\n', b'\r', rest);
                     let (line, after) = rest.split_at(end.unwrap_or(rest.len()));
                     if self.line == Line::Data {
                         self.json.feed(line);

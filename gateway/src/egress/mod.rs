@@ -276,7 +276,7 @@ impl Egress {
         let mut others = others.into_iter();
         let mut passed_over = None;
         // What the last choice that answered at all has said, for when nobody else does better.
-        let mut kept: Option<(Answered, Choice, Option<Reason>)> = None;
+        let mut kept: Option<Box<(Answered, Choice, Option<Reason>)>> = None;
         loop {
             let last = others.len() == 0;
             let missed = match self.attempt(&mut call, &choice, last, timer.as_mut()).await {
@@ -291,15 +291,16 @@ impl Egress {
                         }
                         return Ok(response);
                     };
-                    kept = Some((answered, choice.clone(), passed_over));
+                    kept = Some(Box::new((answered, choice.clone(), passed_over)));
                     reason
                 }
                 Err(miss) => match miss.reason {
                     Some(reason) if !last => reason,
                     reason => {
-                        let Some((answered, choice, passed_over)) = kept.filter(|_| reason.is_some()) else {
+                        let Some(kept) = kept.filter(|_| reason.is_some()) else {
                             return Err(ours(miss.refusal));
                         };
+                        let (answered, choice, passed_over) = *kept;
                         let mut response = answered.pass_on(timer).await.map_err(ours)?;
                         let model = choice.model.as_deref();
                         fallback::tell(&mut response, &choice.provider.name, model, passed_over);
@@ -378,7 +379,7 @@ impl Egress {
         set_length(&mut head.headers, &body);
         tokio::select! {
             biased;
-            sent = send(place, Request::from_parts(head, body), meter.sent()) => match sent {
+            sent = send(place, Box::new(Request::from_parts(head, body)), meter.sent()) => match sent {
                 Ok(answer) if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     meter.broken();
                     Err(refused::switched())

@@ -11,7 +11,7 @@ use std::fmt;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, Method, header};
 use percent_encoding::percent_decode_str;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -68,25 +68,93 @@ impl Operation {
 }
 
 /// The members of a request's body that matter here, as they are written: one of another type must not hide the others.
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Members<'a> {
-    #[serde(borrow, default)]
     model: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     stream: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "present")]
     stream_options: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     max_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     max_completion_tokens: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     max_output_tokens: Option<&'a RawValue>,
+    /// How often a model is named, in whatever case.
+    models: usize,
 }
 
-/// A member that is there, `null` or not.
-fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(value).map(Some)
+/// The key of a member.
+enum Key {
+    Model,
+    /// In another case.
+    AlmostModel,
+    Stream,
+    StreamOptions,
+    MaxTokens,
+    MaxCompletionTokens,
+    MaxOutputTokens,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(key: D) -> Result<Self, D::Error> {
+        struct OfText;
+        impl Visitor<'_> for OfText {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+                Ok(match key {
+                    "model" => Key::Model,
+                    "stream" => Key::Stream,
+                    "stream_options" => Key::StreamOptions,
+                    "max_tokens" => Key::MaxTokens,
+                    "max_completion_tokens" => Key::MaxCompletionTokens,
+                    "max_output_tokens" => Key::MaxOutputTokens,
+                    _ if key.eq_ignore_ascii_case("model") => Key::AlmostModel,
+                    _ => Key::Other,
+                })
+            }
+        }
+        key.deserialize_str(OfText)
+    }
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(body: D) -> Result<Self, D::Error> {
+        struct OfObject;
+        impl<'de> Visitor<'de> for OfObject {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Members::default();
+                while let Some(key) = map.next_key()? {
+                    members.models += usize::from(matches!(key, Key::Model | Key::AlmostModel));
+                    let place = match key {
+                        Key::Model => &mut members.model,
+                        Key::Stream => &mut members.stream,
+                        Key::StreamOptions => &mut members.stream_options,
+                        Key::MaxTokens => &mut members.max_tokens,
+                        Key::MaxCompletionTokens => &mut members.max_completion_tokens,
+                        Key::MaxOutputTokens => &mut members.max_output_tokens,
+                        Key::AlmostModel | Key::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    if place.replace(map.next_value()?).is_some() {
+                        return Err(A::Error::custom("a member comes twice"));
+                    }
+                }
+                Ok(members)
+            }
+        }
+        body.deserialize_map(OfObject)
+    }
 }
 
 /// What was read in a held body.
@@ -98,6 +166,8 @@ pub struct Asked {
     pub max_tokens: Option<u64>,
     /// The answer comes as events.
     pub stream: bool,
+    /// It is an object that names one model or none: of several some servers take the last, and `Model` for `model`.
+    pub is_plain: bool,
     /// Where the value of `model` is.
     model_at: Option<(usize, usize)>,
     /// What to write for `stream_options`, and in place of which bytes.
@@ -124,7 +194,7 @@ impl Asked {
         let options = (stream && tells_no_usage)
             .then(|| match members.stream_options {
                 None => {
-                    let at = body.iter().position(|byte| *byte == b'{')? + 1;
+                    let at = memchr::memchr(b'{', body)? + 1;
                     Some((at, at, br#""stream_options":{"include_usage":true},"#.to_vec()))
                 }
                 Some(options) => {
@@ -138,6 +208,7 @@ impl Asked {
                 .or_else(|| number(members.max_output_tokens))
                 .or_else(|| number(members.max_tokens)),
             stream,
+            is_plain: members.models == usize::from(model.is_some()),
             model_at: model.as_ref().map(|(_, place)| *place),
             model: model.map(|(name, _)| name),
             options,
@@ -172,49 +243,6 @@ impl Asked {
         changed.put_slice(body.get(copied..).unwrap_or_default());
         changed.freeze()
     }
-}
-
-/// How often an object in JSON names a model, in whatever case: some servers take `Model` for `model`, and of several the
-/// last. None where it is no object.
-pub fn models_named(body: &[u8]) -> Option<usize> {
-    struct IsModel(bool);
-    struct Key;
-    impl Visitor<'_> for Key {
-        type Value = IsModel;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a key")
-        }
-
-        fn visit_str<E>(self, key: &str) -> Result<IsModel, E> {
-            Ok(IsModel(key.eq_ignore_ascii_case("model")))
-        }
-    }
-    impl<'de> Deserialize<'de> for IsModel {
-        fn deserialize<D: Deserializer<'de>>(key: D) -> Result<Self, D::Error> {
-            key.deserialize_str(Key)
-        }
-    }
-    struct Object;
-    impl<'de> Visitor<'de> for Object {
-        type Value = usize;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<usize, A::Error> {
-            let mut named = 0;
-            while let Some((IsModel(is_model), IgnoredAny)) = map.next_entry()? {
-                named += usize::from(is_model);
-            }
-            Ok(named)
-        }
-    }
-    let mut text = serde_json::Deserializer::from_slice(body);
-    let named = text.deserialize_map(Object).ok()?;
-    text.end().ok()?;
-    Some(named)
 }
 
 /// `stream_options` with usage; none if it asks for it already, or is nothing that can be changed.
@@ -318,21 +346,26 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_named_once_or_by_nobody_knows_whom() {
-        for (text, named) in [
+    fn a_model_is_named_once_or_never() {
+        for (text, is_plain) in [
             (
                 r#"{"model":"a","x":{"model":"b"},"messages":[{"model":"c"}]}"#,
-                Some(1),
+                true,
             ),
-            (r#"{"model":"a","Model":"b"}"#, Some(2)),
-            (r#"{"model":"a","\u006dodel":"b"}"#, Some(2)),
-            ("{}", Some(0)),
-            ("[]", None),
-            (r#"{"model":"a"} {"model":"b"}"#, None),
-            (r#"{"model":"a""#, None),
-            ("\u{feff}{}", None),
+            (r#"{"Model":"a"}"#, false),
+            (r#"{"model":"a","Model":"b"}"#, false),
+            (r#"{"model":"a","\u006dodel":"b"}"#, false),
+            (r#"{"model":"a","model":"b"}"#, false),
+            (r#"{"model":7}"#, false),
+            (r#"{"model":null}"#, false),
+            ("{}", true),
+            ("[]", false),
+            ("", false),
+            (r#"{"model":"a"} {"model":"b"}"#, false),
+            (r#"{"model":"a""#, false),
+            ("\u{feff}{}", false),
         ] {
-            assert_eq!(models_named(text.as_bytes()), named, "{text}");
+            assert_eq!(asked(text).is_plain, is_plain, "{text}");
         }
     }
 

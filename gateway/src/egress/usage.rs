@@ -193,8 +193,7 @@ impl JsonReader {
         while let Some((&byte, after)) = rest.split_first() {
             // The text of answers is most of their bytes.
             if self.at == (At::Text { escaped: false }) && (self.spoilt || self.depth as usize > LEVELS) {
-                let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'));
-                let end = end.unwrap_or(rest.len());
+                let end = memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
                 if end > 0 {
                     (_, rest) = rest.split_at(end);
                     continue;

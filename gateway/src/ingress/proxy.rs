@@ -28,7 +28,7 @@ use crate::reply::{End, Observer, Outgoing, Passing, Refusal};
 use crate::session::visit::{Begun, Served, Tested, Visit};
 use crate::upstream::body::{BUFFERED, BodyError, Bounded, Exceeded, RequestBody};
 use crate::upstream::connection::Connection;
-use crate::upstream::{Answer, Failure, FailureKind, forward};
+use crate::upstream::{self, Answer, Failure, FailureKind, Sending, forward};
 
 /// Header of a tester's response: the revision that answered.
 pub const ANSWERED_BY: HeaderName = HeaderName::from_static("x-flotilla-revision");
@@ -116,7 +116,7 @@ async fn try_serve(
         sends: 0,
         exceeded: exceeded.clone(),
     };
-    let request = Request::from_parts(head, body);
+    let request = Box::new(Request::from_parts(head, body));
     if attempts.claim.is_preview {
         pool.counts.previews.fetch_add(1, Ordering::Relaxed);
     }
@@ -303,7 +303,7 @@ impl Failed {
 impl Attempts<'_> {
     async fn run(
         &mut self,
-        mut request: Request<RequestBody>,
+        mut request: Sending,
         timer: &mut std::pin::Pin<Box<Sleep>>,
     ) -> Result<(Response<Incoming>, Connection, Exchange), Refusal> {
         let mut tally: Option<Tally> = None;
@@ -336,7 +336,7 @@ impl Attempts<'_> {
                     Tally::start(&permit.revision, window, self.claim.arrival)
                 }
             };
-            let spare = spare(&request);
+            let spare = upstream::spare(&request);
             self.tries.sent();
             self.sends += 1;
             let tried = tokio::select! {
@@ -380,7 +380,7 @@ impl Attempts<'_> {
     }
 
     /// One try, until the head of a response.
-    async fn send(&self, permit: &Permit, request: Request<RequestBody>) -> Result<Answer, Failed> {
+    async fn send(&self, permit: &Permit, request: Sending) -> Result<Answer, Failed> {
         let sent = permit.endpoint.peer.send(request, self.reuse);
         let sent = match self.tries.timeout() {
             None => sent.await,
@@ -442,13 +442,4 @@ impl Attempts<'_> {
         }
         self.claim.stick = Some(revision);
     }
-}
-
-/// The same request once more, if its body is in memory.
-fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let mut spare = Request::new(request.body().again()?);
-    *spare.method_mut() = request.method().clone();
-    *spare.uri_mut() = request.uri().clone();
-    *spare.headers_mut() = request.headers().clone();
-    Some(spare)
 }

@@ -34,7 +34,8 @@ pub enum RequestBody {
 /// A client's body as it comes, up to a number of bytes.
 #[derive(Debug)]
 pub struct Bounded {
-    incoming: Incoming,
+    /// On the heap: hyper keeps places for many requests for each connection, and most have no such body.
+    incoming: Box<Incoming>,
     left: u64,
     exceeded: Exceeded,
 }
@@ -65,7 +66,7 @@ impl Bounded {
     /// `incoming`, whose length is known and allowed.
     pub fn known(incoming: Incoming) -> Self {
         Self {
-            incoming,
+            incoming: Box::new(incoming),
             left: u64::MAX,
             exceeded: Exceeded::default(),
         }
@@ -74,7 +75,7 @@ impl Bounded {
     /// `incoming` up to `limit` bytes.
     pub fn limited(incoming: Incoming, limit: u64) -> Self {
         Self {
-            incoming,
+            incoming: Box::new(incoming),
             left: limit,
             exceeded: Exceeded(Some(Arc::default())),
         }

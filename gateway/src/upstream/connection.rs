@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -27,7 +28,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::body::RequestBody;
 use super::http2::Stream;
-use super::{Failure, FailureKind, Target};
+use super::{Failure, FailureKind, Sending, Target};
 use crate::server::workers;
 
 /// How long a reset may come after a FIN: several round trips inside a cluster, short for a client that waits.
@@ -121,43 +122,15 @@ impl Exclusive {
             .is_none_or(SendRequest::is_closed)
     }
 
-    pub(super) async fn send(
-        &mut self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, Failure> {
+    pub(super) async fn send(&mut self, request: Sending) -> Result<Response<Incoming>, Failure> {
         let reused = std::mem::replace(&mut self.reused, true);
-        self.shared.waiting.store(true, Ordering::Relaxed);
-        let switching = request.body().is_switching();
-        self.shared.switching.store(switching, Ordering::Relaxed);
-        let sent = match self.shared.sender.lock().as_mut() {
-            Some(sender) => Ok(sender.try_send_request(request)),
-            None => Err(request),
-        };
-        let sent = match sent {
-            Ok(sent) => sent.await,
-            Err(request) => {
-                let kind = FailureKind::NotSent(io::ErrorKind::NotConnected.into());
-                return Err(Failure {
-                    kind,
-                    request: Some(request),
-                });
-            }
-        };
-        let mut error = match sent {
+        let error = match self.begin(request)?.await {
             Ok(response) => {
                 self.shared.waiting.store(false, Ordering::Relaxed);
                 return Ok(response);
             }
-            Err(error) => error,
+            Err(error) => failed(error)?,
         };
-        if let Some(request) = error.take_message() {
-            let kind = FailureKind::NotSent(io::Error::other(error.into_error()));
-            return Err(Failure {
-                kind,
-                request: Some(request),
-            });
-        }
-        let error = error.into_error();
         let kind = if is_end(&error) {
             FailureKind::Closed {
                 unread: is_refusal(&error) || self.ended_unread().await,
@@ -167,6 +140,27 @@ impl Exclusive {
             FailureKind::Broken(error)
         };
         Err(Failure { kind, request: None })
+    }
+
+    /// Hands `request` to the task. What waits for the response holds nothing else.
+    fn begin(
+        &self,
+        request: Sending,
+    ) -> Result<
+        impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>,
+        Failure,
+    > {
+        let shared = &self.shared;
+        shared.waiting.store(true, Ordering::Relaxed);
+        let switching = request.body().is_switching();
+        shared.switching.store(switching, Ordering::Relaxed);
+        match shared.sender.lock().as_mut() {
+            Some(sender) => Ok(sender.try_send_request(*request)),
+            None => Err(Failure {
+                kind: FailureKind::NotSent(io::ErrorKind::NotConnected.into()),
+                request: Some(request),
+            }),
+        }
     }
 
     /// The socket, after a response that switches protocols. `None` if the peer has closed it.
@@ -188,6 +182,22 @@ impl Drop for Exclusive {
     fn drop(&mut self) {
         // hyper closes the connection when its sending half goes; the task would keep it.
         self.shared.sender.lock().take();
+    }
+}
+
+/// Why a request that went out has no response.
+///
+/// # Errors
+/// It did not go out.
+fn failed(mut error: TrySendError<Request<RequestBody>>) -> Result<hyper::Error, Failure> {
+    let request = error.take_message();
+    let error = error.into_error();
+    match request {
+        None => Ok(error),
+        Some(request) => Err(Failure {
+            kind: FailureKind::NotSent(io::Error::other(error)),
+            request: Some(Box::new(request)),
+        }),
     }
 }
 

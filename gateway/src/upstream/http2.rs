@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::body::RequestBody;
 use super::connection::{Connection, Io};
-use super::{Answer, Failure, FailureKind, Limits, Target, forward, in_time};
+use super::{Answer, Failure, FailureKind, Limits, Sending, Target, forward, in_time};
 use crate::server::workers;
 
 /// Requests of one connection at once. RFC 9113 section 6.5.2 recommends that peers grant no fewer.
@@ -76,7 +76,7 @@ impl Shared {
         &self,
         target: &Target,
         limits: &Limits,
-        mut request: Request<RequestBody>,
+        mut request: Sending,
         reuse: bool,
     ) -> Result<Answer, Failure> {
         let reuse = reuse || request.body().is_streamed();
@@ -85,7 +85,7 @@ impl Shared {
             let reused = there.is_some();
             let stream = match there {
                 Some(stream) => stream,
-                None => match in_time(limits, self.open(target, reuse)).await {
+                None => match in_time(limits, Box::pin(self.open(target, reuse))).await {
                     Ok(stream) => stream,
                     Err(error) => {
                         return Err(Failure {
@@ -96,14 +96,14 @@ impl Shared {
                 },
             };
             let host = to_http2(&mut request, target);
-            let mut error = match stream.0.sender.clone().try_send_request(request).await {
+            let mut error = match stream.0.sender.clone().try_send_request(*request).await {
                 Ok(response) => {
                     let connection = Connection::Stream(stream);
                     return Ok(Answer { response, connection });
                 }
                 Err(error) => error,
             };
-            let unsent = error.take_message();
+            let unsent = error.take_message().map(Box::new);
             let error = error.into_error();
             let Some(mut unsent) = unsent else {
                 return Err(Failure {

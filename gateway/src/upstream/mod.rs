@@ -37,6 +37,7 @@ pub mod http2;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -100,6 +101,18 @@ struct Idle {
 #[derive(Default)]
 struct Kept(Vec<(Exclusive, Instant)>);
 
+/// A request on its way. On the heap, because it is handed on often and whoever waits for the response would hold the space.
+pub type Sending = Box<Request<RequestBody>>;
+
+/// The same request once more, if its body is in memory.
+pub fn spare(request: &Request<RequestBody>) -> Option<Sending> {
+    let mut spare = Box::new(Request::new(request.body().again()?));
+    *spare.method_mut() = request.method().clone();
+    *spare.uri_mut() = request.uri().clone();
+    *spare.headers_mut() = request.headers().clone();
+    Some(spare)
+}
+
 /// A response, with the connection it comes over: to be given back by [`Peer::keep`] after the last byte.
 pub struct Answer {
     /// Head and body as they arrive.
@@ -114,7 +127,7 @@ pub struct Failure {
     /// What is known about the request's fate.
     pub kind: FailureKind,
     /// The request where it was not consumed.
-    pub request: Option<Request<RequestBody>>,
+    pub request: Option<Sending>,
 }
 
 /// What is known about the fate of a request without a response.
@@ -166,7 +179,7 @@ impl Peer {
     }
 
     /// Sends `request` over an idle connection if `reuse` allows and one is there, else over a new one.
-    pub async fn send(&self, request: Request<RequestBody>, reuse: bool) -> Result<Answer, Failure> {
+    pub async fn send(&self, request: Sending, reuse: bool) -> Result<Answer, Failure> {
         self.send_noting(request, reuse, &AtomicBool::new(false)).await
     }
 
@@ -174,7 +187,7 @@ impl Peer {
     /// of the request may have reached the peer. One that was set before stays set.
     pub async fn send_noting(
         &self,
-        mut request: Request<RequestBody>,
+        mut request: Sending,
         reuse: bool,
         sent: &AtomicBool,
     ) -> Result<Answer, Failure> {
@@ -206,7 +219,7 @@ impl Peer {
                 Err(failure) => return Err(failure),
             }
         }
-        let mut connection = match in_time(&self.limits, self.connect()).await {
+        let mut connection = match in_time(&self.limits, Box::pin(self.connect())).await {
             Ok(connection) => connection,
             Err(error) => {
                 return Err(Failure {
@@ -310,10 +323,11 @@ impl Kept {
     }
 }
 
-/// `connecting`, as long as it may take.
+/// `connecting`, as long as it may take. On the heap, because most requests find a connection and would hold the space for
+/// nothing.
 async fn in_time<T>(
     limits: &Limits,
-    connecting: impl Future<Output = std::io::Result<T>>,
+    connecting: Pin<Box<impl Future<Output = std::io::Result<T>>>>,
 ) -> std::io::Result<T> {
     tokio::time::timeout(limits.connect, connecting)
         .await
