@@ -227,8 +227,31 @@ fn history() -> Workload {
         create(POOLS, pool(json!({"replicas": 1, "revisionHistoryLimit": 1}))),
         says(POOL, "Ready"),
     )];
-    for name in ["agent:2", "agent:3", "agent:4"] {
-        steps.push(step(name, image(name), says(POOL, "Ready")));
+    for (name, before) in [
+        ("agent:2", "agent:1"),
+        ("agent:3", "agent:2"),
+        ("agent:4", "agent:3"),
+    ] {
+        let reached = both(says(POOL, "Ready"), only_kept([before, name]));
+        steps.push(step(name, image(name), reached));
     }
     workload("history", steps)
+}
+
+/// No other revision than those of these images, in order, is kept.
+fn only_kept(images: [&'static str; 2]) -> impl Fn(&Cluster) -> Result<(), String> + Send + Sync {
+    move |cluster| {
+        let sets = cluster.objects("/apis/apps/v1/namespaces/shop/replicasets");
+        let image = |set: &Arc<Value>| {
+            let image = set.pointer("/spec/template/spec/containers/0/image");
+            image.and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let mut kept: Vec<String> = sets.iter().map(image).collect();
+        kept.sort();
+        if kept == images {
+            Ok(())
+        } else {
+            Err(format!("kept are {kept:?}"))
+        }
+    }
 }
