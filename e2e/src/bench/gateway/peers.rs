@@ -179,7 +179,7 @@ fn nginx(place: &Place<'_>) -> Result<Child> {
             "daemon off; master_process off; worker_processes 1; pid {folder}/pid; error_log stderr crit;\n\
              events {{ worker_connections 8192; }}\n\
              http {{\n\
-               access_log off; keepalive_requests 1000000000; tcp_nodelay on;\n\
+               access_log off; keepalive_requests 1000000000; tcp_nodelay on; client_body_buffer_size 256k;\n\
                client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;\n\
                uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n\
                upstream origin {{ {servers} keepalive 512; keepalive_requests 1000000000; }}\n\
