@@ -113,8 +113,8 @@ pub struct Args {
     )]
     pub access_log_percent: u8,
     /// Threads that carry requests. Default: one for each core that this process may use, at most 8.
-    #[arg(long, env = "FLOTILLA_WORKERS")]
-    pub workers: Option<NonZeroUsize>,
+    #[arg(long, env = "FLOTILLA_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
     /// What is logged, for example `info` or `flotilla_gateway=debug`.
     #[arg(long, env = "FLOTILLA_LOG", default_value = "info")]
     pub log: String,
@@ -143,7 +143,7 @@ impl Args {
     fn workers(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         self.workers
-            .map_or_else(|| cores().min(MOST_WORKERS), NonZeroUsize::get)
+            .map_or_else(|| cores().min(MOST_WORKERS), usize::from)
     }
 
     /// What the data plane needs to know.

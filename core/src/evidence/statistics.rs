@@ -154,7 +154,7 @@ pub fn good_candidates(releases: usize) -> Vec<Cell> {
             cells.push(Cell::new(
                 format!(
                     "{requests_per_second}/s, {} %, {times_worse}x",
-                    error_rate * 100.0
+                    percent(error_rate)
                 ),
                 Promise::AtMost(0.01),
                 releases,
@@ -197,7 +197,7 @@ pub fn at_the_margin(releases: usize) -> Vec<Cell> {
             ..World::new(requests_per_second, 0.02, f64::from(rung.times_worse))
         };
         let outage = incident.map_or(String::new(), |incident| {
-            format!(", an outage of {} %", incident.error_rate * 100.0)
+            format!(", an outage of {} %", percent(incident.error_rate))
         });
         let name = format!(
             "{requests_per_second}/s at {} %, {}x{outage}",
@@ -328,7 +328,7 @@ pub fn outages(releases: usize) -> Vec<Cell> {
                 ..World::new(requests_per_second, 0.005, 1.0)
             };
             cells.push(Cell::new(
-                format!("{requests_per_second}/s, both fail {} %", error_rate * 100.0),
+                format!("{requests_per_second}/s, both fail {} %", percent(error_rate)),
                 Promise::AtMost(0.01),
                 releases,
                 Stream::new(25, cells.len() as u64),
@@ -372,8 +372,8 @@ pub fn after_outages(releases: usize) -> Vec<Cell> {
             };
             let name = format!(
                 "{requests_per_second}/s, {} %, both fail {} %",
-                error_rate * 100.0,
-                outage * 100.0
+                percent(error_rate),
+                percent(outage)
             );
             // Of those that take longer at most half.
             let stream = Stream::new(31, cells.len() as u64);
@@ -407,6 +407,11 @@ pub fn tokens(releases: usize) -> Vec<Cell> {
     exceedances(metric, 12, releases)
 }
 
+/// A share in percent, without the digits that binary fractions add.
+fn percent(share: f64) -> f64 {
+    (share * 1e8).round() / 1e6
+}
+
 fn exceedances(metric: Metric, seed: u64, releases: usize) -> Vec<Cell> {
     let median = |minutes| Promise::Median { share: 0.95, minutes };
     let shift = |times, stuck| Shift { times, stuck };
@@ -428,7 +433,7 @@ fn exceedances(metric: Metric, seed: u64, releases: usize) -> Vec<Cell> {
             };
             let stuck = match candidate.stuck {
                 0.0 => String::new(),
-                share => format!(", {} % far more", share * 100.0),
+                share => format!(", {} % far more", percent(share)),
             };
             let name = format!("{requests_per_second}/s, {}x{stuck}", candidate.times);
             let stream = Stream::new(seed, cell as u64);
