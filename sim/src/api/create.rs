@@ -126,18 +126,14 @@ pub(super) fn insert(
         return Err(Failure::already_exists(kind, &name));
     }
     let reset = update::reset_fields(kind, super::Part::Main);
+    let mut nothing = json!({"apiVersion": kind.api_version(), "kind": kind.kind});
+    // Its Go type has this even when nobody has said anything.
+    if kind.is("apps", "ControllerRevision") {
+        nothing["revision"] = json!(0);
+    }
     let managed = match managed {
         Some(managed) => managed,
-        None => Managed::default().update(
-            (
-                &json!({"apiVersion": kind.api_version(), "kind": kind.kind}),
-                &object,
-            ),
-            &call.writer,
-            reset,
-            Type::of(kind),
-            call.now,
-        ),
+        None => Managed::default().update((&nothing, &object), &call.writer, reset, Type::of(kind), call.now),
     };
     managed.store(&mut object);
     call.stamp(state, &mut object);

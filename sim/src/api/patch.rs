@@ -1,5 +1,6 @@
 //! `PATCH`: JSON patch, merge patch, strategic merge patch, server-side apply.
 
+use json_patch::{AddOperation, PatchOperation};
 use serde_json::{Value, json};
 
 use super::failure::{Cause, Failure};
@@ -44,15 +45,18 @@ pub fn patch(
             merge(&mut new, &request.body);
         }
         "application/json-patch+json" => {
-            let patch: json_patch::Patch = serde_json::from_value(request.body.clone())
+            let mut patch: json_patch::Patch = serde_json::from_value(request.body.clone())
                 .map_err(|error| Failure::bad_request(format!("error decoding patch: {error}")))?;
-            json_patch::patch(&mut new, &patch).map_err(|error| {
-                Failure::new(
-                    422,
-                    "Invalid",
-                    format!("the server rejected our request due to an error in our request: {error}"),
-                )
-            })?;
+            for operation in &mut patch.0 {
+                replace_is_add(&new, operation);
+                json_patch::patch(&mut new, std::slice::from_ref(operation)).map_err(|error| {
+                    Failure::new(
+                        422,
+                        "Invalid",
+                        format!("the server rejected our request due to an error in our request: {error}"),
+                    )
+                })?;
+            }
         }
         "application/strategic-merge-patch+json" if call.kind.custom.is_none() => {
             new = strategic::merge(&new, &request.body, Type::of(call.kind));
@@ -66,6 +70,23 @@ pub fn patch(
         code: 200,
         body: updated,
     })
+}
+
+/// The real server replaces a member that is not there, too, as long as there is an object for it.
+fn replace_is_add(object: &Value, operation: &mut PatchOperation) {
+    let PatchOperation::Replace(replace) = operation else {
+        return;
+    };
+    let Some((parent, _)) = replace.path.split_back() else {
+        return;
+    };
+    let is_missing = object.pointer(replace.path.as_str()).is_none();
+    if is_missing && object.pointer(parent.as_str()).is_some_and(Value::is_object) {
+        *operation = PatchOperation::Add(AddOperation {
+            path: replace.path.clone(),
+            value: replace.value.take(),
+        });
+    }
 }
 
 fn check_name(new: &Value, name: &str) -> Result<(), Failure> {
@@ -138,10 +159,6 @@ fn apply(
                 "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
             );
             return Err(Failure::conflict(kind, name, &cause));
-        }
-        let version = config["metadata"]["resourceVersion"].as_str();
-        if version.is_some_and(|version| !version.is_empty()) && !kind.create_on_update {
-            return Err(Failure::not_found(kind, name));
         }
         let nothing = json!({});
         let (object, managed) = Managed::default()

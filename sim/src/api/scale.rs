@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::failure::{Cause, Failure};
 use super::request::{Path, Request};
 use super::{Answer, Call, Part, patch, read, update};
+use crate::apply::managed::Managed;
 use crate::kinds::Scale;
 use crate::state::State;
 
@@ -35,6 +36,7 @@ pub fn serve(state: &mut State, request: &Request, path: &Path, call: &Call<'_>)
         let cause = Cause::invalid("spec.replicas", &replicas, "must be greater than or equal to 0");
         return Err(Failure::invalid(call.kind, name, &[cause]));
     }
+    let is_cleared = replicas == 0 && before.pointer("/spec/replicas").is_some();
     let mut new = (*live).clone();
     if let Some(version) = after
         .pointer("/metadata/resourceVersion")
@@ -47,7 +49,12 @@ pub fn serve(state: &mut State, request: &Request, path: &Path, call: &Call<'_>)
     } else {
         new["spec"]["replicas"] = replicas;
     }
-    let updated = update::change(state, call, &live, new, Part::Main, None)?;
+    // A field that nobody owned is not owned by this; and a Scale does not tell 0 from nothing.
+    let path: Vec<&str> = scale.spec.split('/').skip(1).collect();
+    let managed = Managed::of(&live);
+    let disowned = managed.clone().disowned(&path);
+    let managed = (is_cleared || managed == disowned).then_some(disowned);
+    let updated = update::change(state, call, &live, new, Part::Main, managed)?;
     Ok(Answer::ok(view(&updated, scale)))
 }
 

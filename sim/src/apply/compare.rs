@@ -34,8 +34,11 @@ impl Difference {
             return;
         }
         let leaf = |value: Option<&Value>| value.is_none_or(|value| is_leaf(value, shape));
+        // Null is as good as an empty map or list.
         let same_kind = match (old, new) {
-            (Some(old), Some(new)) => old.is_object() == new.is_object() && old.is_array() == new.is_array(),
+            (Some(old), Some(new)) if !old.is_null() && !new.is_null() => {
+                old.is_object() == new.is_object() && old.is_array() == new.is_array()
+            }
             _ => true,
         };
         if !same_kind || (leaf(old) && leaf(new)) {
@@ -52,7 +55,7 @@ impl Difference {
         if new.is_none() {
             self.removed.insert(path);
         }
-        if old.or(new).is_some_and(Value::is_object) {
+        if [old, new].into_iter().flatten().any(Value::is_object) {
             let (old, new) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
             let mut names: Vec<&String> = [old, new].into_iter().flatten().flat_map(Map::keys).collect();
             names.sort();

@@ -181,6 +181,14 @@ impl Managed {
         self
     }
 
+    /// Without owners of this field.
+    pub fn disowned(mut self, path: &[&str]) -> Self {
+        for entry in &mut self.0 {
+            entry.set.forget(path);
+        }
+        self
+    }
+
     /// The object after an apply, before defaults, and the entries that go with it.
     ///
     /// # Errors
@@ -206,9 +214,11 @@ impl Managed {
             .0
             .iter()
             .fold(Set::default(), |all, entry| all.union(&entry.set));
-        let unwanted = last
+        let mut unwanted = last
             .with_named_fields(shape)
             .without(&all.with_named_fields(shape));
+        // There is always a name in it.
+        unwanted.forget_member("metadata");
         let merged = if unwanted.is_empty() {
             merged
         } else {

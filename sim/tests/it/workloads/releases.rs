@@ -246,7 +246,9 @@ fn only_kept(images: [&'static str; 2]) -> impl Fn(&Cluster) -> Result<(), Strin
             let image = set.pointer("/spec/template/spec/containers/0/image");
             image.and_then(Value::as_str).unwrap_or_default().to_owned()
         };
+        // The gateway has one as well.
         let mut kept: Vec<String> = sets.iter().map(image).collect();
+        kept.retain(|image| image.starts_with("agent:"));
         kept.sort();
         if kept == images {
             Ok(())
