@@ -20,7 +20,7 @@ const ROUNDS: usize = 5;
 #[derive(Debug, Parser)]
 #[command(name = "flotilla-bench")]
 pub struct Args {
-    /// Run only these, separated by commas. Default: all. `gateway` means admission and all parts from cpu to weights; only
+    /// Run only these, separated by commas. Default: all. `gateway` means admission and all parts from cpu to quota; only
     /// fleet needs a cluster.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub only: Vec<Selection>,
@@ -77,13 +77,13 @@ pub enum Selection {
     Admission,
     /// Pools against Deployments, on the local cluster.
     Fleet,
-    /// Admission, and all parts from cpu to weights.
+    /// Admission, and all parts from cpu to quota.
     Gateway,
     /// The gateway's CPU per request, against Envoy, nginx, LiteLLM and Portkey.
     Cpu,
     /// The gateway's added latency.
     Latency,
-    /// The gateway with 500 streams at once.
+    /// The gateway with 50 and with 500 streams at once.
     Streaming,
     /// The gateway's memory.
     Memory,
@@ -91,6 +91,8 @@ pub enum Selection {
     Throughput,
     /// A change of weights on three gateways.
     Weights,
+    /// A provider's quota on three gateways, and what of it a modest pool gets beside a greedy one.
+    Quota,
 }
 
 impl Selection {
@@ -103,6 +105,7 @@ impl Selection {
             Self::Memory => Some(Part::Memory),
             Self::Throughput => Some(Part::Throughput),
             Self::Weights => Some(Part::Weights),
+            Self::Quota => Some(Part::Quota),
         }
     }
 }

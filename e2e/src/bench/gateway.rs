@@ -1,5 +1,5 @@
 //! The gateway against peers and against no gateway at all: CPU per request, latency, streams, memory, throughput, and
-//! how fast a change of weights is in force.
+//! how fast a change of weights is in force; and a provider's quota against a provider that counts.
 //!
 //! Everything is on this machine: this process is the client, the origin, the gateway and the peers are children of it.
 //! Whatever is compared is measured in turns within one round, so that a slow minute of the machine slows both.
@@ -20,6 +20,7 @@ pub mod origin;
 mod peers;
 mod process;
 pub mod profile;
+mod quota;
 mod streaming;
 mod streams;
 mod throughput;
@@ -39,7 +40,7 @@ pub enum Part {
     Cpu,
     /// Added latency at 1,000 and 3,000 requests per second.
     Latency,
-    /// 500 streams at once.
+    /// 50 and 500 streams at once.
     Streaming,
     /// Memory idle, with 2,000 streams, and over many requests.
     Memory,
@@ -47,6 +48,8 @@ pub enum Part {
     Throughput,
     /// A change of weights on three gateways.
     Weights,
+    /// A provider's quota on three gateways.
+    Quota,
 }
 
 /// What the benchmarks run with.
@@ -109,6 +112,7 @@ impl Bench {
             Part::Memory => memory::run(self),
             Part::Throughput => throughput::run(self),
             Part::Weights => weights::run(self),
+            Part::Quota => quota::run(self),
         }
     }
 

@@ -89,6 +89,11 @@ impl Api {
         Ok(Self { address, store })
     }
 
+    /// Reads an object; `collection` is the path up to the plural.
+    pub fn get(&self, collection: &str, name: &str) -> Option<Value> {
+        self.store.get(collection, name)
+    }
+
     /// Writes a whole object; `collection` is the path up to the plural.
     pub fn put(&self, collection: &str, object: Value) {
         self.store.write(collection, object);

@@ -29,6 +29,7 @@ pub struct Fleet {
     pub origin: SocketAddr,
     /// The gateways.
     pub gateways: Vec<Gateway>,
+    kubeconfig: PathBuf,
     /// Kept until the end.
     _origin: Child,
 }
@@ -104,8 +105,23 @@ impl Fleet {
             api,
             origin,
             gateways,
+            kubeconfig,
             _origin: origin_process,
         })
+    }
+
+    /// Kills a gateway, and starts it again with the same name and address.
+    ///
+    /// # Errors
+    /// When there is none with this index, or it does not start.
+    pub fn restart(&mut self, layout: &Layout<'_>, index: usize) -> Result<()> {
+        if index >= self.gateways.len() {
+            bail!("there is no gateway {}", index + 1);
+        }
+        drop(self.gateways.remove(index));
+        let started = Gateway::start(layout, &self.kubeconfig, u8::try_from(index + 1)?)?;
+        self.gateways.insert(index, started);
+        Ok(())
     }
 
     /// The only gateway, or the first.
@@ -135,10 +151,10 @@ fn prepare(layout: &Layout<'_>, api: &Api, port: u16) -> Result<PathBuf> {
         objects::path::PROVIDERS,
         objects::provider(&format!("http://127.0.0.1:{port}/v1")),
     );
-    let addresses = (1..=layout.gateways)
-        .map(|number| address(number).to_string())
+    let pods: Vec<_> = (1..=layout.gateways)
+        .map(|number| (pod_name(number), address(number)))
         .collect();
-    api.put(objects::path::SLICES, objects::gateways(addresses));
+    api.put(objects::path::SLICES, objects::gateways(&pods));
     let keys = layout.folder.join("credentials").join(POOL);
     fs::create_dir_all(&keys)?;
     fs::write(
@@ -156,6 +172,10 @@ fn prepare(layout: &Layout<'_>, api: &Api, port: u16) -> Result<PathBuf> {
     Ok(kubeconfig)
 }
 
+fn pod_name(number: u8) -> String {
+    format!("gateway-{number}")
+}
+
 /// Each gateway has an address of its own, as pods have; the ports are those of a pod.
 fn address(number: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(127, 0, 1, number))
@@ -165,7 +185,7 @@ impl Gateway {
     fn start(layout: &Layout<'_>, kubeconfig: &Path, number: u8) -> Result<Self> {
         use flotilla_crds::names::{GATEWAY_ADMIN_PORT, GATEWAY_EGRESS_PORT};
         let ip = address(number);
-        let name = format!("gateway-{number}");
+        let name = pod_name(number);
         let credentials = layout.folder.join("credentials");
         let mut process = Start {
             name: &name,

@@ -52,8 +52,16 @@ impl Connection {
     /// # Errors
     /// When nobody listens.
     pub async fn open(to: SocketAddr) -> Result<Self> {
+        Self::open_from(IpAddr::V4(Ipv4Addr::LOCALHOST), to).await
+    }
+
+    /// Connects from an address of this machine.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub async fn open_from(from: IpAddr, to: SocketAddr) -> Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))?;
+        socket.bind(SocketAddr::new(from, 0))?;
         let stream = socket
             .connect(to)
             .await

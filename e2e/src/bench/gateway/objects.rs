@@ -4,6 +4,7 @@
 
 use flotilla_crds::names;
 use serde_json::{Value, json};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::origin::REPLICAS;
 
@@ -28,6 +29,8 @@ pub mod path {
     pub const POOLS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/bench/agentpools";
     /// ModelProviders.
     pub const PROVIDERS: &str = "/apis/flotilla.dev/v1alpha1/namespaces/bench/modelproviders";
+    /// Leases.
+    pub const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/bench/leases";
     /// EndpointSlices.
     pub const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/bench/endpointslices";
 }
@@ -76,6 +79,26 @@ pub fn provider(endpoint: &str) -> Value {
     })
 }
 
+/// The provider at `endpoint` with a quota of `limit` requests in any `seconds`.
+pub fn metered(endpoint: &str, limit: u64, seconds: u64) -> Value {
+    let mut provider = provider(endpoint);
+    provider["spec"]["quotas"] =
+        json!([{"name": "requests", "resource": "Requests", "limit": limit, "windowSeconds": seconds}]);
+    provider
+}
+
+/// The slice of another pool, which has one agent and serves nobody.
+pub fn agents_of(pool: &str, agent: Ipv4Addr) -> Value {
+    let revision = format!("{pool}-a");
+    let labels = json!({
+        "kubernetes.io/service-name": revision,
+        names::POOL: pool,
+        names::REVISION: revision,
+        names::CONCURRENCY: CONCURRENCY.to_string(),
+    });
+    endpoint_slice(&revision, labels, POOL_PORT, vec![agent.to_string()])
+}
+
 /// The slice of `revision`: the origin's addresses whose last bytes are `replicas`.
 pub fn slice(revision: &str, port: u16, replicas: impl Iterator<Item = u8>) -> Value {
     let addresses = replicas.map(|replica| format!("127.0.0.{replica}")).collect();
@@ -88,10 +111,15 @@ pub fn slice(revision: &str, port: u16, replicas: impl Iterator<Item = u8>) -> V
     endpoint_slice(revision, labels, port, addresses)
 }
 
-/// The slice of the gateway's own Service.
-pub fn gateways(addresses: Vec<String>) -> Value {
+/// The slice of the gateway's own Service. Gateways find each other by the names of their pods.
+pub fn gateways(pods: &[(String, IpAddr)]) -> Value {
     let labels = json!({"kubernetes.io/service-name": names::GATEWAY});
-    endpoint_slice(names::GATEWAY, labels, names::GATEWAY_INGRESS_PORT, addresses)
+    let addresses = pods.iter().map(|(_, address)| address.to_string()).collect();
+    let mut slice = endpoint_slice(names::GATEWAY, labels, names::GATEWAY_INGRESS_PORT, addresses);
+    for (index, (name, _)) in pods.iter().enumerate() {
+        slice["endpoints"][index]["targetRef"]["name"] = json!(name);
+    }
+    slice
 }
 
 fn endpoint_slice(name: &str, labels: Value, port: u16, addresses: Vec<String>) -> Value {
