@@ -77,11 +77,14 @@ acceptance: install ## Run the full figures and write docs/measurements.md (ONLY
 	cargo build --locked -p flotilla-e2e --bin flotilla-acceptance
 	cargo build --locked --profile fuzz -p flotilla-fuzz --bin flotilla-fuzz
 	$(E2E) $(BIN)/flotilla-acceptance --write docs/measurements.md $(if $(ONLY),--only $(ONLY))
+	$(if $(ONLY),,$(SIMULATE) --test conformance -- --nocapture)
+
+SIMULATE = FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile simulate -p flotilla-sim --features seeded-bugs
 
 .PHONY: simulate
 simulate: cluster simulate-quota ## Run every fault plan and every seeded bug on the simulated cluster, and compare its server with the real one
 	$(call STEP,simulate)
-	FLOTILLA_FULL=1 $(E2E) cargo test --locked --profile simulate -p flotilla-sim --features seeded-bugs --test it --test churn --test conformance -- --nocapture
+	$(SIMULATE) --test it --test churn --test conformance -- --nocapture
 
 .PHONY: simulate-quota
 simulate-quota: ## Run the model of the quota protocol 100,000 times, and look for the bugs planted in it (needs no cluster)

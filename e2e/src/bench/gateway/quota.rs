@@ -246,7 +246,7 @@ fn report(simulator: &Simulator, counts: &Counts, [calm, rough, end]: [&Moment; 
     let modest = (rough.modest - calm.modest) as f64 * 100.0 / own;
     let over = events(simulator, EventKind::Refused);
     let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let asked = load(&counts.greedy) + load(&counts.modest);
+    let asked = load(&counts.greedy) + load(&counts.modest) + load(&counts.refused);
     let (quiet, killed) = (used(calm, rough), used(rough, end));
     let failed = rough.failed - calm.failed;
     let refusal = counts.refusal.get().map(|text| format!(", such as {text}"));
