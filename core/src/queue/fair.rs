@@ -29,6 +29,7 @@ pub struct FairQueue<T> {
     ageing: u64,
     rate: Rate,
     memory: u64,
+    least: u64,
     now: u64,
 }
 
@@ -50,8 +51,9 @@ impl<T> FairQueue<T> {
             capacity: settings.capacity.min(MAX_CAPACITY),
             quantum: quantum as i64,
             ageing: settings.ageing_nanoseconds.max(1),
-            rate: Rate::new(settings.memory_nanoseconds),
+            rate: Rate::new(settings.memory_nanoseconds, settings.least_nanoseconds),
             memory: settings.memory_nanoseconds,
+            least: settings.least_nanoseconds,
             now: 0,
         }
     }
@@ -147,7 +149,7 @@ impl<T> FairQueue<T> {
         let lane = self.lanes.find_or_open(arrival.tenant);
         if self.lanes.count(lane) == 0 {
             // What was measured among other tenants says little.
-            let mut rate = Rate::new(self.memory);
+            let mut rate = Rate::new(self.memory, self.least);
             rate.busy(now);
             self.lanes.lane_mut(lane).rate = rate;
         }

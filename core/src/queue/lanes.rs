@@ -86,7 +86,7 @@ impl Lane {
             levels: [Share::default(); LEVELS],
             work: 0,
             deficit: 0,
-            rate: Rate::new(1),
+            rate: Rate::new(1, 0),
             granted: 0,
             ring: None,
             previous: NIL,

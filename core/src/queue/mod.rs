@@ -153,6 +153,8 @@ pub struct Settings {
     /// After so much time in which nobody waits it is forgotten. Until it is known (again) nobody is refused for a
     /// predicted wait.
     pub memory_nanoseconds: u64,
+    /// The rate is known when somebody has waited for so long; 0: as soon as some were served.
+    pub least_nanoseconds: u64,
 }
 
 /// Long enough that 8 slots with services of 2.5 s give about 100 handovers, short enough that a scale-up is believed
@@ -169,14 +171,18 @@ impl Settings {
             quantum: 1,
             ageing_nanoseconds: 5_000_000_000,
             memory_nanoseconds: MEMORY_NANOSECONDS,
+            least_nanoseconds: 0,
         }
     }
 
-    /// In front of a quota: the same for requests of about `mean_cost`, with a memory of at least three windows.
+    /// In front of a quota: the same for requests of about `mean_cost`, with a memory of at least three windows. The rate is
+    /// known after two: who comes to a rolling window has what others leave in the first one, and all of it may be used in a
+    /// moment, so that nothing is served for the rest.
     pub fn of_quota(capacity: usize, mean_cost: u64, window_nanoseconds: u64) -> Self {
         Self {
             quantum: mean_cost,
             memory_nanoseconds: window_nanoseconds.saturating_mul(3).max(MEMORY_NANOSECONDS),
+            least_nanoseconds: window_nanoseconds.saturating_mul(2),
             ..Self::of_slots(capacity)
         }
     }

@@ -19,6 +19,8 @@ const ENOUGH: f64 = 6.0;
 pub(super) struct Rate {
     /// Busy time in which a measurement loses 63 % of its weight, and idle time after which all of it is forgotten.
     memory: u64,
+    /// Faded busy time that must have been seen.
+    least: f64,
     /// Faded sum of costs.
     cost: f64,
     /// Faded number of handovers.
@@ -34,10 +36,12 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    /// Nothing is known yet.
-    pub(super) fn new(memory_nanoseconds: u64) -> Self {
+    /// Nothing is known yet, and nothing will be before so much busy time was seen.
+    pub(super) fn new(memory_nanoseconds: u64, least_nanoseconds: u64) -> Self {
+        let memory = memory_nanoseconds.max(1);
         Self {
-            memory: memory_nanoseconds.max(1),
+            memory,
+            least: faded(least_nanoseconds, memory),
             cost: 0.0,
             count: 0.0,
             time: 0.0,
@@ -80,19 +84,18 @@ impl Rate {
     }
 
     fn pass(&mut self, nanoseconds: u64) {
-        let nanoseconds = nanoseconds as f64;
-        let memory = self.memory as f64;
-        let kept = (-nanoseconds / memory).exp();
+        let new = faded(nanoseconds, self.memory);
+        let kept = 1.0 - new / self.memory as f64;
         self.cost *= kept;
         self.count *= kept;
-        self.time = self.time * kept + memory * (1.0 - kept);
+        self.time = self.time * kept + new;
     }
 
     /// Cost per nanosecond; none until enough was seen, and again when it is forgotten. Sinks while a handover is overdue, so that a pool that hangs is
     /// not predicted to go on as before.
     pub(super) fn per_nanosecond(&self, now: u64) -> Option<f64> {
         let seen = self.count >= ENOUGH || (self.count >= 1.0 && self.time >= 0.8 * self.memory as f64);
-        if !seen || self.time <= 0.0 || self.is_forgotten(now) {
+        if !seen || self.time <= 0.0 || self.time < self.least || self.is_forgotten(now) {
             return None;
         }
         let rate = self.cost / self.time;
@@ -103,6 +106,12 @@ impl Rate {
         let overdue = (self.cost + self.cost / self.count) / (self.time + open);
         Some(rate.min(overdue))
     }
+}
+
+/// What is left of a stretch of time that has just passed, when its earlier parts have faded.
+fn faded(nanoseconds: u64, memory: u64) -> f64 {
+    let memory = memory as f64;
+    memory * -(-(nanoseconds as f64) / memory).exp_m1()
 }
 
 #[cfg(test)]
@@ -117,7 +126,7 @@ mod tests {
 
     #[test]
     fn only_gaps_between_handovers_of_one_busy_period_count() {
-        let mut rate = Rate::new(30 * SECOND);
+        let mut rate = Rate::new(30 * SECOND, 0);
         let mut now = 0;
         for _ in 0..20 {
             rate.busy(now);
@@ -133,7 +142,7 @@ mod tests {
 
     #[test]
     fn nothing_is_known_of_a_queue_that_never_held_two() {
-        let mut rate = Rate::new(30 * SECOND);
+        let mut rate = Rate::new(30 * SECOND, 0);
         for second in 0..100 {
             rate.busy(second * SECOND);
             rate.served(1, second * SECOND);
@@ -144,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_rate_that_has_changed_is_believed_soon_and_an_old_one_forgotten() {
-        let mut rate = Rate::new(30 * SECOND);
+        let mut rate = Rate::new(30 * SECOND, 0);
         rate.busy(0);
         for second in 0..60 {
             rate.served(1, second * SECOND);
@@ -162,12 +171,24 @@ mod tests {
 
     #[test]
     fn a_pool_that_hangs_is_not_predicted_to_go_on() {
-        let mut rate = Rate::new(30 * SECOND);
+        let mut rate = Rate::new(30 * SECOND, 0);
         rate.busy(0);
         for tenth in 0..600 {
             rate.served(1, tenth * SECOND / 10);
         }
         let (soon, late) = (per_second(&rate, 60 * SECOND), per_second(&rate, 360 * SECOND));
         assert!(soon > 9.5 && late < 1.2, "{soon} {late}");
+    }
+
+    #[test]
+    fn a_rate_is_not_believed_before_enough_time_was_seen() {
+        let mut rate = Rate::new(180 * SECOND, 120 * SECOND);
+        rate.busy(0);
+        for second in 0..120 {
+            rate.served(1, second * SECOND);
+        }
+        assert!(rate.per_nanosecond(119 * SECOND).is_none());
+        rate.served(1, 121 * SECOND);
+        assert!((per_second(&rate, 121 * SECOND) - 1.0).abs() < 0.05, "{rate:?}");
     }
 }

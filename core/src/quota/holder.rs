@@ -222,6 +222,24 @@ impl Holder {
         })
     }
 
+    /// The longest rolling window of `class`; 0 where it has none.
+    pub fn longest_window(&self, class: Class) -> Nanos {
+        let rolling = class.limits().filter_map(|i| match self.limits[i].limit.window {
+            Window::Rolling(length) => Some(length),
+            Window::Calendar(_) | Window::None => None,
+        });
+        rolling.max().unwrap_or(0)
+    }
+
+    /// Whether the provider has said to wait, that time is not over for the limit at this position, and no request is under way
+    /// that may end it.
+    pub fn is_stopped(&self, position: usize, now: Nanos) -> bool {
+        self.limits.get(position).is_some_and(|local| {
+            let left = local.frozen_until.saturating_sub(now);
+            left > 0 && !(local.probes && left <= PROBE)
+        })
+    }
+
     /// Whether no request is under way.
     pub fn is_idle(&self) -> bool {
         self.limits.iter().all(|local| local.in_flight == 0)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use flotilla_core::queue::Limit as QueueLimit;
 use flotilla_core::quota::{
     Admission as Decision, Amounts, Class, Estimator, Holder, Limit, Nanos, OutputCharge, Reply, Report,
-    Terms,
+    Terms, Window,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::counts::Counts;
-use super::line::{Full, Given, Joining, Lines, Spot};
+use super::line::{Blocked, Full, Given, Joining, Lines, Spot};
 use super::refusal::{Refused, Why};
 
 mod permit;
@@ -313,14 +313,24 @@ impl Admission {
         if !waited_before && state.holder.has_lease(now) {
             state.counts.throttled(blocked.0, now);
         }
+        if let Some(until) = self
+            .end_of_stop(state, class, blocked, now)
+            .filter(|end| *end > deadline)
+        {
+            let after = Some(Duration::from_nanos(until - now));
+            state.counts.turned_away(&pool, blocked.0, false, now);
+            return Err(state.refused(&self.provider, blocked.0, Why::WouldTimeOut, after));
+        }
         let joining = Joining {
             pool: &pool,
             class,
             estimate,
             deadline,
             blocked,
+            weighs,
+            window: state.holder.longest_window(class),
         };
-        match state.lines.join(&joining, weighs, now) {
+        match state.lines.join(&joining, now) {
             Ok((spot, told)) => {
                 state.counts.pool(&pool).waiting += 1;
                 Ok(Tried::Waits(Joined {
@@ -346,6 +356,17 @@ impl Admission {
                 Err(state.refused(&self.provider, blocked.0, why, after))
             }
         }
+    }
+
+    /// When requests of this class may go on, where it is certain that none will before: the provider has said so, or a day's
+    /// or month's quota is used up, and nobody has given anything back for as long as a lease lasts.
+    fn end_of_stop(&self, state: &State, class: Class, (limit, until): Blocked, now: Nanos) -> Option<Nanos> {
+        let is_spent = || {
+            let calendar = |limit: &Limit| matches!(limit.window, Window::Calendar(_));
+            state.holder.limit(limit).is_some_and(calendar)
+                && state.lines.stalled(class, now) > self.terms.lease
+        };
+        until.filter(|_| state.holder.is_stopped(limit, now) || is_spent())
     }
 
     fn refuse(&self, joined: &Joined<'_>, why: Why) -> Refused {

@@ -16,8 +16,11 @@ use tokio::sync::oneshot;
 pub(super) const MAX_WAITING: usize = 2_048;
 /// What a pool may send each turn, in tokens: about a request.
 const QUANTUM: u64 = 2_000;
-/// The service rate of the queue is remembered for this window's multiple.
-const WINDOW: Nanos = 60 * 1_000_000_000;
+/// The service rate of a line is measured over windows of its limits, but not of longer ones than this.
+const LONGEST_WINDOW: Nanos = 600 * 1_000_000_000;
+
+/// A limit that requests wait for, and until when, if that is known.
+pub(super) type Blocked = (usize, Option<Nanos>);
 
 /// What one who waits is told: it may be sent, and this is what it holds.
 pub(super) struct Given {
@@ -44,8 +47,12 @@ pub(super) struct Joining<'a> {
     pub(super) class: Class,
     pub(super) estimate: Amounts,
     pub(super) deadline: Nanos,
-    /// The limit that it waits for, and until when, if that is known.
-    pub(super) blocked: (usize, Option<Nanos>),
+    /// What it waits for.
+    pub(super) blocked: Blocked,
+    /// Whether tokens count, so that requests differ in size.
+    pub(super) weighs: bool,
+    /// The longest rolling window of the limits that apply; 0 where there is none.
+    pub(super) window: Nanos,
 }
 
 /// Why a request may not wait.
@@ -64,16 +71,17 @@ struct Line {
     largest: Amounts,
     /// Since when nobody was served.
     since: Nanos,
-    /// The limit that its first waits for, and until when, if that is known.
-    blocked: (usize, Option<Nanos>),
+    /// What its first waits for.
+    blocked: Blocked,
 }
 
 impl Line {
-    fn new(class: Class, weighs: bool) -> Self {
+    fn new(class: Class, weighs: bool, window: Nanos) -> Self {
         let quantum = if weighs { QUANTUM } else { 1 };
+        let window = window.min(LONGEST_WINDOW);
         Self {
             class,
-            queue: FairQueue::new(&Settings::of_quota(MAX_WAITING, quantum, WINDOW)),
+            queue: FairQueue::new(&Settings::of_quota(MAX_WAITING, quantum, window)),
             weighs,
             total: Amounts::default(),
             largest: Amounts::default(),
@@ -132,16 +140,21 @@ impl Lines {
         self.lines.iter().find(|line| line.class == class)
     }
 
-    /// The limit that requests of this class wait for, and until when, if that is known.
-    pub(super) fn blocked(&self, class: Class) -> Option<(usize, Option<Nanos>)> {
+    /// What requests of this class wait for.
+    pub(super) fn blocked(&self, class: Class) -> Option<Blocked> {
         self.line(class).map(|line| line.blocked)
+    }
+
+    /// For how long requests of this class have waited and none was served.
+    pub(super) fn stalled(&self, class: Class, now: Nanos) -> Nanos {
+        let line = self.line(class).filter(|line| !line.queue.is_empty());
+        line.map_or(0, |line| now.saturating_sub(line.since))
     }
 
     /// Lets a request wait; `gone` says who had to go for it.
     pub(super) fn join(
         &mut self,
         joining: &Joining<'_>,
-        weighs: bool,
         now: Nanos,
     ) -> Result<(Spot, oneshot::Receiver<Given>), Full> {
         let Joining {
@@ -150,6 +163,8 @@ impl Lines {
             estimate,
             deadline,
             blocked,
+            weighs,
+            window,
         } = *joining;
         let tenant = Tenant::named(pool.as_bytes(), &self.hasher);
         let index = self
@@ -157,7 +172,7 @@ impl Lines {
             .iter()
             .position(|line| line.class == class)
             .unwrap_or_else(|| {
-                self.lines.push(Line::new(class, weighs));
+                self.lines.push(Line::new(class, weighs, window));
                 self.lines.len() - 1
             });
         let line = &mut self.lines[index];

@@ -7,7 +7,7 @@ mod world;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flotilla_gateway::egress::quota::{Ask, Permit, Used};
+use flotilla_gateway::egress::quota::{Ask, NotAdmitted, Permit, Used, Why};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -105,6 +105,41 @@ async fn killing_whoever_deals_it_out_gives_nothing_out_twice() {
         world.refused()
     );
     assert!(most <= 600, "{most}");
+    assert!(used >= 95.0, "{used:.1} %");
+    assert_eq!(world.refused(), 0, "they wait");
+}
+
+/// Clients that take all that there is at once use a window up in a moment, and then all wait for the rest of it: where a gateway
+/// is killed and started again, many wait before it knows what share it will have.
+#[tokio::test(start_paused = true)]
+async fn bursts_through_kills_use_the_quota_and_refuse_nobody() {
+    const LIMIT: u64 = 3_000;
+    let mut world = World::new(requests(LIMIT));
+    let own = Load {
+        pool: "modest",
+        agents: 1,
+        pause: WINDOW * 6 / LIMIT as u32,
+        open: true,
+    };
+    let greedy = |number: usize| load("greedy", [250, 100, 50][number]);
+    for number in 0..3 {
+        world.start(&format!("g-{number}"), &[own, greedy(number)]);
+    }
+    tokio::time::sleep(2 * WINDOW).await;
+    for _ in 0..30 {
+        let elected = world.elected().expect("somebody deals out");
+        let number = elected[2..].parse::<usize>().unwrap();
+        world.kill(&elected);
+        world.start(&elected, &[own, greedy(number)]);
+        tokio::time::sleep(20 * SECOND).await;
+    }
+    let most = world.provider.most(WINDOW);
+    let used = utilisation(&world, LIMIT, 2 * WINDOW, 12 * WINDOW);
+    println!(
+        "killed 30 times: at most {most} of {LIMIT} in 60 s, {used:.1} % used, {} refused",
+        world.refused()
+    );
+    assert!(most <= LIMIT, "{most}");
     assert!(used >= 95.0, "{used:.1} %");
     assert_eq!(world.refused(), 0, "they wait");
 }
@@ -229,6 +264,9 @@ async fn after_an_hour_one_request_asks_whether_a_long_wait_is_still_meant() {
     };
     let month = HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from(31 * 86_400))]);
     answered(reserve(WINDOW).await, StatusCode::TOO_MANY_REQUESTS, &month);
+    let before = Instant::now();
+    assert!(reserve(600 * SECOND).await.is_none());
+    assert!(before.elapsed() < SECOND, "it would wait in vain");
     tokio::time::sleep(3_590 * SECOND).await;
     assert!(reserve(5 * SECOND).await.is_none());
     let probe = reserve(10 * SECOND).await;
@@ -246,7 +284,7 @@ async fn after_an_hour_one_request_asks_whether_a_long_wait_is_still_meant() {
         answered(reserve(SECOND).await, StatusCode::OK, &HeaderMap::new());
     }
     let pools = quotas.pools("main");
-    assert_eq!((pools[0].1.refused, pools[0].1.passed_over), (4, 0));
+    assert_eq!((pools[0].1.refused, pools[0].1.passed_over), (5, 0));
 
     // Whoever has somebody else to ask does not wait, and is not counted as refused.
     for _ in 0..60 {
@@ -254,8 +292,48 @@ async fn after_an_hour_one_request_asks_whether_a_long_wait_is_still_meant() {
     }
     let pools = quotas.pools("main");
     let counts = &pools[0].1;
-    assert_eq!((counts.refused, counts.waiting), (4, 0));
+    assert_eq!((counts.refused, counts.waiting), (5, 0));
     assert!((10..60).contains(&counts.passed_over), "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_in_vain_for_the_next_day() {
+    let mut world = World::new(json!({"name": "rpd", "resource": "Requests", "limit": 20, "window": "Day"}));
+    for number in 0..2 {
+        world.start(&format!("g-{number}"), &[]);
+    }
+    let reserve = async |pod: &str, patience: Duration| {
+        let ask = Ask {
+            pool: "support",
+            model: Some("mini"),
+            bytes: 0,
+            max_tokens: None,
+            deadline: Instant::now() + patience,
+        };
+        let quotas = world.processes[pod].quotas.clone();
+        quotas.reserve("main", ask).await.map(|permit| {
+            let mut permit = permit.expect("there is a quota");
+            permit.answered(StatusCode::OK, &HeaderMap::new());
+            permit.settle(Used::default());
+        })
+    };
+    for _ in 0..20 {
+        reserve("g-0", WINDOW).await.unwrap();
+    }
+    // The first waits, in case somebody gives something back.
+    let (first, second) = tokio::join!(reserve("g-0", 600 * SECOND), async {
+        tokio::time::sleep(30 * SECOND).await;
+        (reserve("g-0", 600 * SECOND).await, Instant::now())
+    });
+    let waited = second.1.elapsed();
+    let Err(NotAdmitted::Refused(refused)) = second.0 else {
+        panic!("{second:?}");
+    };
+    assert_eq!(refused.why, Why::WouldTimeOut);
+    // It is noon.
+    let hours = refused.retry_after.as_secs() / 3_600;
+    assert!((11..=12).contains(&hours), "{:?}", refused.retry_after);
+    assert!(first.is_err() && waited >= 500 * SECOND, "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
