@@ -56,6 +56,22 @@ async fn skewed_load_uses_a_window_up_and_never_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_second_quota_of_a_shorter_window_spreads_the_first() {
+    let mut world = World::new(requests(6_000));
+    world.add(json!({"name": "spread", "resource": "Requests", "limit": 1_000, "windowSeconds": 10}));
+    for (number, agents) in [250, 100, 50].into_iter().enumerate() {
+        world.start(&format!("g-{number}"), &[load("support", agents)]);
+    }
+    tokio::time::sleep(4 * WINDOW).await;
+    let (most, at_once) = (world.provider.most(WINDOW), world.provider.most(10 * SECOND));
+    let used = utilisation(&world, 6_000, WINDOW, 4 * WINDOW);
+    println!("at most {most} of 6000 in 60 s, {at_once} in 10 s, {used:.1} % used");
+    assert!(most <= 6_000 && at_once <= 1_000, "{most} {at_once}");
+    assert!(used >= 95.0, "{used:.1} %");
+    assert_eq!(world.refused(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn tokens_are_reserved_by_estimate_and_settled_by_usage() {
     let quota = json!({"name": "tpm", "resource": "Tokens", "limit": 60_000, "window": "Minute"});
     let mut world = World::new(quota);

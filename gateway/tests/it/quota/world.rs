@@ -222,6 +222,11 @@ impl World {
         }
     }
 
+    /// One more quota, for gateways that start from now on.
+    pub fn add(&mut self, quota: serde_json::Value) {
+        self.quotas.push(serde_json::from_value(quota).unwrap());
+    }
+
     /// Starts a gateway in a pod, and agents that use it.
     pub fn start(&mut self, pod: &str, load: &[Load]) {
         self.lives += 1;
