@@ -2,7 +2,7 @@
 
 mod page;
 
-use crate::namespace::in_namespace;
+use crate::namespace::{cleared, in_namespace};
 use crate::report::Row;
 use crate::scenario::{judged, load_test, pool, release, releases, rest, scale, survive, turmoil};
 use crate::{Cluster, operator};
@@ -464,6 +464,8 @@ async fn many(cluster: &Cluster, count: usize) -> Result<Vec<Row>> {
     }
     tokio::time::sleep(Duration::from_secs(20)).await;
     let native = in_namespace(cluster, "native", move |n| scale::deployments(n, count)).await?;
+    // Their deletion takes as long as their creation.
+    cleared(cluster, Duration::from_secs(600)).await?;
     let ours = in_namespace(cluster, "many", move |n| scale::pools(n, count)).await?;
     Ok(vec![
         Row::new(

@@ -3,12 +3,15 @@
 use crate::Cluster;
 use anyhow::{Result, anyhow};
 use k8s_openapi::api::core::v1::Namespace as Object;
-use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Label of such namespaces: what they are for.
+const SCENARIO: &str = "flotilla.dev/scenario";
 
 /// A namespace of a scenario.
 #[derive(Clone)]
@@ -89,7 +92,7 @@ where
     let name = format!("t-{purpose}-{}", unique());
     let object: Object = serde_json::from_value(json!({
         "metadata": {"name": name, "labels": {
-            "flotilla.dev/scenario": purpose,
+            SCENARIO: purpose,
             "pod-security.kubernetes.io/enforce": "restricted",
         }}
     }))?;
@@ -114,6 +117,23 @@ where
             .or_else(|e| if crate::wait::is_gone(&e) { Ok(()) } else { Err(e) })?;
     }
     result
+}
+
+/// Waits until namespaces that were deleted are gone, so that what is measured next has the machine to itself.
+///
+/// # Errors
+/// When one is still there after `limit`.
+pub async fn cleared(cluster: &Cluster, limit: Duration) -> Result<()> {
+    let api: Api<Object> = Api::all(cluster.client.clone());
+    let ours = ListParams::default().labels(SCENARIO);
+    crate::wait::until("the end of deleted namespaces", limit, async || {
+        let all = api.list(&ours).await.map_err(|error| error.to_string())?;
+        let mut left = all
+            .iter()
+            .filter(|object| object.metadata.deletion_timestamp.is_some());
+        left.next().map_or(Ok(()), |object| Err(object.name_any()))
+    })
+    .await
 }
 
 async fn state(namespace: &Namespace) -> String {

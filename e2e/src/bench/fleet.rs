@@ -2,18 +2,23 @@
 
 use super::stats::median;
 use crate::Cluster;
-use crate::namespace::in_namespace;
+use crate::namespace::{cleared, in_namespace};
 use crate::report::Row;
 use crate::scenario::scale;
 use anyhow::Result;
+use std::time::Duration;
 
 const POOLS: usize = 100;
+/// For the objects of one run to be deleted.
+const CLEARED: Duration = Duration::from_secs(120);
 
 pub(super) async fn run(cluster: &Cluster) -> Result<Vec<Row>> {
     cluster.tool(&["up", "--kwok", "4"]).await?;
     let (mut ours, mut native) = (Vec::new(), Vec::new());
     for _ in 0..3 {
+        cleared(cluster, CLEARED).await?;
         native.push(in_namespace(cluster, "native", |n| scale::deployments(n, POOLS)).await?);
+        cleared(cluster, CLEARED).await?;
         ours.push(in_namespace(cluster, "fleet", |n| scale::pools(n, POOLS)).await?);
     }
     let of =
