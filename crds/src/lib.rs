@@ -8,6 +8,7 @@ pub mod agent;
 pub mod agent_pool;
 pub mod common;
 pub mod files;
+pub mod load_status;
 pub mod load_test;
 pub mod model_provider;
 pub mod names;
