@@ -151,5 +151,5 @@ crds: ## Regenerate the CRDs, the chart's templates and the API reference from t
 lint: ## Check formatting, clippy, and (when installed) cargo-deny
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 	else echo "cargo-deny is not installed (cargo install cargo-deny); skipped"; fi
