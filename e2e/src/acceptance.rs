@@ -71,6 +71,8 @@ async fn measure(part: &str, cluster: &Cluster, divide: u64) -> Result<Vec<Row>>
 /// When the cluster or the machine cannot be used. A scenario that fails is a row that is short.
 pub async fn run(args: Args) -> Result<Vec<Row>> {
     let cluster = Cluster::connect().await?;
+    // What is measured was built before; the page itself changes with each part.
+    let commit = output("git", &["describe", "--always", "--dirty"]).await;
     let mut all = Vec::new();
     let wanted = |part: &&str| args.only.is_empty() || args.only.iter().any(|only| only == part);
     for part in PARTS.into_iter().filter(wanted) {
@@ -83,7 +85,7 @@ pub async fn run(args: Args) -> Result<Vec<Row>> {
             println!("{row}");
         }
         if let Some(path) = &args.write {
-            write(path, part, rows.clone()).await?;
+            write(path, &commit, part, rows.clone())?;
         }
         all.extend(rows);
     }
@@ -91,7 +93,7 @@ pub async fn run(args: Args) -> Result<Vec<Row>> {
 }
 
 /// Renews a part's section of the page. Written after each part: a run that is ended loses only what it was at.
-async fn write(path: &Path, part: &str, rows: Vec<Row>) -> Result<()> {
+fn write(path: &Path, commit: &str, part: &str, rows: Vec<Row>) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = memory
@@ -101,7 +103,7 @@ async fn write(path: &Path, part: &str, rows: Vec<Row>) -> Result<()> {
     let gib = kib.unwrap_or(0.0) / 1024.0 / 1024.0;
     let made = page::Made {
         day: jiff::Zoned::now().strftime("%Y-%m-%d").to_string(),
-        commit: output("git", &["describe", "--always", "--dirty"]).await,
+        commit: commit.to_owned(),
         machine: format!("{cores} cores, {gib:.0} GiB"),
     };
     let old = std::fs::read_to_string(path).unwrap_or_default();
