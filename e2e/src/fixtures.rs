@@ -54,7 +54,8 @@ pub fn with(mut object: Value, pointer: &str, value: Value) -> Value {
     object
 }
 
-/// A load test of pool `pool` at a constant rate.
+/// A load test of pool `pool` at a constant rate. Its limit is wide, because a generator may be late by a hundredth of it, and
+/// other scenarios run on the same two cores.
 pub fn load_test(name: &str, pool: &str, per_second: &str, seconds: i32, workers: i32) -> Value {
     json!({
         "apiVersion": "flotilla.dev/v1alpha1", "kind": "LoadTest", "metadata": {"name": name},
@@ -68,7 +69,7 @@ pub fn load_test(name: &str, pool: &str, per_second: &str, seconds: i32, workers
                 {"name": "delivery-issue", "weight": 3, "prompt": {"text": "Where is my parcel for order {{order}}?"}}
             ],
             "stages": [{"name": "steady", "type": "ConstantRate", "constantRate": {"perSecond": per_second, "seconds": seconds}}],
-            "thresholds": {"p95Milliseconds": 4000, "failedPercent": "1"}
+            "thresholds": {"p95Milliseconds": 20000, "failedPercent": "1"}
         }
     })
 }

@@ -220,6 +220,17 @@ fn pass(action: &RolloutAction, standpoint: &Standpoint, records: &[Revision]) -
             meant.unwrap_or_default()
         )));
     }
+    // The record is newer than where the pool was last seen to be: another command has passed this step.
+    if let Some(passed) = known
+        .record
+        .passed
+        .filter(|passed| step.weight < 100 && *passed >= step.weight)
+    {
+        return Err(Refusal::Final(format!(
+            "step {} has been passed already, {name} goes on from {passed} %: the command was meant for that step",
+            step.index
+        )));
+    }
     let weight = match action.spec.type_ {
         ActionType::PromoteFull => 100,
         _ if step.weight >= 100 && !step.awaits_tests => {
@@ -441,6 +452,15 @@ mod tests {
         assert!(matches!(decided(judged(0, false)), Verdict::Hold(_)));
         assert!(matches!(decided(judged(0, true)), Verdict::Apply { .. }));
         assert!(matches!(decided(judged(1, true)), Verdict::Reject(_)));
+
+        // The pool has not been visited since another command has passed the step.
+        let mut passed = record("s-3", Standing::Candidate, 3);
+        passed.record.passed = Some(25);
+        let again = decide(&action, &judged(0, true), &[passed], Timestamp::UNIX_EPOCH);
+        assert!(
+            matches!(&again, Verdict::Reject(why) if why.contains("already")),
+            "{again:?}"
+        );
     }
 
     #[test]
