@@ -28,8 +28,8 @@ pub struct FairQueue<T> {
     quantum: i64,
     ageing: u64,
     rate: Rate,
-    memory: u64,
-    least: u64,
+    /// What a lane begins with.
+    unknown: Rate,
     now: u64,
 }
 
@@ -37,6 +37,7 @@ impl<T> FairQueue<T> {
     /// An empty queue. Takes memory as it is needed.
     pub fn new(settings: &Settings) -> Self {
         let quantum = settings.quantum.clamp(1, MAX_COST);
+        let unknown = Rate::new(settings.memory_nanoseconds, settings.least_nanoseconds);
         Self {
             slab: Slab::new(),
             lanes: Lanes::new(
@@ -51,9 +52,8 @@ impl<T> FairQueue<T> {
             capacity: settings.capacity.min(MAX_CAPACITY),
             quantum: quantum as i64,
             ageing: settings.ageing_nanoseconds.max(1),
-            rate: Rate::new(settings.memory_nanoseconds, settings.least_nanoseconds),
-            memory: settings.memory_nanoseconds,
-            least: settings.least_nanoseconds,
+            rate: unknown.clone(),
+            unknown,
             now: 0,
         }
     }
@@ -149,7 +149,7 @@ impl<T> FairQueue<T> {
         let lane = self.lanes.find_or_open(arrival.tenant);
         if self.lanes.count(lane) == 0 {
             // What was measured among other tenants says little.
-            let mut rate = Rate::new(self.memory, self.least);
+            let mut rate = self.unknown.clone();
             rate.busy(now);
             self.lanes.lane_mut(lane).rate = rate;
         }

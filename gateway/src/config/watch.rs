@@ -349,6 +349,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn events_gather_only_after_a_configuration_that_costs() {
+        let millis = Duration::from_millis;
+        assert_eq!(pause_after(Duration::from_micros(100)), None);
+        assert_eq!(pause_after(millis(2)), Some(millis(18)));
+        assert_eq!(pause_after(Duration::from_secs(1)), Some(MAX_GATHERING));
+    }
+
+    #[test]
     fn a_list_replaces_all_and_spares_what_does_not_decode() {
         let mut known: HashMap<String, i32> = [("a".to_owned(), 1), ("b".to_owned(), 2)].into();
         assert!(!take_in(&mut known, Event::Applied("b".into(), None)));

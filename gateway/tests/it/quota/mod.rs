@@ -30,6 +30,17 @@ fn load(pool: &'static str, agents: usize) -> Load {
     }
 }
 
+/// A request of no size that waits so long.
+fn ask(patience: Duration) -> Ask<'static> {
+    Ask {
+        pool: "support",
+        model: Some("mini"),
+        bytes: 0,
+        max_tokens: None,
+        deadline: Instant::now() + patience,
+    }
+}
+
 /// Saturated, in steady state: units used of those there were, in percent.
 fn utilisation(world: &World, limit: u64, from: Duration, to: Duration) -> f64 {
     let there = limit as f64 * (to - from).as_secs_f64() / WINDOW.as_secs_f64();
@@ -263,16 +274,7 @@ async fn after_an_hour_one_request_asks_whether_a_long_wait_is_still_meant() {
     let mut world = World::new(requests(60));
     world.start("g-0", &[]);
     let quotas = world.processes["g-0"].quotas.clone();
-    let reserve = async |patience: Duration| {
-        let ask = Ask {
-            pool: "support",
-            model: Some("mini"),
-            bytes: 0,
-            max_tokens: None,
-            deadline: Instant::now() + patience,
-        };
-        quotas.reserve("main", ask).await.ok().flatten()
-    };
+    let reserve = async |patience: Duration| quotas.reserve("main", ask(patience)).await.ok().flatten();
     let answered = |permit: Option<Permit>, status, headers: &HeaderMap| {
         let mut permit = permit.expect("it was admitted");
         permit.answered(status, headers);
@@ -319,15 +321,8 @@ async fn nobody_waits_in_vain_for_the_next_day() {
         world.start(&format!("g-{number}"), &[]);
     }
     let reserve = async |pod: &str, patience: Duration| {
-        let ask = Ask {
-            pool: "support",
-            model: Some("mini"),
-            bytes: 0,
-            max_tokens: None,
-            deadline: Instant::now() + patience,
-        };
         let quotas = world.processes[pod].quotas.clone();
-        quotas.reserve("main", ask).await.map(|permit| {
+        quotas.reserve("main", ask(patience)).await.map(|permit| {
             let mut permit = permit.expect("there is a quota");
             permit.answered(StatusCode::OK, &HeaderMap::new());
             permit.settle(Used::default());
